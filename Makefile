@@ -1,0 +1,62 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := .cache
+
+# The demo: a Romanian expert for whisper-base, on 2 CPU cores. `make demo DEMO_EXTRA="--seed 1"` adds flags of your own.
+DEMO_LANGUAGE ?= ro
+DEMO_DATA := --student $(CACHE)/whisper-base --dataset $(CACHE)/tuxpaint-$(DEMO_LANGUAGE) --languages $(DEMO_LANGUAGE)
+DEMO_RECIPE ?= --max_audio_seconds 5 --num_train_epochs 2 --per_device_train_batch_size 8 --learning_rate 5e-4
+DEMO_OUTPUT ?= --output_dir runs/demo-$(DEMO_LANGUAGE)
+DEMO_EXTRA ?=
+DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)
+
+# The same script from end to end in a few steps, with a teacher, so that every part of it runs.
+SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --output_dir runs/smoke --overwrite \
+	--max_steps 4 --max_train_samples 32 --max_eval_samples 8
+
+# Two workers of one thread each: the tests are many and small.
+PYTEST_ARGS ?= -q -n 2
+
+.PHONY: help venv lint format test fetch demo demo-smoke clean
+
+help:
+	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
+	@echo "make demo-smoke  the same with a few steps"
+	@echo "make test        run the tests"
+	@echo "make lint        check the code; make format puts it right"
+	@echo "make clean       remove the environment and what runs wrote (downloads in $(CACHE) stay)"
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "No virtual environment could be made with '$(PYTHON)'." \
+			"On Debian and Ubuntu: apt-get install python3-venv (or name another Python: make venv PYTHON=python3.12)." >&2; \
+		exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,plots,test]'
+	@touch $@
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fetch: venv
+	@$(BIN)/python examples/fetch_demo.py --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
+
+demo: fetch
+	$(BIN)/python examples/train_distilwhisper.py $(DEMO_ARGS)
+
+demo-smoke: fetch
+	$(BIN)/python examples/train_distilwhisper.py $(SMOKE_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/smoke
+	find . -name __pycache__ -type d -not -path './$(CACHE)/*' -prune -exec rm -rf {} +

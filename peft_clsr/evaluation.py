@@ -1,0 +1,174 @@
+"""Evaluation: transcripts, their error rates by language, and how often each gate chooses the expert."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+
+def error_rates(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    languages: Sequence[str] | None = None,
+    language: str = "all",
+) -> dict[str, dict[str, float | int]]:
+    """
+    Word and character error rates by language, over all utterances of a language together (not a mean of utterances).
+
+    Both sides go through transformers' `BasicTextNormalizer`: lower case, no punctuation or symbols, nothing in
+    brackets; diacritics stay, since they tell words apart. English gets the same one: its own normalizer needs a
+    spelling table and would make languages incomparable.
+
+    Args:
+        predictions (`Sequence[str]`): Hypotheses.
+        references (`Sequence[str]`): What was said, in the same order.
+        languages (`Sequence[str]`, *optional*): Language of each utterance.
+        language (`str`, *optional*, defaults to `"all"`): The key of the result without `languages`.
+
+    Returns:
+        `dict`: language to `{"wer", "cer", "utterances", "skipped"}`. Rates are fractions, 0.25 for 25 %, and may be
+        above 1. References that normalize to nothing (such as "♪") are `skipped`; `utterances` counts those scored.
+        Without any of them the rates are NaN.
+
+    Raises:
+        ValueError: the lengths differ.
+
+    Example:
+
+    ```py
+    >>> error_rates(["el gat negre"], ["El gat, blanc."], language="ca")["ca"]["wer"]
+    0.3333333333333333
+    ```
+    """
+    import jiwer
+
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references: give one each")
+    if languages is None:
+        languages = [language] * len(references)
+    elif len(languages) != len(references):
+        raise ValueError(f"{len(languages)} languages for {len(references)} references: give one each")
+
+    normalize = BasicTextNormalizer(remove_diacritics=False)
+    pairs: dict[str, list[tuple[str, str]]] = {key: [] for key in languages} or {language: []}
+    for prediction, reference, key in zip(predictions, references, languages, strict=True):
+        pairs[key].append((normalize(reference).strip(), normalize(prediction).strip()))
+    rates: dict[str, dict[str, float | int]] = {}
+    for key, utterances in pairs.items():
+        scored = [pair for pair in utterances if pair[0]]
+        wer = cer = math.nan
+        if scored:
+            spoken, heard = (list(side) for side in zip(*scored, strict=True))
+            wer, cer = float(jiwer.wer(spoken, heard)), float(jiwer.cer(spoken, heard))
+        rates[key] = {
+            "wer": wer,
+            "cer": cer,
+            "utterances": len(scored),
+            "skipped": len(utterances) - len(scored),
+        }
+    return rates
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module gets its own mode back, as parts may be frozen in another."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def transcribe(
+    model: nn.Module,
+    processor: Any,
+    dataset: Any,
+    language: str,
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int | None = None,
+    desc: str = "transcribing",
+) -> list[str]:
+    """
+    Transcribe a prepared dataset greedily, with the language given, and a progress bar.
+
+    Args:
+        model (`nn.Module`): A Whisper or a `PeftModel` around one, at the context of the dataset's features.
+        processor (`WhisperProcessor`): Decodes the tokens.
+        dataset: Examples with `input_features` [mels, frames], as `prepare_dataset` gives them.
+        language (`str`): Name or code, "catalan" or "ca".
+        batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
+        max_new_tokens (`int`, *optional*):
+            Longest transcript in tokens, without the four of the prompt. All that the decoder allows by default; less
+            bounds the time lost on a model that repeats itself.
+        desc (`str`, *optional*, defaults to `"transcribing"`): Name of the progress bar.
+
+    Returns:
+        `list[str]`: one stripped transcript an example, in order.
+    """
+    if max_new_tokens is None:
+        max_new_tokens = model.config.max_target_positions - 4
+
+    def collate(examples: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(example["input_features"], dtype=model.dtype) for example in examples])
+
+    transcripts: list[str] = []
+    with _evaluation_mode(model), tqdm(total=len(dataset), desc=desc, unit="utt") as progress:
+        for input_features in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
+            tokens = model.generate(
+                input_features=input_features.to(model.device),
+                language=language,
+                task="transcribe",
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+            )
+            transcripts += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+            progress.update(len(input_features))
+    return transcripts
+
+
+def gate_means(
+    model: nn.Module, dataset: Any, collator: Callable[[list[Any]], dict[str, torch.Tensor]], batch_size: int = 8
+) -> dict[str, float]:
+    """
+    The mean gate of every routed module over a dataset: in evaluation, the share of tokens sent to the expert.
+
+    The references are fed to the decoder (teacher forcing). Padding does not count: encoder tokens are those of
+    `attention_mask`, decoder tokens those of `labels`.
+
+    Args:
+        model (`PeftModel`): A model with an active CLSR adapter.
+        dataset: Examples that `collator` takes.
+        collator (`Callable`): Makes `input_features`, `attention_mask` and `labels` of a list of examples.
+        batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
+
+    Returns:
+        `dict[str, float]`: module name to the mean, in [0, 1].
+    """
+    sums: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    with _evaluation_mode(model):
+        for batch in tqdm(DataLoader(dataset, batch_size=batch_size, collate_fn=collator), desc="gate means"):
+            batch = {key: value.to(model.device) for key, value in batch.items()}
+            batch["input_features"] = batch["input_features"].to(model.dtype)
+            decoder_mask = batch["labels"] != -100
+            encoder_mask = batch["attention_mask"][:, ::2].bool()  # the second convolution has stride 2
+            with model.base_model.record_gates() as gates:
+                model(**batch)
+            for name, gate in gates.items():
+                mask = decoder_mask if "decoder" in name else encoder_mask
+                sums[name] = sums.get(name, 0.0) + gate[mask.to(gate.device)].double().sum().item()
+                tokens[name] = tokens.get(name, 0) + int(mask.sum())
+    return {name: sums[name] / max(tokens[name], 1) for name in sums}

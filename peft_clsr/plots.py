@@ -1,0 +1,52 @@
+"""Plots."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+
+def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, title: str | None = None) -> None:
+    """
+    Plot the mean gate by layer, a panel each for the encoder and the decoder.
+
+    Args:
+        gate_means (`Mapping[str, float]`):
+            Module name to mean gate in [0, 1], from `peft_clsr.evaluation.gate_means`. The layer is the number after
+            "layers." in the name; several routed modules of a layer become several lines.
+        path (`str` or `os.PathLike`): The PNG file to write.
+        title (`str`, *optional*): Title of the figure.
+
+    Raises:
+        ValueError: `gate_means` is empty.
+    """
+    if not gate_means:
+        raise ValueError("no gate means to plot: record them with an active CLSR adapter first")
+    # The object interface with its own canvas: no display, and no state shared with the caller's pyplot.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, side in zip(panels, ("encoder", "decoder"), strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for name, mean in gate_means.items():
+            if ("decoder" in name) != (side == "decoder"):
+                continue
+            match = re.search(r"\blayers?\.(\d+)\.?(.*)", name)
+            layer, module = (int(match[1]), match[2]) if match else (0, name)
+            lines.setdefault(module, []).append((layer, mean))
+        for module, points in sorted(lines.items()):
+            layers, means = zip(*sorted(points), strict=True)
+            panel.plot(layers, means, marker="o", label=module)
+        if len(lines) > 1:
+            panel.legend(fontsize="small")
+        panel.set_xticks(sorted({layer for points in lines.values() for layer, _ in points}))
+        panel.set(title=side, xlabel="layer", ylim=(0, 1))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("share of tokens sent to the expert")
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, format="png", dpi=150)

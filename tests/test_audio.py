@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperFeatureExtractor, WhisperProcessor
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("soxr")
+
+from peft_clsr.trainer.audio import EmptyAudioError, read_audio, set_audio_context  # noqa: E402
+
+
+def tone(seconds, rate, hertz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def test_audio_at_the_wanted_rate_is_read_unchanged(tmp_path):
+    samples = tone(0.25, 16000)
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    read = read_audio(tmp_path / "a.wav")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, samples)
+
+
+def test_audio_at_44_1_khz_is_resampled_to_the_same_tone(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(2.0, 44100), 44100)
+    read = read_audio(str(tmp_path / "a.flac"))
+    assert read.shape == (32000,)
+    assert np.abs(np.fft.rfft(read)).argmax() == 880  # 440 Hz in bins of 0.5 Hz
+    np.testing.assert_allclose(read[1000:-1000], tone(2.0, 16000)[1000:-1000], atol=1e-3)
+
+
+def test_stereo_is_averaged(tmp_path):
+    left = tone(0.1, 16000)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, np.zeros_like(left)], axis=1), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), left / 2, atol=1e-7)
+    np.testing.assert_allclose(
+        read_audio({"array": np.stack([left, np.zeros_like(left)]), "sampling_rate": 16000}), left / 2, atol=1e-7
+    )
+
+
+def test_the_dicts_of_datasets_are_read(tmp_path):
+    samples = tone(0.1, 16000)
+    file = tmp_path / "a.wav"
+    soundfile.write(file, samples, 16000, subtype="FLOAT")
+    for audio in (
+        {"array": samples.astype(np.float64), "sampling_rate": 16000, "path": None},
+        {"bytes": file.read_bytes(), "path": "a.wav"},
+        {"bytes": None, "path": str(file)},
+    ):
+        read = read_audio(audio)
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, samples)
+
+
+def test_bad_audio_is_refused_by_name(tmp_path):
+    (tmp_path / "text.wav").write_text("not audio")
+    with pytest.raises(ValueError, match=r"text\.wav cannot be read"):
+        read_audio(tmp_path / "text.wav")
+    with pytest.raises(ValueError, match=r"gone\.wav cannot be read: no such file"):
+        read_audio({"bytes": None, "path": str(tmp_path / "gone.wav")})
+    with pytest.raises(ValueError, match=r"clip\.mp3 cannot be read"):
+        read_audio({"bytes": b"nonsense", "path": "clip.mp3"})
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan], dtype=np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"nan\.wav holds NaN"):
+        read_audio(tmp_path / "nan.wav")
+
+
+def test_empty_audio_is_refused_by_name(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0, dtype=np.float32), 16000)
+    (tmp_path / "zero.wav").touch()
+    for name in ("none.wav", "zero.wav"):
+        with pytest.raises(EmptyAudioError, match=name.replace(".", r"\.")):
+            read_audio(tmp_path / name)
+
+
+def test_the_context_of_model_and_processor_is_cut_together(tiny_whisper, tiny_processor):
+    model = tiny_whisper(max_source_positions=150)
+    processor = WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer)
+    before = model.model.encoder.embed_positions.weight.detach().clone()
+    set_audio_context(model, processor, 2)
+    encoder = model.model.encoder
+    assert encoder.embed_positions.num_embeddings == 100
+    assert torch.equal(encoder.embed_positions.weight, before[:100])
+    assert not encoder.embed_positions.weight.requires_grad
+    assert (encoder.max_source_positions, model.config.max_source_positions) == (100, 100)
+    extractor = processor.feature_extractor
+    assert (extractor.chunk_length, extractor.n_samples, extractor.nb_max_frames) == (2, 32000, 200)
+    inputs = extractor(tone(1.0, 16000), sampling_rate=16000, return_tensors="pt")
+    assert encoder(inputs.input_features).last_hidden_state.shape == (1, 100, 16)
+    assert model.generate(**inputs, language="ro", max_new_tokens=3).shape[0] == 1
+
+
+def test_a_cut_model_and_processor_load_again(tiny_whisper, tiny_processor, tmp_path):
+    model = tiny_whisper(max_source_positions=150)
+    processor = WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer)
+    set_audio_context(model, processor, 2)
+    model.save_pretrained(tmp_path)
+    processor.feature_extractor.save_pretrained(tmp_path)
+    inputs = WhisperFeatureExtractor.from_pretrained(tmp_path)(
+        tone(1.0, 16000), sampling_rate=16000, return_tensors="pt"
+    )
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(
+        again.get_encoder()(inputs.input_features).last_hidden_state,
+        model.get_encoder()(inputs.input_features).last_hidden_state,
+    )
+
+
+def test_the_context_of_a_peft_model_is_cut(tiny_whisper):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_whisper(), LoraConfig(target_modules=["fc1"]))
+    set_audio_context(model, None, 0.5)
+    assert model.config.max_source_positions == 25
+    labels = torch.tensor([[259, 97, 256]])
+    assert model(input_features=torch.zeros(1, 80, 50), labels=labels).loss.isfinite()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1.02, 30, 0.505])
+def test_a_context_outside_of_the_current_one_is_refused_and_changes_nothing(tiny_whisper, tiny_processor, seconds):
+    model = tiny_whisper()
+    with pytest.raises(ValueError, match=f"context of {seconds} s"):
+        set_audio_context(model, None, seconds)
+    with pytest.raises(ValueError, match=f"context of {seconds} s"):
+        set_audio_context(None, tiny_processor, seconds)
+    assert model.config.max_source_positions == 50
+    assert tiny_processor.feature_extractor.n_samples == 16000
+
+
+def test_a_processor_that_could_not_be_loaded_again_is_not_made(tiny_whisper, tiny_processor):
+    model = tiny_whisper()
+    with pytest.raises(ValueError, match="whole seconds"):
+        set_audio_context(model, tiny_processor, 0.5)
+    assert model.config.max_source_positions == 50

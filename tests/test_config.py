@@ -1,0 +1,187 @@
+"""Bad input: each error names the value, and leaves everything as it was."""
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from peft_clsr import CLSRConfig
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin0 = nn.Linear(4, 8)
+        self.relu = nn.ReLU()
+        self.lin1 = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.lin1(self.relu(self.lin0(x)))
+
+
+def test_defaults_are_the_papers():
+    config = CLSRConfig()
+    assert config.language is None
+    assert config.peft_type == "CLSR"
+    assert (config.gate_dim, config.gate_dropout, config.gate_noise) == (64, 0.1, 5.0)
+    assert (config.skip_gate_prob, config.gate_budget, config.budget_weight) == (0.2, 0.5, 1.0)
+    assert (config.expert_dropout, config.expert_rank, config.init_weights) == (0.3, None, True)
+
+
+@pytest.mark.parametrize("language", ["ca", "catalan", "Catalan", "uk", "yue", None])
+def test_whisper_languages_are_accepted_by_code_and_by_name(language):
+    CLSRConfig(language=language)
+
+
+def test_an_unknown_language_is_named_with_the_nearest_one():
+    with pytest.raises(ValueError, match="catalann") as error:
+        CLSRConfig(language="catalann")
+    assert "'catalan'" in str(error.value)
+
+
+@pytest.mark.parametrize("language", ["xx", "", "ca,uk"])
+def test_an_unknown_language_without_a_near_one_is_named(language):
+    with pytest.raises(ValueError) as error:
+        CLSRConfig(language=language)
+    assert repr(language) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gate_budget", -0.01),
+        ("gate_budget", 1.01),
+        ("gate_budget", float("nan")),
+        ("gate_dropout", -0.1),
+        ("gate_dropout", 1.0),
+        ("skip_gate_prob", -0.1),
+        ("skip_gate_prob", 1.0),
+        ("expert_dropout", -0.1),
+        ("expert_dropout", 1.0),
+        ("expert_dropout", float("nan")),
+        ("expert_rank", 0),
+        ("expert_rank", -2),
+        ("gate_dim", 0),
+        ("gate_dim", -64),
+        ("gate_noise", -1.0),
+        ("budget_weight", -0.5),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_field(field, value):
+    with pytest.raises(ValueError) as error:
+        CLSRConfig(**{field: value})
+    assert field in str(error.value)
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gate_budget", 0.0),
+        ("gate_budget", 1.0),
+        ("gate_budget", 0),
+        ("gate_budget", 1),
+        ("gate_dropout", 0.0),
+        ("skip_gate_prob", 0.99),
+        ("expert_dropout", 0),
+        ("expert_rank", 1),
+        ("gate_dim", 1),
+        ("gate_noise", 0.0),
+        ("budget_weight", 0.0),
+    ],
+)
+def test_the_ends_of_each_range_are_accepted(field, value):
+    assert getattr(CLSRConfig(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize("fields", [{"target_modules": ["lin0"]}, {"output_modules": ["lin1"]}])
+def test_an_unknown_architecture_needs_both_projections(fields):
+    with pytest.raises(ValueError, match="output_modules|target_modules"):
+        get_peft_model(MLP(), CLSRConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ("targets", "outputs", "missing"),
+    [
+        (["encoder.layers.0.fc1"], ["encoder.layers.0.fc2", "encoder.layers.1.fc2"], r"layers\.1"),
+        (["encoder.layers.0.fc1", "decoder.layers.1.fc1"], ["encoder.layers.0.fc2"], r"decoder\.layers\.1"),
+    ],
+)
+def test_a_projection_without_its_partner_is_named(tiny_whisper, targets, outputs, missing):
+    with pytest.raises(ValueError, match=missing):
+        get_peft_model(tiny_whisper(), CLSRConfig(target_modules=targets, output_modules=outputs))
+
+
+def test_no_module_matched_is_pefts_own_error(tiny_whisper):
+    # PEFT's NoMatchingPeftModuleError is a ValueError.
+    with pytest.raises(ValueError, match="nothing_like_this") as error:
+        get_peft_model(
+            tiny_whisper(), CLSRConfig(target_modules=["nothing_like_this"], output_modules=["nor_like_this"])
+        )
+    assert type(error.value).__name__ == "NoMatchingPeftModuleError"
+
+
+def test_a_projection_that_is_not_linear_is_named(tiny_whisper):
+    with pytest.raises((ValueError, TypeError), match="LayerNorm|layer_norm"):
+        get_peft_model(
+            tiny_whisper(), CLSRConfig(target_modules=["self_attn_layer_norm"], output_modules=["final_layer_norm"])
+        )
+
+
+def test_two_active_adapters_are_refused_and_the_model_stays_as_it_was(tiny_whisper):
+    model = get_peft_model(tiny_whisper(), CLSRConfig(language="ca"), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig(language="uk"))
+    inputs = {"input_features": torch.randn(1, 80, 100), "decoder_input_ids": torch.tensor([[1, 2, 3]])}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "clsr_" in name:
+                parameter.add_(torch.randn_like(parameter))
+    model.eval()
+    before = model(**inputs).logits
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    with pytest.raises(ValueError, match="ca.*uk"):
+        model.base_model.set_adapter(["ca", "uk"])
+
+    assert model.active_adapter == "ca"
+    assert model.base_model.active_adapters == ["ca"]
+    assert torch.equal(model(**inputs).logits, before)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trainable
+
+
+@pytest.mark.parametrize("progress", [-0.01, 1.01])
+def test_gate_progress_outside_zero_to_one_is_named(tiny_whisper, progress):
+    model = get_peft_model(tiny_whisper(), CLSRConfig())
+    with pytest.raises(ValueError, match=str(progress).replace(".", r"\.")):
+        model.base_model.set_gate_progress(progress)
+
+
+def test_budget_loss_before_any_forward_says_so(tiny_whisper):
+    model = get_peft_model(tiny_whisper(), CLSRConfig())
+    with pytest.raises(RuntimeError, match="forward"):
+        model.base_model.budget_loss()
+
+
+@pytest.mark.parametrize("method", ["merge_and_unload", "merge_adapter"])
+def test_merging_is_refused_with_what_to_use_instead(tiny_whisper, method):
+    model = get_peft_model(tiny_whisper(), CLSRConfig())
+    with pytest.raises(ValueError, match="token") as error:
+        getattr(model, method)()
+    assert "unload" in str(error.value) or "save_pretrained" in str(error.value)
+
+
+def test_the_config_survives_a_round_trip_through_its_file(tmp_path):
+    config = CLSRConfig(language="ca", gate_dim=8, expert_rank=2, gate_budget=0.25, output_modules=["fc2"])
+    config.save_pretrained(tmp_path)
+    again = CLSRConfig.from_pretrained(tmp_path)
+    for field in ("language", "gate_dim", "expert_rank", "gate_budget", "peft_type", "skip_gate_prob"):
+        assert getattr(again, field) == getattr(config, field)
+    assert set(again.output_modules) == {"fc2"}
+
+
+def test_loading_a_missing_adapter_leaves_the_base_untouched(tiny_whisper, tmp_path):
+    base = tiny_whisper()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    with pytest.raises((ValueError, OSError)):
+        PeftModel.from_pretrained(base, str(tmp_path))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())

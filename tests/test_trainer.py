@@ -1,0 +1,474 @@
+"""`DistillationTrainer`, and a plain `Seq2SeqTrainer`, on a tiny random Whisper with random features."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+from peft_clsr import (
+    CLSRConfig,
+    CLSRModel,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    GateScheduleCallback,
+)
+
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
+PARTS = ("ce_loss", "kd_loss", "budget_loss", "gate_mean")
+
+
+def make_dataset(size=8, lengths=(5,), vocabulary=24, seed=0):
+    """Utterance i has `lengths[i % len(lengths)]` label tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "input_features": torch.randn(80, 100, generator=generator),
+            "labels": torch.randint(0, vocabulary, (lengths[i % len(lengths)],), generator=generator),
+        }
+        for i in range(size)
+    ]
+
+
+def collate(rows):
+    labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
+    return {"input_features": torch.stack([row["input_features"] for row in rows]), "labels": labels}
+
+
+def make_args(cls, folder, **kwargs):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "use_cpu": True,
+        "seed": 0,
+    }
+    return cls(**{**defaults, **kwargs})
+
+
+def clsr(base, **config):
+    return get_peft_model(base, CLSRConfig(**{**QUIET, "gate_dim": 8, **config}), adapter_name="ca")
+
+
+@torch.no_grad()
+def randomize(model, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "clsr_" in name:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks=None, **kwargs):
+    return DistillationTrainer(
+        model=model,
+        teacher_model=teacher,
+        args=make_args(DistillationTrainingArguments, folder, **kwargs),
+        train_dataset=make_dataset() if dataset is None else dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        callbacks=callbacks,
+    )
+
+
+def adapter_weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "clsr_" in name}
+
+
+def base_state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if "clsr_" not in name}
+
+
+@pytest.fixture
+def readable_whisper(tiny_whisper):
+    """A tiny Whisper whose frozen, tied token embeddings are far enough apart to spell any text."""
+
+    def build(seed=0, vocab_size=None):
+        model = tiny_whisper(seed=seed, init_std=0.1, **({} if vocab_size is None else {"vocab_size": vocab_size}))
+        with torch.no_grad():
+            model.model.decoder.embed_tokens.weight.mul_(10)
+            model.model.decoder.layer_norm.weight.mul_(3)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def progress_calls(monkeypatch):
+    """What `set_gate_progress` was called with."""
+    calls, original = [], CLSRModel.set_gate_progress
+
+    def record(self, progress):
+        calls.append(progress)
+        return original(self, progress)
+
+    monkeypatch.setattr(CLSRModel, "set_gate_progress", record)
+    return calls
+
+
+def test_training_overfits_eight_utterances_and_leaves_the_base_bit_identical(readable_whisper, tmp_path):
+    torch.manual_seed(0)
+    model = clsr(readable_whisper(), gate_noise=1.0, gate_budget=0.9, gate_dim=16)
+    before, adapter_before = base_state(model), adapter_weights(model)
+    trainer = distiller(
+        model,
+        readable_whisper(seed=1),
+        tmp_path,
+        eval_dataset=make_dataset(),
+        optim="adamw_torch",
+        learning_rate=2e-2,
+        lr_scheduler_type="linear",
+        max_steps=600,
+        per_device_train_batch_size=8,
+        kd_weight=0.01,
+    )
+    trainer.train()
+
+    after = base_state(model)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(not torch.equal(p, adapter_before[name]) for name, p in adapter_weights(model).items())
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 600
+    assert all(part in entry for entry in logs for part in PARTS)
+    assert logs[0]["ce_loss"] > 1.0
+    assert sum(entry["ce_loss"] for entry in logs[-10:]) / 10 < 0.1
+    assert trainer.evaluate()["eval_ce_loss"] < 0.1  # with hard gates
+
+
+def test_logged_loss_is_the_weighted_sum_of_its_parts(readable_whisper, tmp_path):
+    model = randomize(clsr(readable_whisper(), gate_budget=0.9, budget_weight=0.7))
+    trainer = distiller(
+        model, readable_whisper(seed=1), tmp_path, max_steps=3, kd_weight=2.0, ce_weight=0.5, temperature=2.0
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    for entry in logs:
+        expected = 0.5 * entry["ce_loss"] + 2.0 * entry["kd_loss"] + 0.7 * entry["budget_loss"]
+        assert entry["loss"] == pytest.approx(expected, abs=2e-3)
+        assert entry["budget_loss"] == pytest.approx(abs(entry["gate_mean"] - 0.9), abs=2e-3)
+
+
+def test_logged_parts_are_those_of_the_first_batch_by_hand(readable_whisper, tmp_path):
+    dataset = make_dataset(size=4, lengths=(3, 6))
+    model, teacher = randomize(clsr(readable_whisper())), readable_whisper(seed=1)
+    reference = copy.deepcopy(model).train()
+    trainer = distiller(model, teacher, tmp_path, dataset=dataset, max_steps=1, temperature=2.0, kd_loss="kl")
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+
+    batch = collate(dataset)
+    keep = batch["labels"] != -100
+    with torch.no_grad():
+        logits = reference(**batch).logits[keep]
+        teacher_logits = readable_whisper(seed=1)(**batch).logits[keep]
+    ce = F.cross_entropy(logits, batch["labels"][keep])
+    kd = 4 * F.kl_div(
+        (logits / 2).log_softmax(-1), (teacher_logits / 2).log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    assert entry["ce_loss"] == pytest.approx(ce.item(), abs=2e-3)
+    assert entry["kd_loss"] == pytest.approx(kd.item(), abs=2e-3)
+    assert entry["budget_loss"] == pytest.approx(reference.base_model.budget_loss().item(), abs=2e-3)
+
+
+def test_evaluation_returns_every_part_with_hard_gates(readable_whisper, tmp_path):
+    dataset = make_dataset(size=6, lengths=(3, 6, 4))  # batches of four and two: means are over tokens
+    model = randomize(clsr(readable_whisper()))
+    trainer = distiller(model, readable_whisper(seed=1), tmp_path, eval_dataset=dataset, kd_loss="kl")
+    metrics = trainer.evaluate()
+    assert {f"eval_{part}" for part in PARTS} <= metrics.keys()
+
+    batch = collate(dataset)
+    keep = batch["labels"] != -100
+    model.eval()
+    with torch.no_grad():
+        logits = model(**batch).logits[keep]
+        teacher_logits = readable_whisper(seed=1)(**batch).logits[keep]
+    ce = F.cross_entropy(logits, batch["labels"][keep])
+    kd = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), log_target=True, reduction="batchmean")
+    assert metrics["eval_ce_loss"] == pytest.approx(ce.item(), abs=1e-4)
+    assert metrics["eval_kd_loss"] == pytest.approx(kd.item(), abs=1e-4)
+    assert 0 < metrics["eval_gate_mean"] < 1
+    assert metrics["eval_budget_loss"] >= 0
+    logged = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert {f"eval_{part}" for part in PARTS} <= logged.keys()
+
+
+def test_evaluation_during_training_does_not_mix_with_the_training_logs(readable_whisper, tmp_path):
+    model = randomize(clsr(readable_whisper()))
+    trainer = distiller(
+        model,
+        readable_whisper(seed=1),
+        tmp_path,
+        eval_dataset=make_dataset(seed=9),
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        logging_steps=2,
+        learning_rate=0.0,
+        per_device_train_batch_size=8,
+    )
+    trainer.train()
+    training = [entry for entry in trainer.state.log_history if "loss" in entry]
+    evaluation = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(training) == len(evaluation) == 2
+    # Nothing is learned at a learning rate of 0, so the means over two equal steps are equal.
+    for part in PARTS:
+        assert training[0][part] == pytest.approx(training[1][part], abs=2e-3)
+        assert evaluation[0][f"eval_{part}"] == pytest.approx(evaluation[1][f"eval_{part}"], abs=1e-6)
+    assert training[0]["ce_loss"] != pytest.approx(evaluation[0]["eval_ce_loss"], abs=1e-2)
+
+
+def test_teacher_stays_frozen_in_evaluation_mode_and_without_gradient(readable_whisper, tmp_path):
+    teacher = readable_whisper(seed=1).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    modes = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            modes.append(any(module.training for module in teacher.modules()))
+
+    model = clsr(readable_whisper())
+    trainer = distiller(model, teacher, tmp_path, max_steps=2, callbacks=[Watch()])
+    seen = []
+    teacher.register_forward_hook(lambda module, args, output: seen.append(output.logits.requires_grad))
+    trainer.train()
+    assert modes == [False, False]
+    assert seen and not any(seen)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not any("teacher" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("kd_loss", ["js", "kl"])
+def test_a_teacher_equal_to_the_student_gives_no_distillation_loss(readable_whisper, tmp_path, kd_loss):
+    dataset = make_dataset(lengths=(3, 6))
+    model = clsr(readable_whisper())
+    trainer = distiller(
+        model, readable_whisper(), tmp_path, dataset=dataset, eval_dataset=dataset, max_steps=1, kd_loss=kd_loss
+    )
+    assert trainer.evaluate()["eval_kd_loss"] == pytest.approx(0.0, abs=1e-6)
+    trainer.train()
+    first = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert first["kd_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert first["ce_loss"] > 1
+
+
+def test_a_teacher_with_another_vocabulary_is_refused_with_both_sizes(tiny_whisper, tmp_path):
+    student, teacher = clsr(tiny_whisper()), tiny_whisper(vocab_size=300)
+    with pytest.raises(ValueError, match="vocabular") as error:
+        distiller(student, teacher, tmp_path / "out", max_steps=1)
+    assert "300" in str(error.value) and str(student.config.vocab_size) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("kd_loss", "cosine"), ("temperature", 0.0), ("temperature", -1.0), ("kd_weight", -1.0), ("ce_weight", -1.0)],
+)
+def test_bad_arguments_are_named(tmp_path, field, value):
+    with pytest.raises(ValueError, match=field) as error:
+        DistillationTrainingArguments(output_dir=str(tmp_path), **{field: value})
+    assert str(value) in str(error.value)
+
+
+def test_argument_defaults_are_the_papers_balance(tmp_path):
+    args = DistillationTrainingArguments(output_dir=str(tmp_path))
+    assert isinstance(args, Seq2SeqTrainingArguments)
+    assert (args.kd_loss, args.kd_weight, args.ce_weight, args.temperature) == ("js", 2.0, 1.0, 1.0)
+    assert args.language_column == "language"
+
+
+# ---------------------------------------------------------------- gradient accumulation
+
+
+def accumulated_weights(make_trainer, readable_whisper, folder, lengths, model_kwargs):
+    """Adapter weights after training with one batch of four, and with two micro-batches of two."""
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        model = randomize(clsr(readable_whisper(), **model_kwargs))
+        start = adapter_weights(model)
+        trainer = make_trainer(
+            model,
+            dataset=make_dataset(lengths=lengths),
+            folder=folder / str(accumulation),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=3,
+        )
+        trainer.train()
+        results.append((adapter_weights(model), trainer))
+    moved = max((results[0][0][name] - start[name]).abs().max().item() for name in start)
+    assert moved > 1e-2
+    return results
+
+
+@pytest.mark.parametrize("gate_budget", [0.0, 1.0])
+def test_plain_seq2seq_trainer_accumulates_gradients_of_equal_micro_batches(readable_whisper, tmp_path, gate_budget):
+    def make_trainer(model, dataset, folder, **kwargs):
+        return Seq2SeqTrainer(
+            model=model,
+            args=make_args(Seq2SeqTrainingArguments, folder, **kwargs),
+            train_dataset=dataset,
+            data_collator=collate,
+            callbacks=[GateScheduleCallback()],
+        )
+
+    (whole, first), (parts, second) = accumulated_weights(
+        make_trainer, readable_whisper, tmp_path, (5,), {"gate_budget": gate_budget, "budget_weight": 2.0}
+    )
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-4)
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "model_kwargs"),
+    [((5,), {"gate_budget": 1.0, "budget_weight": 2.0}), ((2, 9, 4, 5, 7), {"budget_weight": 0.0})],
+)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_distillation_trainer_accumulates_gradients(
+    readable_whisper, tmp_path, lengths, model_kwargs, label_smoothing
+):
+    """CE and KD with unequal numbers of labels too, where a mean of the micro-batches' means is another number."""
+
+    def make_trainer(model, dataset, folder, **kwargs):
+        teacher = readable_whisper(seed=1)
+        return distiller(model, teacher, folder, dataset=dataset, label_smoothing_factor=label_smoothing, **kwargs)
+
+    (whole, first), (parts, second) = accumulated_weights(
+        make_trainer, readable_whisper, tmp_path, lengths, model_kwargs
+    )
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-4)
+    for one, other in zip(first.state.log_history, second.state.log_history, strict=True):
+        for part in ("loss", "ce_loss", "kd_loss"):
+            if part in one:
+                assert one[part] == pytest.approx(other[part], abs=2e-3)
+
+
+def test_plain_seq2seq_trainer_trains_gates_and_experts(readable_whisper, tmp_path, progress_calls):
+    torch.manual_seed(0)
+    model = clsr(readable_whisper(), gate_dropout=0.1, expert_dropout=0.1, skip_gate_prob=0.1, gate_noise=1.0)
+    before, adapter_before = base_state(model), adapter_weights(model)
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=make_args(Seq2SeqTrainingArguments, tmp_path, max_steps=30, optim="adamw_torch", learning_rate=1e-2),
+        train_dataset=make_dataset(),
+        data_collator=collate,
+        callbacks=[GateScheduleCallback()],
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert progress_calls[:30] == pytest.approx([step / 30 for step in range(30)])
+    after = base_state(model)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(not torch.equal(p, adapter_before[name]) for name, p in adapter_weights(model).items())
+
+
+# ---------------------------------------------------------------- schedule, resuming, generation
+
+
+def test_resuming_from_a_checkpoint_keeps_gate_progress_and_weights(readable_whisper, tmp_path, progress_calls):
+    def train(folder, resume=None):
+        progress_calls.clear()
+        torch.manual_seed(0)
+        model = clsr(readable_whisper(), gate_noise=5.0)
+        trainer = distiller(
+            model,
+            readable_whisper(seed=1),
+            folder,
+            max_steps=6,
+            save_strategy="steps",
+            save_steps=3,
+            optim="adamw_torch",
+            learning_rate=1e-2,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return adapter_weights(model), list(progress_calls)
+
+    whole, calls = train(tmp_path)
+    assert calls[:6] == pytest.approx([step / 6 for step in range(6)])
+    resumed, calls = train(tmp_path / "again", resume=str(tmp_path / "checkpoint-3"))
+    assert calls[:3] == pytest.approx([3 / 6, 4 / 6, 5 / 6])
+    assert resumed.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], atol=1e-6, rtol=1e-5)
+
+
+def test_checkpoints_hold_the_adapter_only(readable_whisper, tmp_path):
+    model = clsr(readable_whisper())
+    trainer = distiller(model, readable_whisper(seed=1), tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    assert (checkpoint / "ca" / "adapter_model.safetensors").exists()
+    assert not list(checkpoint.glob("model*.safetensors")) and not list(checkpoint.glob("pytorch_model*"))
+
+
+def test_predict_with_generate_returns_tokens_and_loss_parts(readable_whisper, tmp_path):
+    dataset = make_dataset(size=5)
+    model = randomize(clsr(readable_whisper()))
+    trainer = distiller(
+        model,
+        readable_whisper(seed=1),
+        tmp_path,
+        eval_dataset=dataset,
+        predict_with_generate=True,
+        generation_max_length=12,
+    )
+    prediction = trainer.predict(dataset)
+    assert prediction.predictions.shape[0] == 5
+    assert 1 <= prediction.predictions.shape[1] <= 12
+    assert prediction.label_ids.shape == (5, 5)
+    assert {f"test_{part}" for part in PARTS} <= prediction.metrics.keys()
+    metrics = trainer.evaluate()
+    assert {f"eval_{part}" for part in PARTS} <= metrics.keys()
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(readable_whisper, tmp_path):
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = randomize(clsr(readable_whisper(), gate_noise=2.0, skip_gate_prob=0.3))
+        distiller(
+            model,
+            readable_whisper(seed=1),
+            tmp_path,
+            max_steps=3,
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        ).train()
+        results.append(adapter_weights(model))
+    for name, weight in results[0].items():
+        torch.testing.assert_close(results[1][name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_the_smallest_batch_trains_and_evaluates_with_logging_off(readable_whisper, tmp_path):
+    """One utterance with one label: the smallest batch there is."""
+    dataset = make_dataset(size=1, lengths=(1,))
+    trainer = distiller(
+        clsr(readable_whisper()),
+        readable_whisper(seed=1),
+        tmp_path,
+        dataset=dataset,
+        eval_dataset=dataset,
+        max_steps=1,
+        logging_strategy="no",
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_ce_loss"] > 0
