@@ -1,0 +1,111 @@
+"""Configuration of a CLSR adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peft import PeftConfig, PeftType
+
+from .languages import language_code
+
+
+@dataclass
+class CLSRConfig(PeftConfig):
+    """
+    Configuration of a [`CLSRModel`]: conditional language-specific routing, one adapter a language.
+
+    Beside each frozen feed-forward network (FFN) stands a trainable expert, and a gate decides token by token which of
+    the two to use (Ferraz et al., "Multilingual DistilWhisper", ICASSP 2024; Zhang et al., "Share or Not?", ICLR 2021).
+
+    Args:
+        language (`str`, *optional*):
+            The language that the adapter is for: a Whisper code or English name ("ca", "catalan"), kept as the code.
+        target_modules (`list[str]` or `str`, *optional*):
+            The FFN's input projections, matched as PEFT does: a list of names or suffixes, or one regular expression.
+            Chosen by architecture where both this and `output_modules` are left out. An FFN has one input projection,
+            or two where it is gated (LLaMA, T5 v1.1).
+        output_modules (`list[str]` or `str`, *optional*):
+            The FFN's output projections, one for each FFN, in the same module as its input projections. What stands
+            between input and output must be elementwise (an activation, dropout, a product of the two inputs).
+        gate_dim (`int`, *optional*, defaults to 64): Hidden size of the gate.
+        gate_dropout (`float`, *optional*, defaults to 0.1): Dropout on the gate's input in training, in [0, 1).
+        gate_noise (`float`, *optional*, defaults to 5.0):
+            Standard deviation of the noise on the gate logit at the end of training, at least 0. It rises linearly from
+            0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to.
+        skip_gate_prob (`float`, *optional*, defaults to 0.2):
+            Probability, in [0, 1), that a module uses its shared FFN only, drawn per module and training step.
+        gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
+        budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss in the model's loss, at least 0.
+        expert_dropout (`float`, *optional*, defaults to 0.3): Dropout on the expert's output in training, in [0, 1).
+        expert_rank (`int`, *optional*):
+            Makes the expert the shared FFN plus a low-rank difference, `shared(x) + B(A(x))` for each projection: far
+            fewer parameters to train and share. A full copy of the FFN by default.
+        init_weights (`bool`, *optional*, defaults to `True`):
+            Start the expert as a copy of the shared FFN, so that a fresh adapter changes nothing. `False` starts from
+            random weights; discouraged.
+        layers_to_transform (`list[int]` or `int`, *optional*): Only the layers of these indices.
+        layers_pattern (`list[str]` or `str`, *optional*): Name of the list of layers, such as "layers".
+        exclude_modules (`list[str]` or `str`, *optional*): Modules to leave out, matched as `target_modules`.
+        modules_to_save (`list[str]`, *optional*): Further modules to train in full and save with the adapter.
+
+    Raises:
+        ValueError: an unknown language, or a value outside of the range given above.
+    """
+
+    language: str | None = field(
+        default=None, metadata={"help": "The language that the adapter is for: a Whisper code or English name."}
+    )
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the FFN's input projections, or a regular expression."}
+    )
+    output_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the FFN's output projections, or a regular expression."}
+    )
+    gate_dim: int = field(default=64, metadata={"help": "Hidden size of the gate."})
+    gate_dropout: float = field(default=0.1, metadata={"help": "Dropout on the gate's input in training, in [0, 1)."})
+    gate_noise: float = field(
+        default=5.0, metadata={"help": "Standard deviation of the noise on the gate logit at the end of training."}
+    )
+    skip_gate_prob: float = field(
+        default=0.2, metadata={"help": "Probability that a module uses its shared FFN only in a training step."}
+    )
+    gate_budget: float = field(default=0.5, metadata={"help": "Target mean of the gate values, in [0, 1]."})
+    budget_weight: float = field(default=1.0, metadata={"help": "Weight of the budget loss, at least 0."})
+    expert_dropout: float = field(default=0.3, metadata={"help": "Dropout on the expert's output, in [0, 1)."})
+    expert_rank: int | None = field(
+        default=None, metadata={"help": "Rank of the expert's difference to the shared FFN; a full copy without."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "Start the expert as a copy of the shared FFN."})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Only the layers of these indices."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of layers, used with layers_to_transform."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of modules to leave out, or a regular expression."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules to train in full and save with the adapter."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType.CLSR
+        if self.language is not None:
+            self.language = language_code(self.language)
+        for name in ("target_modules", "output_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
+        self._check("gate_dim", self.gate_dim >= 1, "at least 1", "64 is the paper's")
+        if self.expert_rank is not None:
+            self._check("expert_rank", self.expert_rank >= 1, "at least 1", "leave it out for a full expert")
+        self._check("gate_budget", 0 <= self.gate_budget <= 1, "in [0, 1]", "0.5 sends half of the tokens to the expert")
+        for name in ("gate_dropout", "skip_gate_prob", "expert_dropout"):
+            self._check(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)", "0 turns it off")
+        for name in ("gate_noise", "budget_weight"):
+            self._check(name, getattr(self, name) >= 0, "at least 0", "0 turns it off")
+
+    def _check(self, name: str, holds: bool, expected: str, remedy: str) -> None:
+        if not holds:  # NaN fails every comparison
+            raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}: {remedy}")

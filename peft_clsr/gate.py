@@ -1,0 +1,34 @@
+"""The gate: per token, how much of the expert to use."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GateLinear(nn.Linear):
+    """
+    A linear layer that computes in float32 whatever its own dtype, that of its input, or autocast say.
+
+    In half precision a gate logit near 0, where the choice is made, has too few bits.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def gate_logits(hidden_states: torch.Tensor, gate_in: GateLinear, gate_out: GateLinear) -> torch.Tensor:
+    """
+    `G(x) = w2ᵀ relu(W1 x + b1)` (Zhang et al., ICLR 2021, eq. 5).
+
+    Args:
+        hidden_states (`torch.Tensor`): [..., hidden]
+        gate_in (`GateLinear`): hidden → gate_dim, with bias (W1, b1).
+        gate_out (`GateLinear`): gate_dim → 1, without bias (w2).
+
+    Returns:
+        `torch.Tensor`: float32 [...]. At 0 and above, evaluation takes the expert.
+    """
+    return gate_out(F.relu(gate_in(hidden_states))).squeeze(-1)

@@ -1,0 +1,255 @@
+"""Where the layers go, and the switches of the whole model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from .config import CLSRConfig
+from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
+from .route import Route, Routing
+
+# Input and output projections of the FFN by `model_type`. What stands between them is elementwise in all of these.
+_FC = (("fc1",), ("fc2",))
+_T5 = (("wi", "wi_0", "wi_1"), ("wo",))
+_LLAMA = (("gate_proj", "up_proj"), ("down_proj",))
+FFN_PROJECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    **dict.fromkeys(("whisper", "bart", "mbart", "m2m_100", "opt", "speech_to_text"), _FC),
+    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), _LLAMA),
+}
+
+
+class CLSRModel(BaseTuner):
+    """
+    Conditional language-specific routing: beside each frozen feed-forward network (FFN) a trainable expert, and a gate
+    that decides token by token which of the two to use (Ferraz et al., "Multilingual DistilWhisper", ICASSP 2024).
+
+    In training both paths are computed and blended by the gate value; in evaluation each token takes one. In training,
+    `budget_weight` times the budget loss is added to the model's loss where labels are given.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model to be adapted: any Whisper, or another with FFNs.
+        config ([`CLSRConfig`]): The configuration of the adapter.
+        adapter_name (`str`): The name of the adapter: the language code.
+        low_cpu_mem_usage (`bool`, `optional`, defaults to `False`):
+            Create empty adapter weights on meta device. Useful to speed up the loading process.
+
+    Example:
+
+    ```py
+    >>> from transformers import WhisperForConditionalGeneration
+    >>> from peft import get_peft_model
+    >>> from peft_clsr import CLSRConfig
+
+    >>> whisper = WhisperForConditionalGeneration.from_pretrained("openai/whisper-base")
+    >>> model = get_peft_model(whisper, CLSRConfig(language="ca"), adapter_name="ca")
+    >>> model.print_trainable_parameters()
+    ```
+    """
+
+    prefix: str = "clsr_"
+    tuner_layer_cls = CLSRLayer
+    target_module_mapping = {model_type: list(names) for model_type, (names, _) in FFN_PROJECTIONS.items()}
+
+    def _pre_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
+        # A model may have been given layers before, by transformers' own `add_adapter`.
+        layers = (module for module in model.modules() if isinstance(module, CLSRLayer))
+        self.routing = next((layer.route.routing for layer in layers), None) or Routing()
+
+    def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
+        self.routing.attach(model)
+        # Trainer takes any model with **kwargs for one that divides its loss by the number of label tokens of all
+        # accumulated batches, and then does not divide by the number of batches. Whisper ignores the number, as does the
+        # budget loss, so without this k accumulated batches would give k times the gradient.
+        model.accepts_loss_kwargs = False
+
+    def _prepare_adapter_config(self, peft_config: CLSRConfig, model_config: dict) -> CLSRConfig:
+        if peft_config.target_modules is None and peft_config.output_modules is None:
+            model_type = model_config.get("model_type")
+            if model_type not in FFN_PROJECTIONS:
+                raise ValueError(
+                    f"the FFN of model type {model_type!r} is not known (known: {', '.join(sorted(FFN_PROJECTIONS))}): "
+                    "name its input projections in `target_modules` and its output projections in `output_modules`"
+                )
+            inputs, outputs = FFN_PROJECTIONS[model_type]
+            peft_config.target_modules, peft_config.output_modules = set(inputs), set(outputs)
+        for given, missing in (("target_modules", "output_modules"), ("output_modules", "target_modules")):
+            if getattr(peft_config, missing) is None:
+                raise ValueError(
+                    f"{given} is {getattr(peft_config, given)} but {missing} is not given: an FFN is routed as a whole, so "
+                    "name both its input and its output projections, or neither"
+                )
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: CLSRConfig, key: str):
+        return check_target_module_exists(peft_config, key) or _matches_output(peft_config, key)
+
+    def _prepare_model(self, peft_config: CLSRConfig, model: nn.Module) -> None:
+        """Check, before anything is changed, that every FFN is matched as a whole."""
+        inputs: dict[str, list[nn.Linear]] = {}
+        outputs: dict[str, list[nn.Linear]] = {}
+        inside = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        for key, module in model.named_modules():
+            if not key or key.startswith(inside) or not self._check_target_module_exists(peft_config, key):
+                continue
+            base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            if not isinstance(base_layer, nn.Linear):
+                raise TypeError(
+                    f"module {key!r} is a {type(base_layer).__name__}, expected torch.nn.Linear: name the projections of "
+                    "the FFN in target_modules and output_modules"
+                )
+            side = outputs if _matches_output(peft_config, key) else inputs
+            side.setdefault(key.rpartition(".")[0], []).append(base_layer)
+
+        for parent in {**inputs, **outputs}:
+            into, out = inputs.get(parent, []), outputs.get(parent, [])
+            where = f"in module {parent!r}" if parent else "at the top of the model"
+            if not into or len(out) != 1:
+                raise ValueError(
+                    f"{where}, target_modules match {len(into)} and output_modules match {len(out)} modules; an FFN has "
+                    "at least one input projection and exactly one output projection, side by side. Make "
+                    f"target_modules={peft_config.target_modules} and output_modules={peft_config.output_modules} (and "
+                    "exclude_modules, layers_to_transform) match both or neither"
+                )
+            if any(projection.out_features != out[0].in_features for projection in into):
+                raise ValueError(
+                    f"{where}, the input projections give {[projection.out_features for projection in into]} features and "
+                    f"the output projection takes {out[0].in_features}; they must be equal, as only elementwise operations "
+                    "may stand between them"
+                )
+
+    def _create_and_replace(
+        self,
+        peft_config: CLSRConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        is_output = bool(_matches_output(peft_config, current_key))
+        if isinstance(target, CLSRLayer):
+            if isinstance(target, OutputLinear) != is_output:
+                raise ValueError(
+                    f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that the "
+                    "model has; a further adapter must use it alike"
+                )
+            target.update_layer(adapter_name, peft_config)
+            return
+        new_module = self._create_new_module(peft_config, adapter_name, target, parent, current_key, is_output)
+        if adapter_name not in self.active_adapters:
+            # adding an additional adapter: it is not automatically trainable
+            new_module.requires_grad_(False)
+        self._replace_module(parent, target_name, new_module, target)
+
+    def _create_new_module(
+        self,
+        peft_config: CLSRConfig,
+        adapter_name: str,
+        target: nn.Module,
+        parent: nn.Module,
+        current_key: str,
+        is_output: bool,
+    ) -> InputLinear | OutputLinear:
+        siblings = [module for module in parent.children() if isinstance(module, CLSRLayer)]
+        route = siblings[0].route if siblings else Route(self.routing, name=current_key)
+        if is_output:
+            return OutputLinear(target, adapter_name, peft_config, route)
+        owns_gate = not any(module.owns_gate for module in siblings)
+        if owns_gate:
+            route.name = current_key
+        return InputLinear(target, adapter_name, peft_config, route, owns_gate)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        check_one_adapter(adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(MERGE_ERROR)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        self.routing.detach()
+        model.__dict__.pop("accepts_loss_kwargs", None)
+        return model
+
+    def budget_loss(self) -> torch.Tensor:
+        """
+        `|mean(g) - gate_budget|` of the last forward that was in training mode or had labels.
+
+        The mean is over the gate values of all tokens of all routed modules, encoder and decoder together, without
+        padding: encoder tokens by `attention_mask`, decoder tokens by `labels` (or `decoder_attention_mask`). A skipped
+        gate counts as zeros.
+
+        Returns:
+            `torch.Tensor`: scalar float32, with its graph in training.
+
+        Raises:
+            RuntimeError: there was no such forward, or the adapter was off in it.
+        """
+        return self._of_last_forward(self.routing.budget_loss)
+
+    def gate_mean(self) -> torch.Tensor:
+        """The mean of the gate values behind [`budget_loss`]: scalar float32 in [0, 1], without graph."""
+        return self._of_last_forward(self.routing.gate_mean)
+
+    @staticmethod
+    def _of_last_forward(value: torch.Tensor | None) -> torch.Tensor:
+        if value is None:
+            raise RuntimeError(
+                "the last forward left no gate values: call the model first, with an active CLSR adapter, in training mode "
+                "or with labels"
+            )
+        return value
+
+    def set_gate_progress(self, progress: float) -> None:
+        """
+        Set how far training is: the noise on gate logits has standard deviation `progress · gate_noise`.
+
+        Args:
+            progress (`float`): In [0, 1]; 0 at the start. [`GateScheduleCallback`] calls this in each step.
+
+        Raises:
+            ValueError: `progress` is outside [0, 1].
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"gate progress is {progress}, expected in [0, 1]: give step / number of training steps")
+        self.routing.gate_progress = float(progress)
+
+    @contextmanager
+    def record_gates(self) -> Iterator[dict[str, torch.Tensor]]:
+        """
+        Record the gate values of each routed module's latest call.
+
+        Yields:
+            `dict[str, torch.Tensor]`: name of the module (such as "model.encoder.layers.0.fc1") to float32 [batch,
+            tokens]: in [0, 1] in training, 0 or 1 in evaluation. Filled by forwards inside the block; padding included.
+
+        Example:
+
+        ```py
+        >>> with model.base_model.record_gates() as gates:
+        ...     model(input_features=features, labels=labels)
+        >>> gates["model.encoder.layers.0.fc1"].mean()
+        ```
+        """
+        outer, self.routing.recorded = self.routing.recorded, {}
+        try:
+            yield self.routing.recorded
+        finally:
+            self.routing.recorded = outer
+
+
+def _matches_output(peft_config: CLSRConfig, key: str):
+    """Whether `key` is an output projection, by PEFT's rules for `target_modules`."""
+    outputs = copy.copy(peft_config)
+    outputs.target_modules = peft_config.output_modules
+    return check_target_module_exists(outputs, key)

@@ -1,0 +1,171 @@
+"""What the routed modules tell each other and the model: no module and no buffer, so nothing of it is ever saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from .config import CLSRConfig
+
+
+class Route:
+    """
+    Carries the choice of one FFN from its input projections to its output projection.
+
+    Exactly one of the following describes a choice, and none does between forwards or where the adapter is off:
+    - `gate` float32 [..., 1]: soft, both paths are computed and blended;
+    - `expert_rows`, bool [tokens, 1]: hard, both paths are computed and selected;
+    - `order` int64 [tokens] with `num_shared`: hard, tokens are sorted, the first `num_shared` take the shared path;
+    - `path`, "shared" or "expert": hard, every token takes the same.
+
+    Args:
+        routing (`Routing`): The model's.
+        name (`str`): Name of the module that owns the gate.
+    """
+
+    def __init__(self, routing: Routing, name: str) -> None:
+        self.routing = routing
+        self.name = name
+        self.clear()
+
+    def clear(self) -> None:
+        self.gate: torch.Tensor | None = None
+        self.expert_rows: torch.Tensor | None = None
+        self.order: torch.Tensor | None = None
+        self.num_shared: int = 0
+        self.path: str | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return any(value is not None for value in (self.gate, self.expert_rows, self.order, self.path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors with a graph can be neither copied nor pickled, and mean nothing outside of their forward.
+        return {"routing": self.routing, "name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+class Routing:
+    """
+    What all routed modules of a model share: the schedule, the recorder, and the budget loss.
+
+    It hooks the base model's forward, so that the budget loss is there by whatever door the model is called: PEFT calls
+    the tuner's own forward for some task types, and goes straight to the base model for others.
+    """
+
+    def __init__(self) -> None:
+        self.gate_progress = 0.0
+        self.recorded: dict[str, torch.Tensor] | None = None
+        self._hooks: list[Any] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._gates: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: nobody collects
+        self._trains = False
+        self.budget_loss: torch.Tensor | None = None
+        self.gate_mean: torch.Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"gate_progress": self.gate_progress, "_hooks": self._hooks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.recorded = None
+        self._forget()
+        self.__dict__.update(state)
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the forward of the base model; once."""
+        if not self._hooks:
+            self._hooks = [
+                model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+                model.register_forward_hook(self._after_forward, with_kwargs=True),
+            ]
+
+    def detach(self) -> None:
+        """Leave the base model as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._forget()
+
+    def add(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, trains: bool) -> None:
+        """
+        A module's choice.
+
+        Args:
+            name (`str`): Name of the module.
+            gate_values (`torch.Tensor`): [batch, tokens] in [0, 1], with its graph.
+            config (`CLSRConfig`): The adapter's.
+            trains (`bool`): Whether the gate's weights require a gradient.
+        """
+        if self.recorded is not None:
+            self.recorded[name] = gate_values.detach()
+        if self._gates is not None:
+            # Only kept: an operation here would be one of a checkpointed region, and not be met in its recomputation.
+            self._gates.append((name, gate_values, config))
+            self._trains = self._trains or trains
+
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._forget()
+        if module.training or kwargs.get("labels") is not None:
+            self._gates = []
+
+    def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
+        gates, self._gates = self._gates, None  # a recomputation in the backward pass must not be counted
+        if not gates:
+            return None
+        config = gates[0][2]
+        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        total = count = 0
+        for name, gate_values, _ in gates:
+            mask = _token_mask(name, gate_values, is_encoder_decoder, kwargs)
+            kept = gate_values if mask is None else gate_values * mask
+            total = total + kept.sum().to(gates[0][1].device)
+            count = count + (gate_values.numel() if mask is None else mask.sum().to(gates[0][1].device))
+        mean = total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
+        self.gate_mean = mean.detach()
+        self.budget_loss = (mean - config.gate_budget).abs()
+        if not module.training:
+            return None
+        if self._trains and torch.is_grad_enabled() and not mean.requires_grad:
+            raise RuntimeError(
+                "the gates were computed without a graph, so the budget loss would train nothing: this happens under "
+                "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
+                '{"use_reentrant": False}'
+            )
+        return _add_to_loss(outputs, config.budget_weight * self.budget_loss, kwargs.get("labels") is not None)
+
+
+def _token_mask(
+    name: str, gate_values: torch.Tensor, is_encoder_decoder: bool, inputs: dict[str, Any]
+) -> torch.Tensor | None:
+    """Which tokens of a module are no padding: float [batch, tokens] as `gate_values`, or `None` where not known."""
+    if is_encoder_decoder and "decoder" in name.split("."):
+        if inputs.get("labels") is not None:
+            mask = inputs["labels"] != -100
+        else:
+            mask = inputs.get("decoder_attention_mask")
+    else:
+        mask = inputs.get("attention_mask")
+        if mask is not None and gate_values.dim() == 2 and 0 < gate_values.shape[1] < mask.shape[-1]:
+            # Frames of audio; the encoder's convolutions make one token of every `stride` frames.
+            stride = -(-mask.shape[-1] // gate_values.shape[1])
+            mask = mask[:, ::stride]
+    if mask is None or mask.numel() != gate_values.numel():
+        return None
+    return mask.reshape(gate_values.shape).to(gate_values)
+
+
+def _add_to_loss(outputs: Any, extra: torch.Tensor, has_labels: bool) -> Any:
+    """`outputs` with `extra` on their loss, where they have one."""
+    if isinstance(outputs, dict):  # a ModelOutput is one
+        if outputs.get("loss") is not None:
+            outputs["loss"] = outputs["loss"] + extra.to(outputs["loss"].device)
+    elif isinstance(outputs, tuple) and has_labels:
+        outputs = (outputs[0] + extra.to(outputs[0].device), *outputs[1:])
+    return outputs

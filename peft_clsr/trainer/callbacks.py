@@ -1,0 +1,30 @@
+"""The schedule of the gate noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class GateScheduleCallback(TrainerCallback):
+    """
+    Lets the noise on gate logits rise linearly from 0 to `gate_noise` over training.
+
+    [`DistillationTrainer`] brings its own; a plain `Seq2SeqTrainer` takes `callbacks=[GateScheduleCallback()]`. A resumed
+    run goes on where it was.
+
+    Raises:
+        TypeError: the model has no CLSR adapter.
+    """
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        tuner = getattr(model, "base_model", None)
+        if not hasattr(tuner, "set_gate_progress"):
+            raise TypeError(
+                f"GateScheduleCallback expects a PeftModel with a CLSR adapter, not a {type(model).__name__}: wrap the "
+                "model with get_peft_model(model, CLSRConfig(...))"
+            )
+        tuner.set_gate_progress(min(state.global_step / max(state.max_steps, 1), 1.0))
