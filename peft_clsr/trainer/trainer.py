@@ -115,8 +115,9 @@ class DistillationTrainer(Seq2SeqTrainer):
         kd_sum = self._distillation_sum(outputs.logits, inputs)
         budget_loss, gate_mean = self._tuner.budget_loss(), self._tuner.gate_mean()
 
-        if num_items_in_batch is None:
-            num_items, parts = (labels != -100).sum().clamp(min=1), 1
+        tokens = (labels != -100).sum()
+        if num_items_in_batch is None or not model.training:  # evaluation counts one batch
+            num_items, parts = tokens.clamp(min=1), 1
         else:
             num_items, parts = num_items_in_batch, self.current_gradient_accumulation_steps
             if self.args.average_tokens_across_devices:  # gradients are averaged over the processes, tokens were added
@@ -131,7 +132,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         if model.training:
             sums, scale, weight = self._training_sums, num_items, 1 / parts
         else:
-            sums, scale, weight = self._evaluation_sums, 1, (labels != -100).sum()
+            sums, scale, weight = self._evaluation_sums, 1, tokens
         sums["ce_loss"] += ce_sum.detach() / scale
         sums["kd_loss"] += kd_sum.detach() / scale
         sums["budget_loss"] += budget_loss.detach() * weight
