@@ -91,8 +91,8 @@ def prepare_dataset(
     Returns:
         `(datasets.Dataset, dict[str, int])`: The dataset, in torch format, has the columns `input_features`
         float32 [mels, frames], `attention_mask` int [frames] (1 where there is audio, 0 in the padding), `labels`
-        [tokens] (see `encode_labels`), `text` and `language` (the code). The counts are "kept" (cut ones included),
-        "unreadable", "empty", "too_long", "cut", "labels_too_long" and "no_text".
+        [tokens] (see `encode_labels`), `text`, `language` (the code) and `index` (the row in `dataset`). The counts
+        are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut", "labels_too_long" and "no_text".
 
     Raises:
         ValueError: a column is missing, an argument is unknown, or no item is left.
@@ -122,6 +122,7 @@ def prepare_dataset(
             "labels": datasets.List(datasets.Value("int64")),
             "text": datasets.Value("string"),
             "language": datasets.Value("string"),
+            "index": datasets.Value("int64"),
             "outcome": datasets.Value("string"),
             "problem": datasets.Value("string"),
         }
@@ -188,6 +189,7 @@ def _prepare_example(
         "labels": [],
         "text": example[text_column],
         "language": language,
+        "index": index,
         "outcome": _KEPT,
         "problem": "",
     }

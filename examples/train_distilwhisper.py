@@ -1,0 +1,345 @@
+"""
+Train language experts for a Whisper: measure the base model, train, measure again, show a table.
+
+    python examples/train_distilwhisper.py --student openai/whisper-base --teacher openai/whisper-large-v2 \
+        --dataset google/fleurs --dataset_config ca_es --languages ca --output_dir runs/ca
+
+    python examples/train_distilwhisper.py --student openai/whisper-small --dataset my_recordings --languages ca uk \
+        --text_column transcription --output_dir runs/mine
+
+A dataset is a Hub id, or a folder with `train/metadata.csv` and `test/metadata.csv` (columns `file_name`, relative to the
+csv, and `transcription`; with a column `language`, each language takes its own rows). `{language}` in `--dataset` or
+`--dataset_config` stands for the code of the language in turn. All options: `--help`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import torch
+from peft import get_peft_model
+from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from peft_clsr import (
+    CLSRConfig,
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+)
+from peft_clsr.evaluation import error_rates, gate_means, transcribe
+from peft_clsr.languages import language_code
+from peft_clsr.plots import plot_gate_means
+from peft_clsr.trainer.audio import set_audio_context
+from peft_clsr.trainer.data import prepare_dataset
+
+
+@dataclass
+class ScriptArguments:
+    """What to train, and on what."""
+
+    student: str = field(metadata={"help": "Whisper to improve: Hub id or folder."})
+    dataset: str = field(metadata={"help": "Hub id, or a folder with train/metadata.csv and test/metadata.csv."})
+    languages: list[str] = field(metadata={"help": "Codes or English names; an expert is trained for each in turn."})
+    teacher: str | None = field(default=None, metadata={"help": "Larger Whisper to learn from: Hub id or folder."})
+    dataset_config: list[str] | None = field(
+        default=None, metadata={"help": "Configuration on the Hub (ca_es): one for each language, or one for all."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="test", metadata={"help": "Held-out split to measure on."})
+    audio_column: str = field(default="audio", metadata={"help": "Column of the audio (Hub datasets)."})
+    text_column: str = field(default="transcription", metadata={"help": "Column of the transcripts."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many only."})
+    max_audio_seconds: int | None = field(
+        default=None,
+        metadata={"help": "Cut the model's context of 30 s to so many seconds: cheaper for short utterances."},
+    )
+    long_audio: str = field(default="drop", metadata={"help": "Audio longer than the context: 'drop' or 'cut'."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest transcript in evaluation, in tokens; what the decoder allows by default."}
+    )
+    preprocessing_workers: int | None = field(default=None, metadata={"help": "Processes that compute features."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the results of other settings in output_dir."})
+
+
+@dataclass
+class MethodArguments:
+    """The adapter; see `CLSRConfig`."""
+
+    gate_dim: int = 64
+    gate_dropout: float = 0.1
+    gate_noise: float = 5.0
+    skip_gate_prob: float = 0.2
+    gate_budget: float = 0.5
+    budget_weight: float = 1.0
+    expert_dropout: float = 0.3
+    expert_rank: int | None = field(default=None, metadata={"help": "Low-rank experts of this rank; full by default."})
+    exclude_modules: str | None = field(default=None, metadata={"help": "Modules without expert: '.*encoder.*'."})
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, MethodArguments, DistillationTrainingArguments))
+    script, method, training = parser.parse_args_into_dataclasses()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        # Everything that can be wrong with the arguments, before anything is loaded or written.
+        script.languages = list(dict.fromkeys(language_code(language) for language in script.languages))
+        CLSRConfig(**asdict(method))
+        configs = _dataset_configs(script)
+        settings = _settings(script, method, training)
+        results = _open_results(Path(training.output_dir), settings, script.overwrite)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+
+    for language, dataset_config in zip(script.languages, configs, strict=True):
+        if language in results["languages"]:
+            print(f"{language}: already trained in {training.output_dir} with these settings; --overwrite trains it again")
+            continue
+        try:
+            results["languages"][language] = train_language(language, dataset_config, script, method, training)
+        except ValueError as error:
+            parser.exit(2, f"error: {error}\n")
+        if training.process_index == 0:
+            _write_results(results, Path(training.output_dir))
+    if training.process_index == 0:
+        print(format_table(results, script.languages))
+        print(f"results and adapters: {training.output_dir}")
+
+
+def train_language(
+    language: str,
+    dataset_config: str | None,
+    script: ScriptArguments,
+    method: MethodArguments,
+    training: DistillationTrainingArguments,
+) -> dict[str, Any]:
+    """Measure, train, measure again; returns the row of results."""
+    set_seed(training.seed)
+    started = time.monotonic()
+    output_dir = Path(training.output_dir)
+    raw_train = load_recordings(script, language, dataset_config, script.train_split, script.max_train_samples)
+    raw_eval = load_recordings(script, language, dataset_config, script.eval_split, script.max_eval_samples)
+
+    processor = WhisperProcessor.from_pretrained(script.student)
+    full_processor = WhisperProcessor.from_pretrained(script.student)
+    model = WhisperForConditionalGeneration.from_pretrained(script.student, dtype=torch.float32)
+    model.to(training.device)
+    if script.max_audio_seconds is not None:
+        set_audio_context(None, processor, script.max_audio_seconds)
+
+    def prepare(raw: datasets.Dataset, name: str, at: WhisperProcessor) -> tuple[datasets.Dataset, dict[str, int]]:
+        prepared, counts = prepare_dataset(
+            raw,
+            at,
+            language,
+            audio_column=script.audio_column,
+            text_column=script.text_column,
+            long_audio=script.long_audio,
+            num_proc=script.preprocessing_workers,
+            desc=f"{language}: features, {name}",
+        )
+        print(f"{language}, {name}: " + ", ".join(f"{count} {key}" for key, count in counts.items() if count))
+        return prepared, counts
+
+    train_set, train_counts = prepare(raw_train, "training", processor)
+    eval_set, eval_counts = prepare(raw_eval, "evaluation", processor)
+
+    def measure(model: torch.nn.Module, dataset: datasets.Dataset, name: str) -> dict[str, float]:
+        transcripts = transcribe(
+            model,
+            processor,
+            dataset,
+            language,
+            batch_size=training.per_device_eval_batch_size,
+            max_new_tokens=script.max_new_tokens,
+            desc=f"{language}: {name}",
+        )
+        rates = error_rates(transcripts, dataset["text"], language=language)[language]
+        print(f"{language}, {name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")
+        return rates
+
+    row: dict[str, Any] = {"train_items": train_counts, "eval_items": eval_counts}
+    if script.max_audio_seconds is not None:
+        # The same utterances as below, heard as the unchanged model hears them.
+        full_set, _ = prepare(raw_eval.select(eval_set["index"]), "evaluation at 30 s", full_processor)
+        row["base_full_context"] = measure(model, full_set, "base model at its full context")
+        set_audio_context(model, None, script.max_audio_seconds)
+        row["base"] = measure(model, eval_set, f"base model at {script.max_audio_seconds} s")
+    else:
+        row["base"] = measure(model, eval_set, "base model")
+
+    model = get_peft_model(model, CLSRConfig(language=language, **asdict(method)), adapter_name=language)
+    trainable, total = model.get_nb_trainable_parameters()
+    row |= {"trainable_parameters": trainable, "trainable_share": trainable / total}
+    teacher = None
+    if script.teacher is not None:
+        precision = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+        teacher = WhisperForConditionalGeneration.from_pretrained(script.teacher, dtype=precision)
+        if script.max_audio_seconds is not None:
+            set_audio_context(teacher, None, script.max_audio_seconds)
+    collator = DataCollatorSpeechSeq2SeqWithPadding(
+        processor, language=language, language_column=training.language_column
+    )
+    checkpoints = output_dir / "checkpoints" / language
+    training.output_dir = str(checkpoints)
+    trainer = DistillationTrainer(
+        model=model,
+        args=training,
+        teacher_model=teacher,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        data_collator=collator,
+        processing_class=processor,
+    )
+    resume = get_last_checkpoint(str(checkpoints)) if training.resume_from_checkpoint else None
+    trained = trainer.train(resume_from_checkpoint=resume)
+    training.output_dir = str(output_dir)
+    row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
+    row["train_steps"] = trainer.state.global_step
+
+    row["expert"] = measure(model, eval_set, "with the expert")
+    means = gate_means(model, eval_set, collator, batch_size=training.per_device_eval_batch_size)
+    row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
+    row["gate_mean"] = sum(means.values()) / len(means)
+    if training.process_index == 0:
+        model.save_pretrained(str(output_dir))
+        plot_gate_means(means, output_dir / f"gates-{language}.png", title=f"{script.student}, {language}")
+    row["seconds"] = round(time.monotonic() - started, 1)
+    return row
+
+
+def load_recordings(
+    script: ScriptArguments, language: str, dataset_config: str | None, split: str, limit: int | None
+) -> datasets.Dataset:
+    """
+    Recordings and transcripts of one language, from the Hub or from a folder.
+
+    Raises:
+        ValueError: the folder has no such split, or no row of the language.
+    """
+    name = script.dataset.replace("{language}", language)
+    if Path(name).is_dir():
+        table = Path(name) / split / "metadata.csv"
+        if not table.is_file():
+            raise ValueError(
+                f"{table} does not exist: a local dataset is a folder with {split}/metadata.csv, which has the columns "
+                f"file_name (relative to it) and {script.text_column}; set --train_split and --eval_split to the folders"
+            )
+        # Text stays text: a transcript may well be "null" or "12".
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+        dataset = datasets.Dataset.from_pandas(rows, preserve_index=False)
+        if "file_name" not in dataset.column_names:
+            raise ValueError(f"{table} has no column 'file_name'; it has {', '.join(dataset.column_names)}")
+        files = [str(table.parent / file_name) for file_name in dataset["file_name"]]
+        if script.audio_column in dataset.column_names:
+            dataset = dataset.remove_columns(script.audio_column)
+        dataset = dataset.add_column(script.audio_column, files)
+        if "language" in dataset.column_names:
+            rows = [index for index, name in enumerate(dataset["language"]) if language_code(name) == language]
+            if not rows:
+                raise ValueError(f"{table} has no row of language {language!r}; it has {sorted(dataset.unique('language'))}")
+            dataset = dataset.select(rows)
+    else:
+        try:
+            dataset = datasets.load_dataset(name, dataset_config, split=split)
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+            raise ValueError(
+                f"dataset {name!r} is neither a folder here nor a dataset that the Hub gives us: {error}"
+            ) from error
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def _dataset_configs(script: ScriptArguments) -> list[str | None]:
+    """The configuration of the dataset for each language."""
+    configs = script.dataset_config or [None]
+    if len(configs) == 1:
+        configs = configs * len(script.languages)
+    if len(configs) != len(script.languages):
+        raise ValueError(
+            f"{len(configs)} values of --dataset_config for {len(script.languages)} languages: give one each, in their "
+            "order, or one for all"
+        )
+    return [
+        config and config.replace("{language}", language)
+        for config, language in zip(configs, script.languages, strict=True)
+    ]
+
+
+def _settings(
+    script: ScriptArguments, method: MethodArguments, training: DistillationTrainingArguments
+) -> dict[str, Any]:
+    """What decides about the results: what differs from the defaults, apart from the languages and places."""
+    beside = {"output_dir", "overwrite", "languages", "dataset_config", "preprocessing_workers", "resume_from_checkpoint"}
+    plain = DistillationTrainingArguments(output_dir=training.output_dir)
+    differing = {
+        item.name: getattr(training, item.name)
+        for item in fields(training)
+        if item.init and item.name not in beside and getattr(training, item.name) != getattr(plain, item.name)
+    }
+    chosen = {key: value for key, value in asdict(script).items() if key not in beside}
+    return json.loads(json.dumps({**chosen, **asdict(method), **differing}, default=str, sort_keys=True))
+
+
+def _open_results(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """What an earlier run with the same settings left; refuses to mix it with other settings."""
+    path = output_dir / "results.json"
+    if path.exists() and not overwrite:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results["settings"] == settings:
+            return results
+        keys = sorted(
+            key for key in {**results["settings"], **settings} if results["settings"].get(key) != settings.get(key)
+        )
+        differences = ", ".join(f"{key} {results['settings'].get(key)!r} there, {settings.get(key)!r} here" for key in keys)
+        raise ValueError(
+            f"{output_dir} holds results of other settings ({differences}): choose another --output_dir, or give "
+            "--overwrite to replace them"
+        )
+    return {"settings": settings, "languages": {}}
+
+
+def _write_results(results: dict[str, Any], output_dir: Path) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2, ensure_ascii=False, sort_keys=True)
+    (output_dir / "results.json").write_text(text + "\n", encoding="utf-8")
+
+
+def format_table(results: dict[str, Any], languages: list[str]) -> str:
+    """WER and CER before and after, in percent, as a Markdown table."""
+    header = ["language", "utterances", "model", "WER %", "CER %", "trained parameters", "gate mean"]
+    context = results["settings"]["max_audio_seconds"]
+    rows = []
+    for language in languages:
+        row = results["languages"][language]
+        parameters = f"{row['trainable_parameters'] / 1e6:.2f} M ({row['trainable_share']:.1%})"
+        names = {
+            "base_full_context": "base, 30 s context",
+            "base": f"base, {context} s context" if context else "base",
+            "expert": f"with expert, {context} s context" if context else "with expert",
+        }
+        for key, name in names.items():
+            if key in row:
+                rates = row[key]
+                extra = [parameters, f"{row['gate_mean']:.2f}"] if key == "expert" else ["", ""]
+                rates_in_percent = [f"{100 * rates['wer']:.1f}", f"{100 * rates['cer']:.1f}"]
+                rows.append([language, str(rates["utterances"]), name, *rates_in_percent, *extra])
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in [header, rule, *rows]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
