@@ -7,13 +7,14 @@ Train language experts for a Whisper: measure the base model, train, measure aga
     python examples/train_distilwhisper.py --student openai/whisper-small --dataset my_recordings --languages ca uk \
         --text_column transcription --output_dir runs/mine
 
-A dataset is a Hub id, or a folder with `train/metadata.csv` and `test/metadata.csv` (columns `file_name`, relative to the
-csv, and `transcription`; with a column `language`, each language takes its own rows). `{language}` in `--dataset` or
-`--dataset_config` stands for the code of the language in turn. All options: `--help`.
+A dataset is a Hub id, or a folder with `train/metadata.csv` and `test/metadata.csv` (columns `file_name`, relative to
+the csv, and `transcription`; with a column `language`, each language takes its own rows). `{language}` in `--dataset`
+or `--dataset_config` stands for the code of the language in turn. All options: `--help`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -65,7 +66,8 @@ class ScriptArguments:
     )
     long_audio: str = field(default="drop", metadata={"help": "Audio longer than the context: 'drop' or 'cut'."})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest transcript in evaluation, in tokens; what the decoder allows by default."}
+        default=None,
+        metadata={"help": "Longest transcript in evaluation, in tokens; what the decoder allows by default."},
     )
     preprocessing_workers: int | None = field(default=None, metadata={"help": "Processes that compute features."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the results of other settings in output_dir."})
@@ -88,26 +90,25 @@ class MethodArguments:
 
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, MethodArguments, DistillationTrainingArguments))
-    script, method, training = parser.parse_args_into_dataclasses()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         # Everything that can be wrong with the arguments, before anything is loaded or written.
+        script, method, training = parser.parse_args_into_dataclasses()
         script.languages = list(dict.fromkeys(language_code(language) for language in script.languages))
         CLSRConfig(**asdict(method))
         configs = _dataset_configs(script)
         settings = _settings(script, method, training)
-        results = _open_results(Path(training.output_dir), settings, script.overwrite)
+        results = _open_results(Path(training.output_dir), settings, script)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 
     for language, dataset_config in zip(script.languages, configs, strict=True):
         if language in results["languages"]:
-            print(f"{language}: already trained in {training.output_dir} with these settings; --overwrite trains it again")
+            print(f"{language}: trained before with these settings, see {training.output_dir} (again: --overwrite)")
             continue
         try:
             results["languages"][language] = train_language(language, dataset_config, script, method, training)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             parser.exit(2, f"error: {error}\n")
         if training.process_index == 0:
             _write_results(results, Path(training.output_dir))
@@ -190,8 +191,9 @@ def train_language(
     collator = DataCollatorSpeechSeq2SeqWithPadding(
         processor, language=language, language_column=training.language_column
     )
-    checkpoints = output_dir / "checkpoints" / language
-    training.output_dir = str(checkpoints)
+    training = copy.copy(training)
+    training.output_dir = str(output_dir / "checkpoints" / language)
+    training.dataloader_pin_memory = training.dataloader_pin_memory and training.device.type != "cpu"
     trainer = DistillationTrainer(
         model=model,
         args=training,
@@ -201,9 +203,8 @@ def train_language(
         data_collator=collator,
         processing_class=processor,
     )
-    resume = get_last_checkpoint(str(checkpoints)) if training.resume_from_checkpoint else None
+    resume = get_last_checkpoint(training.output_dir) if training.resume_from_checkpoint else None
     trained = trainer.train(resume_from_checkpoint=resume)
-    training.output_dir = str(output_dir)
     row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
     row["train_steps"] = trainer.state.global_step
 
@@ -232,8 +233,9 @@ def load_recordings(
         table = Path(name) / split / "metadata.csv"
         if not table.is_file():
             raise ValueError(
-                f"{table} does not exist: a local dataset is a folder with {split}/metadata.csv, which has the columns "
-                f"file_name (relative to it) and {script.text_column}; set --train_split and --eval_split to the folders"
+                f"{table} does not exist: a local dataset is a folder with {split}/metadata.csv, which has the "
+                f"columns file_name (relative to it) and {script.text_column}; set --train_split and --eval_split to "
+                "the folders"
             )
         # Text stays text: a transcript may well be "null" or "12".
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
@@ -247,7 +249,9 @@ def load_recordings(
         if "language" in dataset.column_names:
             rows = [index for index, name in enumerate(dataset["language"]) if language_code(name) == language]
             if not rows:
-                raise ValueError(f"{table} has no row of language {language!r}; it has {sorted(dataset.unique('language'))}")
+                raise ValueError(
+                    f"{table} has no row of language {language!r}; it has {sorted(dataset.unique('language'))}"
+                )
             dataset = dataset.select(rows)
     else:
         try:
@@ -266,8 +270,8 @@ def _dataset_configs(script: ScriptArguments) -> list[str | None]:
         configs = configs * len(script.languages)
     if len(configs) != len(script.languages):
         raise ValueError(
-            f"{len(configs)} values of --dataset_config for {len(script.languages)} languages: give one each, in their "
-            "order, or one for all"
+            f"{len(configs)} values of --dataset_config for {len(script.languages)} languages: give one each, in "
+            "their order, or one for all"
         )
     return [
         config and config.replace("{language}", language)
@@ -279,7 +283,8 @@ def _settings(
     script: ScriptArguments, method: MethodArguments, training: DistillationTrainingArguments
 ) -> dict[str, Any]:
     """What decides about the results: what differs from the defaults, apart from the languages and places."""
-    beside = {"output_dir", "overwrite", "languages", "dataset_config", "preprocessing_workers", "resume_from_checkpoint"}
+    beside = {"output_dir", "overwrite", "languages", "dataset_config"}
+    beside |= {"preprocessing_workers", "resume_from_checkpoint"}
     plain = DistillationTrainingArguments(output_dir=training.output_dir)
     differing = {
         item.name: getattr(training, item.name)
@@ -290,28 +295,53 @@ def _settings(
     return json.loads(json.dumps({**chosen, **asdict(method), **differing}, default=str, sort_keys=True))
 
 
-def _open_results(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """What an earlier run with the same settings left; refuses to mix it with other settings."""
+def _open_results(output_dir: Path, settings: dict[str, Any], script: ScriptArguments) -> dict[str, Any]:
+    """
+    What an earlier run with the same settings left.
+
+    Raises:
+        ValueError: `output_dir` holds results of other settings, or adapters of unknown ones.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder, which need not exist")
     path = output_dir / "results.json"
-    if path.exists() and not overwrite:
+    if not path.exists():
+        for language in script.languages:
+            if (output_dir / language / "adapter_config.json").exists() and not script.overwrite:
+                raise ValueError(
+                    f"{output_dir / language} holds an adapter from elsewhere: choose another --output_dir, or give "
+                    "--overwrite to replace it"
+                )
+        return {"settings": settings, "languages": {}}
+
+    try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if results["settings"] == settings:
-            return results
-        keys = sorted(
-            key for key in {**results["settings"], **settings} if results["settings"].get(key) != settings.get(key)
-        )
-        differences = ", ".join(f"{key} {results['settings'].get(key)!r} there, {settings.get(key)!r} here" for key in keys)
-        raise ValueError(
-            f"{output_dir} holds results of other settings ({differences}): choose another --output_dir, or give "
-            "--overwrite to replace them"
-        )
-    return {"settings": settings, "languages": {}}
+        there, languages = results["settings"], results["languages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} was not written by this script ({error}): choose another --output_dir") from error
+    if there == settings:
+        if script.overwrite:
+            results["languages"] = {key: row for key, row in languages.items() if key not in script.languages}
+        return results
+    if script.overwrite:
+        return {"settings": settings, "languages": {}}
+    differences = ", ".join(
+        f"{key} {there.get(key)!r} there, {settings.get(key)!r} here"
+        for key in sorted({**there, **settings})
+        if there.get(key) != settings.get(key)
+    )
+    raise ValueError(
+        f"{output_dir} holds results of other settings ({differences}): choose another --output_dir, or give "
+        "--overwrite to replace them"
+    )
 
 
 def _write_results(results: dict[str, Any], output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, ensure_ascii=False, sort_keys=True)
-    (output_dir / "results.json").write_text(text + "\n", encoding="utf-8")
+    unfinished = output_dir / "results.json.part"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(output_dir / "results.json")
 
 
 def format_table(results: dict[str, Any], languages: list[str]) -> str:

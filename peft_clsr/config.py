@@ -15,7 +15,7 @@ class CLSRConfig(PeftConfig):
     Configuration of a [`CLSRModel`]: conditional language-specific routing, one adapter a language.
 
     Beside each frozen feed-forward network (FFN) stands a trainable expert, and a gate decides token by token which of
-    the two to use (Ferraz et al., "Multilingual DistilWhisper", ICASSP 2024; Zhang et al., "Share or Not?", ICLR 2021).
+    the two to use (Ferraz et al., "Multilingual DistilWhisper", 2024; Zhang et al., "Share or Not?", ICLR 2021).
 
     Args:
         language (`str`, *optional*):
@@ -30,12 +30,12 @@ class CLSRConfig(PeftConfig):
         gate_dim (`int`, *optional*, defaults to 64): Hidden size of the gate.
         gate_dropout (`float`, *optional*, defaults to 0.1): Dropout on the gate's input in training, in [0, 1).
         gate_noise (`float`, *optional*, defaults to 5.0):
-            Standard deviation of the noise on the gate logit at the end of training, at least 0. It rises linearly from
-            0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to.
+            Standard deviation of the noise on the gate logit at the end of training, at least 0. It rises linearly
+            from 0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
             Probability, in [0, 1), that a module uses its shared FFN only, drawn per module and training step.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
-        budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss in the model's loss, at least 0.
+        budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3): Dropout on the expert's output in training, in [0, 1).
         expert_rank (`int`, *optional*):
             Makes the expert the shared FFN plus a low-rank difference, `shared(x) + B(A(x))` for each projection: far
@@ -100,7 +100,9 @@ class CLSRConfig(PeftConfig):
         self._check("gate_dim", self.gate_dim >= 1, "at least 1", "64 is the paper's")
         if self.expert_rank is not None:
             self._check("expert_rank", self.expert_rank >= 1, "at least 1", "leave it out for a full expert")
-        self._check("gate_budget", 0 <= self.gate_budget <= 1, "in [0, 1]", "0.5 sends half of the tokens to the expert")
+        self._check(
+            "gate_budget", 0 <= self.gate_budget <= 1, "in [0, 1]", "0.5 gives half of the tokens to the expert"
+        )
         for name in ("gate_dropout", "skip_gate_prob", "expert_dropout"):
             self._check(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)", "0 turns it off")
         for name in ("gate_noise", "budget_weight"):

@@ -17,9 +17,9 @@ from .route import Route
 MIN_TOKENS_TO_SORT = 16
 
 MERGE_ERROR = (
-    "a CLSR adapter cannot be merged: each token is routed to the shared FFN or to the expert, which no single weight can "
-    "do. Use the model with its adapter as it is (hard routing costs about what the base model does), save_pretrained() "
-    "for the adapter alone, or unload() for the unchanged base model"
+    "a CLSR adapter cannot be merged: each token is routed to the shared FFN or to the expert, which no single weight "
+    "can do. Use the model with its adapter as it is (hard routing costs about what the base model does), "
+    "save_pretrained() for the adapter alone, or unload() for the unchanged base model"
 )
 
 
@@ -159,8 +159,9 @@ class InputLinear(nn.Module, CLSRLayer):
         route = self.route
         if not route.is_set:
             raise RuntimeError(
-                f"an input projection was called before {route.name!r}, which owns the gate of its FFN; the gate belongs "
-                "to the first input projection of its module, so register the projections in the order of their use"
+                f"an input projection was called before {route.name!r}, which owns the gate of its FFN; the gate "
+                "belongs to the first input projection of its module, so register the projections in the order of "
+                "their use"
             )
         if route.gate is not None:
             shared = self.base_layer(x)
@@ -248,6 +249,6 @@ def check_one_adapter(adapter_names: str | list[str]) -> None:
     """Raise a `ValueError` if several adapters would be active at once."""
     if not isinstance(adapter_names, str) and len(adapter_names) > 1:
         raise ValueError(
-            f"adapters {list(adapter_names)} cannot be active at once: an adapter is one language, and a token takes one "
-            f"expert. Activate one, such as set_adapter({adapter_names[0]!r})"
+            f"adapters {list(adapter_names)} cannot be active at once: an adapter is one language, and a token takes "
+            f"one expert. Activate one, such as set_adapter({adapter_names[0]!r})"
         )

@@ -66,8 +66,8 @@ class CLSRModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
         self.routing.attach(model)
         # Trainer takes any model with **kwargs for one that divides its loss by the number of label tokens of all
-        # accumulated batches, and then does not divide by the number of batches. Whisper ignores the number, as does the
-        # budget loss, so without this k accumulated batches would give k times the gradient.
+        # accumulated batches, and then does not divide by the number of batches. Whisper ignores the number, as does
+        # the budget loss, so without this k accumulated batches would give k times the gradient.
         model.accepts_loss_kwargs = False
 
     def _prepare_adapter_config(self, peft_config: CLSRConfig, model_config: dict) -> CLSRConfig:
@@ -75,16 +75,17 @@ class CLSRModel(BaseTuner):
             model_type = model_config.get("model_type")
             if model_type not in FFN_PROJECTIONS:
                 raise ValueError(
-                    f"the FFN of model type {model_type!r} is not known (known: {', '.join(sorted(FFN_PROJECTIONS))}): "
-                    "name its input projections in `target_modules` and its output projections in `output_modules`"
+                    f"the FFN of model type {model_type!r} is not known (known: "
+                    f"{', '.join(sorted(FFN_PROJECTIONS))}): name its input projections in `target_modules` and its "
+                    "output projections in `output_modules`"
                 )
             inputs, outputs = FFN_PROJECTIONS[model_type]
             peft_config.target_modules, peft_config.output_modules = set(inputs), set(outputs)
         for given, missing in (("target_modules", "output_modules"), ("output_modules", "target_modules")):
             if getattr(peft_config, missing) is None:
                 raise ValueError(
-                    f"{given} is {getattr(peft_config, given)} but {missing} is not given: an FFN is routed as a whole, so "
-                    "name both its input and its output projections, or neither"
+                    f"{given} is {getattr(peft_config, given)} but {missing} is not given: an FFN is routed as a "
+                    "whole, so name both its input and its output projections, or neither"
                 )
         return peft_config
 
@@ -103,8 +104,8 @@ class CLSRModel(BaseTuner):
             base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if not isinstance(base_layer, nn.Linear):
                 raise TypeError(
-                    f"module {key!r} is a {type(base_layer).__name__}, expected torch.nn.Linear: name the projections of "
-                    "the FFN in target_modules and output_modules"
+                    f"module {key!r} is a {type(base_layer).__name__}, expected torch.nn.Linear: name the projections "
+                    "of the FFN in target_modules and output_modules"
                 )
             side = outputs if _matches_output(peft_config, key) else inputs
             side.setdefault(key.rpartition(".")[0], []).append(base_layer)
@@ -114,16 +115,16 @@ class CLSRModel(BaseTuner):
             where = f"in module {parent!r}" if parent else "at the top of the model"
             if not into or len(out) != 1:
                 raise ValueError(
-                    f"{where}, target_modules match {len(into)} and output_modules match {len(out)} modules; an FFN has "
-                    "at least one input projection and exactly one output projection, side by side. Make "
-                    f"target_modules={peft_config.target_modules} and output_modules={peft_config.output_modules} (and "
-                    "exclude_modules, layers_to_transform) match both or neither"
+                    f"{where}, target_modules match {len(into)} and output_modules match {len(out)} modules; an FFN "
+                    "has at least one input projection and exactly one output projection, side by side. Make "
+                    f"target_modules={peft_config.target_modules} and output_modules={peft_config.output_modules} "
+                    "(and exclude_modules, layers_to_transform) match both or neither"
                 )
             if any(projection.out_features != out[0].in_features for projection in into):
                 raise ValueError(
-                    f"{where}, the input projections give {[projection.out_features for projection in into]} features and "
-                    f"the output projection takes {out[0].in_features}; they must be equal, as only elementwise operations "
-                    "may stand between them"
+                    f"{where}, the input projections give {[projection.out_features for projection in into]} features "
+                    f"and the output projection takes {out[0].in_features}; they must be equal, as only elementwise "
+                    "operations may stand between them"
                 )
 
     def _create_and_replace(
@@ -139,8 +140,8 @@ class CLSRModel(BaseTuner):
         if isinstance(target, CLSRLayer):
             if isinstance(target, OutputLinear) != is_output:
                 raise ValueError(
-                    f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that the "
-                    "model has; a further adapter must use it alike"
+                    f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that "
+                    "the model has; a further adapter must use it alike"
                 )
             target.update_layer(adapter_name, peft_config)
             return
@@ -186,8 +187,8 @@ class CLSRModel(BaseTuner):
         `|mean(g) - gate_budget|` of the last forward that was in training mode or had labels.
 
         The mean is over the gate values of all tokens of all routed modules, encoder and decoder together, without
-        padding: encoder tokens by `attention_mask`, decoder tokens by `labels` (or `decoder_attention_mask`). A skipped
-        gate counts as zeros.
+        padding: encoder tokens by `attention_mask`, decoder tokens by `labels` (or `decoder_attention_mask`). A
+        skipped gate counts as zeros.
 
         Returns:
             `torch.Tensor`: scalar float32, with its graph in training.
@@ -205,8 +206,8 @@ class CLSRModel(BaseTuner):
     def _of_last_forward(value: torch.Tensor | None) -> torch.Tensor:
         if value is None:
             raise RuntimeError(
-                "the last forward left no gate values: call the model first, with an active CLSR adapter, in training mode "
-                "or with labels"
+                "the last forward left no gate values: call the model first, with an active CLSR adapter, in training "
+                "mode or with labels"
             )
         return value
 
@@ -231,7 +232,8 @@ class CLSRModel(BaseTuner):
 
         Yields:
             `dict[str, torch.Tensor]`: name of the module (such as "model.encoder.layers.0.fc1") to float32 [batch,
-            tokens]: in [0, 1] in training, 0 or 1 in evaluation. Filled by forwards inside the block; padding included.
+            tokens]: in [0, 1] in training, 0 or 1 in evaluation. Filled by forwards inside the block; padding
+            included.
 
         Example:
 

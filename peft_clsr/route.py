@@ -54,8 +54,8 @@ class Routing:
     """
     What all routed modules of a model share: the schedule, the recorder, and the budget loss.
 
-    It hooks the base model's forward, so that the budget loss is there by whatever door the model is called: PEFT calls
-    the tuner's own forward for some task types, and goes straight to the base model for others.
+    It hooks the base model's forward, so that the budget loss is there by whatever door the model is called: PEFT
+    calls the tuner's own forward for some task types, and goes straight to the base model for others.
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         kd_weight (`float`, *optional*, defaults to 2.0): Weight of the distillation loss, at least 0.
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy, at least 0.
         temperature (`float`, *optional*, defaults to 1.0): Divides teacher's and student's logits; above 0.
-        language_column (`str`, *optional*, defaults to `"language"`): Column of the dataset with each example's language.
+        language_column (`str`, *optional*, defaults to `"language"`): Column of the dataset with each example's
+            language.
 
     Raises:
         ValueError: a value outside of the range given above.

@@ -11,8 +11,8 @@ class GateScheduleCallback(TrainerCallback):
     """
     Lets the noise on gate logits rise linearly from 0 to `gate_noise` over training.
 
-    [`DistillationTrainer`] brings its own; a plain `Seq2SeqTrainer` takes `callbacks=[GateScheduleCallback()]`. A resumed
-    run goes on where it was.
+    [`DistillationTrainer`] brings its own; a plain `Seq2SeqTrainer` takes `callbacks=[GateScheduleCallback()]`. A
+    resumed run goes on where it was.
 
     Raises:
         TypeError: the model has no CLSR adapter.
@@ -24,7 +24,7 @@ class GateScheduleCallback(TrainerCallback):
         tuner = getattr(model, "base_model", None)
         if not hasattr(tuner, "set_gate_progress"):
             raise TypeError(
-                f"GateScheduleCallback expects a PeftModel with a CLSR adapter, not a {type(model).__name__}: wrap the "
-                "model with get_peft_model(model, CLSRConfig(...))"
+                f"GateScheduleCallback expects a PeftModel with a CLSR adapter, not a {type(model).__name__}: wrap "
+                "the model with get_peft_model(model, CLSRConfig(...))"
             )
         tuner.set_gate_progress(min(state.global_step / max(state.max_steps, 1), 1.0))

@@ -20,22 +20,23 @@ class DistillationTrainer(Seq2SeqTrainer):
     Trains a CLSR adapter with labels, a frozen teacher's logits and the gate budget (Ferraz et al., ICASSP 2024):
     `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`.
 
-    CE and KD are means over the label tokens of a whole optimizer step, however many batches and processes it is made of;
-    padding (-100) counts in neither. Beside `loss`, training logs `ce_loss`, `kd_loss`, `budget_loss` (all without their
-    weights) and `gate_mean`; evaluation, with hard gates, gives the same with its prefix, over all tokens of the dataset.
+    CE and KD are means over the label tokens of a whole optimizer step, however many batches and processes it is made
+    of; padding (-100) counts in neither. Beside `loss`, training logs `ce_loss`, `kd_loss`, `budget_loss` (all without
+    their weights) and `gate_mean`; evaluation, with hard gates, gives the same with its prefix, over all tokens of the
+    dataset.
 
     Args:
         model ([`~peft.PeftModel`]): A Whisper with an active CLSR adapter: the student.
         args ([`DistillationTrainingArguments`]): Arguments.
         teacher_model ([`~transformers.PreTrainedModel`], *optional*):
-            A larger Whisper with the student's vocabulary and features. It is frozen, put into evaluation mode and moved to
-            the student's device, unless it was loaded with a `device_map`. Without one, `kd_loss` is 0.
+            A larger Whisper with the student's vocabulary and features. It is frozen, put into evaluation mode and
+            moved to the student's device, unless it was loaded with a `device_map`. Without one, `kd_loss` is 0.
         kwargs: Further arguments of `Seq2SeqTrainer`: `train_dataset`, `eval_dataset`, `data_collator`, ...
 
     Raises:
         ValueError:
-            the model has no CLSR adapter; the teacher has another vocabulary or other features, or is the student's own base
-            model; several GPUs without `accelerate launch`.
+            the model has no CLSR adapter; the teacher has another vocabulary or other features, or is the student's
+            own base model; several GPUs without `accelerate launch`.
 
     Example:
 
@@ -205,6 +206,7 @@ def _check_teacher(model: nn.Module, teacher: PreTrainedModel) -> None:
         ours, theirs = getattr(model.config, name, None), getattr(teacher.config, name, None)
         if ours != theirs:
             raise ValueError(
-                f"the teacher has {meaning} {theirs}, the student of {ours}: {remedy}. Take a teacher of the student's "
-                "generation, such as whisper-large-v2 for whisper-base, -small and -medium (large-v3 and turbo differ)"
+                f"the teacher has {meaning} {theirs}, the student of {ours}: {remedy}. Take a teacher of the "
+                "student's generation, such as whisper-large-v2 for whisper-base, -small and -medium (large-v3 and "
+                "turbo differ)"
             )
