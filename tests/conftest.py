@@ -83,6 +83,7 @@ def tiny_whisper(tiny_processor):
             torch.manual_seed(seed)
             model = WhisperForConditionalGeneration(WhisperConfig(**settings)).eval()
         generation_config = model.generation_config
+        generation_config._from_model_config = False  # or loading would make it anew from the model's config
         generation_config.is_multilingual = True
         generation_config.lang_to_id = {f"<|{code}|>": token_id(f"<|{code}|>") for code in LANGUAGES}
         generation_config.task_to_id = {task: token_id(f"<|{task}|>") for task in ("transcribe", "translate")}

@@ -78,7 +78,7 @@ def test_bad_items_are_dropped_named_and_counted(recordings, processor, caplog):
         "labels_too_long": 1,
         "no_text": 1,
     }
-    assert prepared.column_names == ["input_features", "attention_mask", "labels", "text", "language"]
+    assert prepared.column_names == ["input_features", "attention_mask", "labels", "text", "language", "index"]
     assert prepared["text"][:] == ["un peix", "una flor"]
     assert prepared["language"][:] == ["ca", "ca"]
     for name in ("long.wav", "empty.wav", "broken.wav", "wordy.wav", "silent.wav"):
