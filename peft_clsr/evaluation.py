@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,18 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _quiet_generation() -> Iterator[None]:
+    """Whisper's `generate` passes itself arguments that transformers then warns of, at every batch."""
+    logger = logging.getLogger("transformers.generation.utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def transcribe(
     model: nn.Module,
     processor: Any,
@@ -124,7 +137,7 @@ def transcribe(
         return torch.stack([torch.as_tensor(example["input_features"], dtype=model.dtype) for example in examples])
 
     transcripts: list[str] = []
-    with _evaluation_mode(model), tqdm(total=len(dataset), desc=desc, unit="utt") as progress:
+    with _evaluation_mode(model), _quiet_generation(), tqdm(total=len(dataset), desc=desc, unit="utt") as progress:
         for input_features in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
             tokens = model.generate(
                 input_features=input_features.to(model.device),
