@@ -99,6 +99,14 @@ def main() -> None:
         configs = _dataset_configs(script)
         settings = _settings(script, method, training)
         results = _open_results(Path(training.output_dir), settings, script)
+        _check_resume(training.resume_from_checkpoint)
+        for language, dataset_config in zip(script.languages, configs, strict=True):
+            there = results["languages"].get(language, {}).get("dataset_config", dataset_config)
+            if there != dataset_config:
+                raise ValueError(
+                    f"{training.output_dir} holds results of {language} on {there!r}, not {dataset_config!r}: choose "
+                    "another --output_dir, or give --overwrite to replace them"
+                )
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 
@@ -169,7 +177,11 @@ def train_language(
         print(f"{language}, {name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")
         return rates
 
-    row: dict[str, Any] = {"train_items": train_counts, "eval_items": eval_counts}
+    row: dict[str, Any] = {
+        "dataset_config": dataset_config,
+        "train_items": train_counts,
+        "eval_items": eval_counts,
+    }
     if script.max_audio_seconds is not None:
         # The same utterances as below, heard as the unchanged model hears them.
         full_set, _ = prepare(raw_eval.select(eval_set["index"]), "evaluation at 30 s", full_processor)
@@ -203,7 +215,9 @@ def train_language(
         data_collator=collator,
         processing_class=processor,
     )
-    resume = get_last_checkpoint(training.output_dir) if training.resume_from_checkpoint else None
+    resume = None
+    if training.resume_from_checkpoint and Path(training.output_dir).is_dir():
+        resume = get_last_checkpoint(training.output_dir)
     trained = trainer.train(resume_from_checkpoint=resume)
     row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
     row["train_steps"] = trainer.state.global_step
@@ -247,7 +261,11 @@ def load_recordings(
             dataset = dataset.remove_columns(script.audio_column)
         dataset = dataset.add_column(script.audio_column, files)
         if "language" in dataset.column_names:
-            rows = [index for index, name in enumerate(dataset["language"]) if language_code(name) == language]
+            try:
+                codes = {name: language_code(name) for name in dataset.unique("language")}
+            except ValueError as error:
+                raise ValueError(f"{table}, column 'language': {error}") from error
+            rows = [index for index, name in enumerate(dataset["language"]) if codes[name] == language]
             if not rows:
                 raise ValueError(
                     f"{table} has no row of language {language!r}; it has {sorted(dataset.unique('language'))}"
@@ -277,6 +295,14 @@ def _dataset_configs(script: ScriptArguments) -> list[str | None]:
         config and config.replace("{language}", language)
         for config, language in zip(configs, script.languages, strict=True)
     ]
+
+
+def _check_resume(value: str | None) -> None:
+    if value not in (None, "true", "True"):
+        raise ValueError(
+            f"--resume_from_checkpoint is {value!r}, expected 'true': each language goes on from the last checkpoint "
+            "in its own folder under --output_dir"
+        )
 
 
 def _settings(

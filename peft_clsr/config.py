@@ -97,6 +97,18 @@ class CLSRConfig(PeftConfig):
         for name in ("target_modules", "output_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                f"layers_pattern is {self.layers_pattern!r} but layers_to_transform is not given: name the layers' "
+                "indices, or leave both out"
+            )
+        for name in ("target_modules", "output_modules"):
+            if isinstance(getattr(self, name), str) and self.layers_to_transform is not None:
+                raise ValueError(
+                    f"layers_to_transform is {self.layers_to_transform} and {name} is the regular expression "
+                    f"{getattr(self, name)!r}, which would not be limited to them: give a list of names, or put the "
+                    "layers into the expression"
+                )
         self._check("gate_dim", self.gate_dim >= 1, "at least 1", "64 is the paper's")
         if self.expert_rank is not None:
             self._check("expert_rank", self.expert_rank >= 1, "at least 1", "leave it out for a full expert")

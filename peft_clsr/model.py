@@ -94,7 +94,12 @@ class CLSRModel(BaseTuner):
         return check_target_module_exists(peft_config, key) or _matches_output(peft_config, key)
 
     def _prepare_model(self, peft_config: CLSRConfig, model: nn.Module) -> None:
-        """Check, before anything is changed, that every FFN is matched as a whole."""
+        """Check, before anything is changed, that the config fits the model and every FFN is matched as a whole."""
+        if peft_config.task_type is not None and getattr(model, "main_input_name", None) == "input_features":
+            raise ValueError(
+                f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
+                f"{type(model).__name__} takes input_features: leave task_type out"
+            )
         inputs: dict[str, list[nn.Linear]] = {}
         outputs: dict[str, list[nn.Linear]] = {}
         inside = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, BaseTunerLayer))
@@ -200,7 +205,18 @@ class CLSRModel(BaseTuner):
 
     def gate_mean(self) -> torch.Tensor:
         """The mean of the gate values behind [`budget_loss`]: scalar float32 in [0, 1], without graph."""
-        return self._of_last_forward(self.routing.gate_mean)
+        total = self._of_last_forward(self.routing.gate_sum)
+        return total / self.routing.gate_count.clamp(min=1)
+
+    def routed_modules(self) -> tuple[int, int]:
+        """How many modules the active adapter routes: in the encoder (or a model of one side), and in the decoder."""
+        owners = [
+            layer
+            for layer in self.model.modules()
+            if isinstance(layer, CLSRLayer) and layer.owns_gate and layer.active_adapters[0] in layer.clsr_config
+        ]
+        in_decoder = sum("decoder" in layer.route.name.split(".") for layer in owners)
+        return len(owners) - in_decoder, in_decoder
 
     @staticmethod
     def _of_last_forward(value: torch.Tensor | None) -> torch.Tensor:
@@ -232,8 +248,8 @@ class CLSRModel(BaseTuner):
 
         Yields:
             `dict[str, torch.Tensor]`: name of the module (such as "model.encoder.layers.0.fc1") to float32 [batch,
-            tokens]: in [0, 1] in training, 0 or 1 in evaluation. Filled by forwards inside the block; padding
-            included.
+            tokens] (the leading dimensions of the FFN's input): in [0, 1] in training, 0 or 1 in evaluation. Filled by
+            forwards inside the block; padding included.
 
         Example:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ class Route:
 
     Exactly one of the following describes a choice, and none does between forwards or where the adapter is off:
     - `gate` float32 [..., 1]: soft, both paths are computed and blended;
-    - `expert_rows`, bool [tokens, 1]: hard, both paths are computed and selected;
+    - `expert_rows`, bool [tokens]: hard, both paths are computed and selected;
     - `order` int64 [tokens] with `num_shared`: hard, tokens are sorted, the first `num_shared` take the shared path;
     - `path`, "shared" or "expert": hard, every token takes the same.
 
@@ -68,7 +69,8 @@ class Routing:
         self._gates: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: nobody collects
         self._trains = False
         self.budget_loss: torch.Tensor | None = None
-        self.gate_mean: torch.Tensor | None = None
+        self.gate_sum: torch.Tensor | None = None
+        self.gate_count: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"gate_progress": self.gate_progress, "_hooks": self._hooks}
@@ -99,7 +101,7 @@ class Routing:
 
         Args:
             name (`str`): Name of the module.
-            gate_values (`torch.Tensor`): [batch, tokens] in [0, 1], with its graph.
+            gate_values (`torch.Tensor`): [batch, tokens] in [0, 1] (leading dimensions of the FFN's input).
             config (`CLSRConfig`): The adapter's.
             trains (`bool`): Whether the gate's weights require a gradient.
         """
@@ -112,33 +114,40 @@ class Routing:
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._forget()
-        if module.training or kwargs.get("labels") is not None:
+        if module.training or _named_inputs(module, args, kwargs).get("labels") is not None:
             self._gates = []
 
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
         gates, self._gates = self._gates, None  # a recomputation in the backward pass must not be counted
         if not gates:
             return None
-        config = gates[0][2]
-        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-        total = count = 0
-        for name, gate_values, _ in gates:
-            mask = _token_mask(name, gate_values, is_encoder_decoder, kwargs)
-            kept = gate_values if mask is None else gate_values * mask
-            total = total + kept.sum().to(gates[0][1].device)
-            count = count + (gate_values.numel() if mask is None else mask.sum().to(gates[0][1].device))
-        mean = total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
-        self.gate_mean = mean.detach()
-        self.budget_loss = (mean - config.gate_budget).abs()
-        if not module.training:
-            return None
-        if self._trains and torch.is_grad_enabled() and not mean.requires_grad:
+        config, device = gates[0][2], gates[0][1].device
+        has_graph = all(gate_values.requires_grad for _, gate_values, _ in gates)
+        if module.training and self._trains and torch.is_grad_enabled() and not has_graph:
             raise RuntimeError(
-                "the gates were computed without a graph, so the budget loss would train nothing: this happens under "
+                "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
                 '{"use_reentrant": False}'
             )
-        return _add_to_loss(outputs, config.budget_weight * self.budget_loss, kwargs.get("labels") is not None)
+        inputs = _named_inputs(module, args, kwargs)
+        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        total, count = torch.zeros((), device=device), torch.zeros((), device=device)
+        for name, gate_values, _ in gates:
+            mask = _token_mask(name, gate_values, is_encoder_decoder, inputs)
+            total = total + (gate_values if mask is None else gate_values * mask).sum().to(device)
+            count = count + (gate_values.numel() if mask is None else mask.sum().to(device))
+        self.gate_sum, self.gate_count = total.detach(), count
+        self.budget_loss = (total / count.clamp(min=1) - config.gate_budget).abs()
+        if not module.training:
+            return None
+        return _add_to_loss(outputs, config.budget_weight * self.budget_loss, inputs.get("labels") is not None)
+
+
+def _named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a forward was called with, by name."""
+    if not args:
+        return kwargs
+    return inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
 
 
 def _token_mask(

@@ -49,12 +49,13 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
         if not audio.get("sampling_rate"):
             raise ValueError(f"audio {name} has an 'array' but no 'sampling_rate': give its rate in Hz")
         samples, rate = np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])
+        if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > max(samples.shape[1], 1)):
+            raise ValueError(
+                f"audio {name} has an array of shape {samples.shape}; expected [samples] or [channels, samples] "
+                "(transpose what soundfile reads)"
+            )
         if samples.ndim == 2:
             samples = samples.mean(axis=0)
-        if samples.ndim != 1:
-            raise ValueError(
-                f"audio {name} has an array of shape {samples.shape}; expected [samples] or [channels, samples]"
-            )
     else:
         samples, rate = _decode(audio, name)
     if samples.size == 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..languages import language_code
 from .audio import audio_name, read_audio
 from .data import MAX_LABEL_LENGTH, encode_labels
 
@@ -43,6 +44,10 @@ class DataCollatorSpeechSeq2SeqWithPadding:
     text_column: str = "text"
     language_column: str = "language"
     max_label_length: int = MAX_LABEL_LENGTH
+
+    def __post_init__(self):
+        if self.language is not None:
+            self.language = language_code(self.language)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """

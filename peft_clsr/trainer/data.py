@@ -107,6 +107,11 @@ def prepare_dataset(
                 f"the dataset has no column {column!r}; it has {', '.join(map(repr, dataset.column_names))}. "
                 f"Set {argument} (--{argument}) to one of them"
             )
+    kind = getattr(dataset.features[text_column], "dtype", None)
+    if kind not in ("string", "large_string"):
+        raise ValueError(
+            f"column {text_column!r} holds {kind or dataset.features[text_column]}; expected text (string)"
+        )
     language = language_code(language)
     encode_labels(processor.tokenizer, "", language, task)  # a bad language or task fails here, not in a worker
 
