@@ -132,3 +132,8 @@ def test_a_processor_that_could_not_be_loaded_again_is_not_made(tiny_whisper, ti
     with pytest.raises(ValueError, match="whole seconds"):
         set_audio_context(model, tiny_processor, 0.5)
     assert model.config.max_source_positions == 50
+
+
+def test_an_array_the_wrong_way_round_is_refused():
+    with pytest.raises(ValueError, match=r"\(16000, 2\).*transpose"):
+        read_audio({"array": np.zeros((16000, 2)), "sampling_rate": 16000})

@@ -94,6 +94,24 @@ def test_the_ends_of_each_range_are_accepted(field, value):
     assert getattr(CLSRConfig(**{field: value}), field) == value
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"layers_pattern": "layers"}, "layers_to_transform"),
+        ({"target_modules": r".*\.fc1", "output_modules": ["fc2"], "layers_to_transform": [0]}, "target_modules"),
+        ({"target_modules": ["fc1"], "output_modules": r".*\.fc2", "layers_to_transform": [0]}, "output_modules"),
+    ],
+)
+def test_a_choice_of_layers_that_would_be_ignored_is_refused(fields, named):
+    with pytest.raises(ValueError, match=named):
+        CLSRConfig(**fields)
+
+
+def test_a_task_type_that_whisper_cannot_serve_is_refused(tiny_whisper):
+    with pytest.raises(ValueError, match="SEQ_2_SEQ_LM.*task_type"):
+        get_peft_model(tiny_whisper(), CLSRConfig(task_type="SEQ_2_SEQ_LM"))
+
+
 @pytest.mark.parametrize("fields", [{"target_modules": ["lin0"]}, {"output_modules": ["lin1"]}])
 def test_an_unknown_architecture_needs_both_projections(fields):
     with pytest.raises(ValueError, match="output_modules|target_modules"):

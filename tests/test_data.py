@@ -175,3 +175,14 @@ def test_a_start_token_in_prepared_labels_is_not_doubled(processor):
     start = processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
     assert collator([{"input_features": torch.zeros(80, 500), "labels": [start, 5, 6]}])["labels"].tolist() == [[5, 6]]
+
+
+def test_a_column_of_numbers_is_no_text(tiny_processor):
+    dataset = datasets.Dataset.from_dict({"audio": ["a.wav"], "transcription": [7]})
+    with pytest.raises(ValueError, match="'transcription' holds int64"):
+        prepare_dataset(dataset, tiny_processor, "ca")
+
+
+def test_the_collator_refuses_an_unknown_language_at_once(tiny_processor):
+    with pytest.raises(ValueError, match="catalann"):
+        DataCollatorSpeechSeq2SeqWithPadding(tiny_processor, language="catalann")

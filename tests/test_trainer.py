@@ -209,6 +209,75 @@ def test_evaluation_returns_every_part_with_hard_gates(readable_whisper, tmp_pat
     assert {f"eval_{part}" for part in PARTS} <= logged.keys()
 
 
+def test_evaluation_does_not_depend_on_the_batch_size(readable_whisper, tmp_path):
+    dataset = make_dataset(size=6, lengths=(3, 9, 4))
+    metrics = []
+    for batch_size in (6, 4, 1):
+        model = randomize(clsr(readable_whisper(), gate_budget=0.4, budget_weight=0.5))
+        trainer = distiller(
+            model,
+            readable_whisper(seed=1),
+            tmp_path,
+            eval_dataset=dataset,
+            per_device_eval_batch_size=batch_size,
+            label_smoothing_factor=0.1,
+        )
+        metrics.append({key: value for key, value in trainer.evaluate().items() if key[5:] in (*PARTS, "loss")})
+    for other in metrics[1:]:
+        assert other == pytest.approx(metrics[0], abs=1e-5)
+    parts = {key.removeprefix("eval_"): value for key, value in metrics[0].items()}
+    assert parts["budget_loss"] == pytest.approx(abs(parts["gate_mean"] - 0.4), abs=1e-6)
+    weighted = parts["ce_loss"] + 2 * parts["kd_loss"] + 0.5 * parts["budget_loss"]
+    assert parts["loss"] == pytest.approx(weighted, abs=1e-5)
+    batch = collate(dataset)
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    unsmoothed = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    assert parts["ce_loss"] == pytest.approx(unsmoothed.item(), abs=1e-4)
+
+
+def test_a_second_training_starts_with_clean_logs(readable_whisper, tmp_path):
+    trainer = distiller(
+        randomize(clsr(readable_whisper())), readable_whisper(seed=1), tmp_path, max_steps=3, logging_steps=2
+    )
+    trainer.train()
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    expected = entry["ce_loss"] + 2 * entry["kd_loss"] + entry["budget_loss"]
+    assert entry["loss"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(readable_whisper, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:  # after the evaluation of step 2
+                with torch.no_grad():
+                    for name, parameter in model.named_parameters():
+                        if "clsr_expert" in name:
+                            parameter.mul_(3.0)
+
+    trainer = distiller(
+        clsr(readable_whisper()),
+        readable_whisper(),  # its own base: nothing is lost before the spoiling
+        tmp_path,
+        eval_dataset=make_dataset(),
+        callbacks=[Spoil()],
+        max_steps=4,
+        learning_rate=1e-6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_kd_loss",
+    )
+    trainer.train()
+    losses = [entry["eval_kd_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert max(losses[:2]) < 1e-3 and min(losses[2:]) > 0.1
+    assert trainer.evaluate()["eval_kd_loss"] == pytest.approx(min(losses), abs=1e-5)
+    assert all(p.requires_grad for name, p in trainer.model.named_parameters() if "clsr_" in name)
+
+
 def test_evaluation_during_training_does_not_mix_with_the_training_logs(readable_whisper, tmp_path):
     model = randomize(clsr(readable_whisper()))
     trainer = distiller(
@@ -274,6 +343,50 @@ def test_a_teacher_with_another_vocabulary_is_refused_with_both_sizes(tiny_whisp
     with pytest.raises(ValueError, match="vocabular") as error:
         distiller(student, teacher, tmp_path / "out", max_steps=1)
     assert "300" in str(error.value) and str(student.config.vocab_size) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher_config", "named"),
+    [({"num_mel_bins": 128}, "mel"), ({"max_source_positions": 100}, "set_audio_context")],
+)
+def test_a_teacher_that_cannot_hear_the_students_features_is_refused(tiny_whisper, tmp_path, teacher_config, named):
+    with pytest.raises(ValueError, match=named):
+        distiller(clsr(tiny_whisper()), tiny_whisper(**teacher_config), tmp_path / "out", max_steps=1)
+
+
+def test_the_students_own_base_is_no_teacher(tiny_whisper, tmp_path):
+    base = tiny_whisper()
+    with pytest.raises(ValueError, match="second time"):
+        distiller(clsr(base), base, tmp_path / "out", max_steps=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_may_be_of_half_precision(readable_whisper, tmp_path, dtype):
+    dataset = make_dataset(size=4)
+    losses = []
+    for teacher_dtype in (torch.float32, dtype):
+        trainer = distiller(
+            randomize(clsr(readable_whisper())),
+            readable_whisper(seed=1).to(teacher_dtype),
+            tmp_path,
+            dataset,
+            max_steps=1,
+        )
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["kd_loss"])
+    assert losses[0] > 0.05
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_wrong_arguments_class_and_loss_function_are_refused(tiny_whisper, tmp_path):
+    model = clsr(tiny_whisper())
+    with pytest.raises(TypeError, match="DistillationTrainingArguments"):
+        DistillationTrainer(model=model, args=make_args(Seq2SeqTrainingArguments, tmp_path))
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        args = make_args(DistillationTrainingArguments, tmp_path)
+        DistillationTrainer(model=model, args=args, compute_loss_func=lambda *_: 0)
+    with pytest.raises(ValueError, match="get_peft_model"):
+        DistillationTrainer(model=tiny_whisper(), args=make_args(DistillationTrainingArguments, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -360,6 +473,43 @@ def test_distillation_trainer_accumulates_gradients(
         for part in ("loss", "ce_loss", "kd_loss"):
             if part in one:
                 assert one[part] == pytest.approx(other[part], abs=2e-3)
+
+
+@pytest.mark.parametrize("gate_budget", [0.0, 1.0])
+def test_the_budget_loss_of_uneven_micro_batches_is_that_of_one_batch(readable_whisper, tmp_path, gate_budget):
+    """Batches of unequal audio and labels count by their routed tokens."""
+    frames, dataset = (100, 20, 60, 30), make_dataset(size=4, lengths=(2, 9, 4, 5))
+    for row, length in zip(dataset, frames, strict=True):
+        row["attention_mask"] = (torch.arange(100) < length).long()
+
+    def collate_with_mask(rows):
+        return {**collate(rows), "attention_mask": torch.stack([row["attention_mask"] for row in rows])}
+
+    results = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = randomize(clsr(readable_whisper(), gate_budget=gate_budget, budget_weight=3.0))
+        trainer = distiller(
+            model,
+            None,
+            tmp_path,
+            dataset=dataset,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+            ce_weight=0.0,
+            learning_rate=1.0,
+        )
+        trainer.data_collator = collate_with_mask
+        start = adapter_weights(model)
+        trainer.train()
+        results.append((adapter_weights(model), [e for e in trainer.state.log_history if "loss" in e]))
+    (whole, logs), (parts, other_logs) = results
+    assert max((whole[name] - start[name]).abs().max() for name in whole) > 1e-3
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-6, rtol=1e-4)
+    for one, other in zip(logs, other_logs, strict=True):
+        for part in ("budget_loss", "gate_mean"):
+            assert one[part] == pytest.approx(other[part], abs=1e-5)
 
 
 def test_plain_seq2seq_trainer_trains_gates_and_experts(readable_whisper, tmp_path, progress_calls):

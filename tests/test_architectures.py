@@ -1,0 +1,148 @@
+"""Every architecture whose FFN the tuner knows by itself, gated ones included."""
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    Gemma2Config,
+    GemmaConfig,
+    LlamaConfig,
+    M2M100Config,
+    MBartConfig,
+    MistralConfig,
+    MT5Config,
+    OPTConfig,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+    UMT5Config,
+)
+
+import peft_clsr.layer
+from peft_clsr import CLSRConfig
+from peft_clsr.model import FFN_PROJECTIONS
+
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
+BART = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+    "decoder_start_token_id": 2,
+}
+T5 = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+T5 |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+GATED = {**T5, "feed_forward_proj": "gated-gelu"}
+LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+OPT = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+OPT |= {"dropout": 0.0, "max_position_embeddings": 64}
+CONFIGS = {
+    "bart": (BartConfig, BART),
+    "mbart": (MBartConfig, BART),
+    "m2m_100": (M2M100Config, BART),
+    "t5": (T5Config, T5),
+    "t5 v1.1": (T5Config, GATED),
+    "mt5": (MT5Config, GATED),
+    "umt5": (UMT5Config, GATED),
+    "opt": (OPTConfig, OPT),
+    "llama": (LlamaConfig, LLAMA),
+    "mistral": (MistralConfig, LLAMA),
+    "qwen2": (Qwen2Config, LLAMA),
+    "qwen3": (Qwen3Config, {**LLAMA, "head_dim": 8}),
+    "gemma": (GemmaConfig, {**LLAMA, "head_dim": 8}),
+    "gemma2": (Gemma2Config, {**LLAMA, "head_dim": 8}),
+}
+
+
+def test_every_known_model_type_is_tested():
+    assert {name.split()[0] for name in CONFIGS} | {"whisper", "speech_to_text"} == set(FFN_PROJECTIONS)
+
+
+@pytest.fixture(params=CONFIGS)
+def build(request):
+    config_class, kwargs = CONFIGS[request.param]
+
+    def build():
+        torch.manual_seed(0)
+        config = config_class(vocab_size=60, **kwargs)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return auto.from_config(config, dtype=torch.float32).eval()
+
+    return build
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 60, (3, 20), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 11:] = 0
+    labels = torch.where(attention_mask == 1, input_ids, -100)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@torch.no_grad()
+def randomize(model):
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "clsr_" in name:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def clsr(base):
+    return get_peft_model(base, CLSRConfig(**QUIET, gate_dim=8), adapter_name="ca")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_fresh_adapter_equals_base(build, inputs, training):
+    base, model = build().train(training), clsr(build()).train(training)
+    with torch.no_grad():
+        assert (model(**inputs).logits - base(**inputs).logits).abs().max() <= 1e-6
+
+
+def test_one_gate_a_feed_forward_network(build, inputs):
+    model = clsr(build())
+    with torch.no_grad(), model.base_model.record_gates() as gates:
+        model(**inputs)
+    assert len(gates) == (4 if model.config.is_encoder_decoder else 2)
+    assert sum("clsr_gate_out" in name for name, _ in model.named_parameters()) == len(gates)
+
+
+def test_sorting_tokens_and_computing_both_paths_agree(build, inputs, monkeypatch):
+    model = randomize(clsr(build()))
+    with torch.no_grad(), model.base_model.record_gates() as gates:
+        sorted_logits = model(**inputs).logits
+        values = torch.cat([gate.flatten() for gate in gates.values()])
+        assert 0 < values.mean() < 1
+        monkeypatch.setattr(peft_clsr.layer, "MIN_TOKENS_TO_SORT", 10**9)
+        torch.testing.assert_close(model(**inputs).logits, sorted_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_every_gate_and_expert_gets_a_gradient_and_survives_saving(build, inputs, tmp_path):
+    model = randomize(clsr(build())).train()
+    model(**inputs).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == ("clsr_" in name), name
+    model.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(), tmp_path, subfolder="ca", adapter_name="ca").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
