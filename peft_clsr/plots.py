@@ -44,7 +44,7 @@ def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, ti
         if len(lines) > 1:
             panel.legend(fontsize="small")
         panel.set_xticks(sorted({layer for points in lines.values() for layer, _ in points}))
-        panel.set(title=side, xlabel="layer", ylim=(0, 1))
+        panel.set(title=side, xlabel="layer", ylim=(-0.03, 1.03))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("share of tokens sent to the expert")
     if title:
