@@ -88,12 +88,16 @@ class CLSRLayer(BaseTunerLayer):
     def unmerge(self) -> None:
         pass  # nothing is ever merged
 
-    def _routed_adapter(self) -> str | None:
-        """Name of the adapter to route with, or `None` where the base layer stands alone."""
-        if self.disable_adapters or not self.active_adapters:
-            return None
-        adapter_name = self.active_adapters[0]
-        return adapter_name if adapter_name in self.clsr_config else None
+    def _routed_adapters(self) -> list[str]:
+        """
+        Names of the adapters to route with: the active one, or those of a batch of several languages. Empty where the
+        base layer stands alone.
+        """
+        if self.disable_adapters:
+            return []
+        names = self.route.routing.adapter_names
+        names = self.active_adapters if names is None else list(dict.fromkeys(names))
+        return [name for name in names if name in self.clsr_config]
 
     def _apply_expert(self, x: torch.Tensor, adapter_name: str, shared: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -110,24 +114,30 @@ class CLSRLayer(BaseTunerLayer):
             result = shared + B(A(self._cast_input_dtype(x, A.weight.dtype)))
         return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
 
-    def _apply_one_path_each(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        """
-        The projection [..., out_features] of each row of `x` by the path that the (hard) route gives it.
+    def _apply_path(self, x: torch.Tensor, path: str | None, shared: torch.Tensor | None = None) -> torch.Tensor:
+        if path is None:
+            return self.base_layer(x) if shared is None else shared
+        return self._apply_expert(x, path, shared)
 
-        Where the route sorts, rows are taken as sorted, and stay so.
+    def _apply_hard(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        The projection [..., out_features] of each row of `x` by the path that the route gives it.
+
+        Where the route has an order, rows are taken as sorted, and stay so.
         """
         route = self.route
-        if route.path == "shared":
-            return self.base_layer(x)
-        if route.path == "expert":
-            return self._apply_expert(x, adapter_name)
-        if route.order is not None:
-            x = x.reshape(-1, x.shape[-1])
-            shared = self.base_layer(x[: route.num_shared])
-            return torch.cat([shared, self._apply_expert(x[route.num_shared :], adapter_name)])
-        shared = self.base_layer(x)
-        expert_rows = route.expert_rows.view(*x.shape[:-1], 1)
-        return torch.where(expert_rows, self._apply_expert(x, adapter_name, shared), shared)
+        if len(route.groups) == 1:
+            return self._apply_path(x, route.groups[0][0])
+        if route.groups:
+            rows = x.reshape(-1, x.shape[-1]).split([size for _, size in route.groups])
+            groups = zip(rows, route.groups, strict=True)
+            return torch.cat([self._apply_path(group, path) for group, (path, _) in groups]).view(*x.shape[:-1], -1)
+        shared = result = self.base_layer(x)
+        choice = route.choice.view(*x.shape[:-1], 1)
+        for index, path in enumerate(route.paths):
+            if path is not None:
+                result = torch.where(choice == index, self._apply_expert(x, path, shared), result)
+        return result
 
 
 class InputLinear(nn.Module, CLSRLayer):
@@ -150,13 +160,16 @@ class InputLinear(nn.Module, CLSRLayer):
             `torch.Tensor`: soft: [..., 2 · out_features], the shared half, then the expert's; hard: [...,
             out_features], rows in the order of the route.
         """
-        adapter_name = self._routed_adapter()
-        if adapter_name is None:
-            self.route.clear()
+        adapter_names, route = self._routed_adapters(), self.route
+        if not adapter_names:
+            route.clear()
             return self.base_layer(x, *args, **kwargs)
         if self.owns_gate:
-            self._choose(x, adapter_name)
-        route = self.route
+            route.clear()
+            if self.training:
+                self._choose_soft(x, adapter_names[0])
+            else:
+                self._choose_hard(x, adapter_names)
         if not route.is_set:
             raise RuntimeError(
                 f"an input projection was called before {route.name!r}, which owns the gate of its FFN; the gate "
@@ -165,50 +178,58 @@ class InputLinear(nn.Module, CLSRLayer):
             )
         if route.gate is not None:
             shared = self.base_layer(x)
-            return torch.cat([shared, self._apply_expert(x, adapter_name, shared)], dim=-1)
-        if route.order is None:
-            return self._apply_one_path_each(x, adapter_name)
-        rows = x.reshape(-1, x.shape[-1])[route.order]
-        return self._apply_one_path_each(rows, adapter_name).view(*x.shape[:-1], -1)
+            return torch.cat([shared, self._apply_expert(x, adapter_names[0], shared)], dim=-1)
+        if route.order is not None:
+            x = x.reshape(-1, x.shape[-1])[route.order].view(x.shape)
+        return self._apply_hard(x)
 
-    def _choose(self, x: torch.Tensor, adapter_name: str) -> None:
-        """Set the route for the tokens of `x` [..., in_features]."""
+    def _choose_soft(self, x: torch.Tensor, adapter_name: str) -> None:
+        """Set a soft route for the tokens of `x` [..., in_features]."""
         config, route = self.clsr_config[adapter_name], self.route
-        route.clear()
         gate_in, gate_out = self.clsr_gate_in[adapter_name], self.clsr_gate_out[adapter_name]
-        if self.training:
-            logits = gate_logits(F.dropout(x, config.gate_dropout), gate_in, gate_out)
-            alpha = route.routing.gate_progress * config.gate_noise
-            if alpha:
-                logits = logits + alpha * torch.randn_like(logits)
-            gate_values = logits.sigmoid()
-            if config.skip_gate_prob:
-                # A product, not a branch: the gradients of a skipped gate and expert are zeros, not missing (DDP), and
-                # the draw is torch's, which gradient checkpointing repeats.
-                gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
-            route.gate = gate_values.unsqueeze(-1)
-        else:
-            to_expert = gate_logits(x, gate_in, gate_out) >= 0
-            gate_values = to_expert.float()
-            self._set_hard_route(to_expert.flatten())
+        logits = gate_logits(F.dropout(x, config.gate_dropout), gate_in, gate_out)
+        alpha = route.routing.gate_progress * config.gate_noise
+        if alpha:
+            logits = logits + alpha * torch.randn_like(logits)
+        gate_values = logits.sigmoid()
+        if config.skip_gate_prob:
+            # A product, not a branch: the gradients of a skipped gate and expert are zeros, not missing (DDP), and the
+            # draw is torch's, which gradient checkpointing repeats.
+            gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
+        route.gate = gate_values.unsqueeze(-1)
         route.routing.add(route.name, gate_values, config, trains=gate_out.weight.requires_grad)
 
-    def _set_hard_route(self, to_expert: torch.Tensor) -> None:
-        """`to_expert`: bool [tokens]."""
+    def _choose_hard(self, x: torch.Tensor, adapter_names: list[str]) -> None:
+        """Set a hard route for the tokens of `x` [..., in_features]."""
         route = self.route
-        if torch.compiler.is_compiling():  # the size of the groups would be a shape that depends on data
-            route.expert_rows = to_expert
-            return
-        expert_rows = to_expert.nonzero().squeeze(-1)
-        route.num_shared = len(to_expert) - len(expert_rows)
-        if len(expert_rows) == 0:
-            route.path = "shared"
-        elif route.num_shared == 0:
-            route.path = "expert"
-        elif len(to_expert) < MIN_TOKENS_TO_SORT:
-            route.expert_rows = to_expert
+        paths: list[str | None] = [None, *adapter_names]
+        names = route.routing.adapter_names
+        if names is None:
+            to_expert = gate_logits(x, self.clsr_gate_in[paths[1]], self.clsr_gate_out[paths[1]]) >= 0
+            choice = to_expert.flatten().long()
         else:
-            route.order = torch.cat([to_expert.logical_not().nonzero().squeeze(-1), expert_rows])
+            # Tokens of a sample stand together; with beams, those of its beams do.
+            samples = x.reshape(len(names), -1, x.shape[-1])  # [samples, tokens, in_features]
+            choice = torch.zeros(samples.shape[:2], dtype=torch.long, device=x.device)
+            for index, name in enumerate(adapter_names, start=1):
+                of_name = [row for row, sample_name in enumerate(names) if sample_name == name]
+                logits = gate_logits(samples[of_name], self.clsr_gate_in[name], self.clsr_gate_out[name])
+                choice[of_name] = (logits >= 0).long() * index
+            choice = choice.flatten()
+        gate_values = (choice > 0).float().view(x.shape[:-1])
+        route.routing.add(route.name, gate_values, self.clsr_config[adapter_names[0]], trains=False)
+
+        if torch.compiler.is_compiling():  # the sizes of the groups would be shapes that depend on data
+            route.choice, route.paths = choice, paths
+            return
+        sizes = torch.bincount(choice, minlength=len(paths)).tolist()
+        groups = [(path, size) for path, size in zip(paths, sizes, strict=True) if size]
+        if len(groups) > 1 and len(choice) < MIN_TOKENS_TO_SORT:
+            route.choice, route.paths = choice, paths
+            return
+        route.groups = groups or [(None, 0)]
+        if len(groups) > 1:
+            route.order = choice.argsort(stable=True)
 
 
 class OutputLinear(nn.Module, CLSRLayer):
@@ -228,19 +249,20 @@ class OutputLinear(nn.Module, CLSRLayer):
         Returns:
             `torch.Tensor`: [..., out_features], tokens in their own order.
         """
-        adapter_name, route = self._routed_adapter(), self.route
-        if adapter_name is None or not route.is_set:
+        adapter_names, route = self._routed_adapters(), self.route
+        if not adapter_names or not route.is_set:
             return self.base_layer(x, *args, **kwargs)
         if route.gate is not None:
             shared_half, expert_half = x.chunk(2, dim=-1)
             shared = self.base_layer(shared_half)
-            expert = self._apply_expert(expert_half, adapter_name)
-            expert = F.dropout(expert, self.clsr_config[adapter_name].expert_dropout)
+            expert = self._apply_expert(expert_half, adapter_names[0])
+            expert = F.dropout(expert, self.clsr_config[adapter_names[0]].expert_dropout)
             result = (shared + route.gate.view(*shared.shape[:-1], 1) * (expert - shared)).to(shared.dtype)
         else:
-            result = self._apply_one_path_each(x, adapter_name)
+            result = self._apply_hard(x)
             if route.order is not None:
-                result = torch.empty_like(result).index_copy(0, route.order, result).view(*x.shape[:-1], -1)
+                rows = result.reshape(-1, result.shape[-1])
+                result = torch.empty_like(rows).index_copy(0, route.order, rows).view(result.shape)
         route.clear()
         return result
 

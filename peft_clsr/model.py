@@ -174,6 +174,29 @@ class CLSRModel(BaseTuner):
             route.name = current_key
         return InputLinear(target, adapter_name, peft_config, route, owns_gate)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any):
+        # How PEFT passes `adapter_names` of a batch of several adapters, in forward and in generate.
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
+        if unknown:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        batch = args[0] if args else kwargs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if isinstance(batch, torch.Tensor) and len(batch) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(batch)} respectively."
+            )
+        self.routing.adapter_names = list(adapter_names)
+        try:
+            yield
+        finally:
+            self.routing.adapter_names = None
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         check_one_adapter(adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)

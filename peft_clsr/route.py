@@ -16,11 +16,12 @@ class Route:
     """
     Carries the choice of one FFN from its input projections to its output projection.
 
-    Exactly one of the following describes a choice, and none does between forwards or where the adapter is off:
-    - `gate` float32 [..., 1]: soft, both paths are computed and blended;
-    - `expert_rows`, bool [tokens]: hard, both paths are computed and selected;
-    - `order` int64 [tokens] with `num_shared`: hard, tokens are sorted, the first `num_shared` take the shared path;
-    - `path`, "shared" or "expert": hard, every token takes the same.
+    Exactly one of the following describes a choice, and none does between forwards or where the adapter is off. A path
+    is the name of an adapter, or `None` for the shared FFN.
+    - `gate` float32 [..., 1]: soft, both paths of an adapter are computed and blended;
+    - `choice` int64 [tokens], an index into `paths`: hard, all paths are computed and selected;
+    - `groups`, a list of paths with their numbers of tokens: hard, tokens are taken in `order` int64 [tokens] (as they
+      come where that is `None`) and each group by its path.
 
     Args:
         routing (`Routing`): The model's.
@@ -34,14 +35,14 @@ class Route:
 
     def clear(self) -> None:
         self.gate: torch.Tensor | None = None
-        self.expert_rows: torch.Tensor | None = None
+        self.choice: torch.Tensor | None = None
+        self.paths: list[str | None] = []
+        self.groups: list[tuple[str | None, int]] = []
         self.order: torch.Tensor | None = None
-        self.num_shared: int = 0
-        self.path: str | None = None
 
     @property
     def is_set(self) -> bool:
-        return any(value is not None for value in (self.gate, self.expert_rows, self.order, self.path))
+        return self.gate is not None or self.choice is not None or bool(self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors with a graph can be neither copied nor pickled, and mean nothing outside of their forward.
@@ -62,6 +63,7 @@ class Routing:
     def __init__(self) -> None:
         self.gate_progress = 0.0
         self.recorded: dict[str, torch.Tensor] | None = None
+        self.adapter_names: list[str] | None = None  # of each sample, in a batch of several languages
         self._hooks: list[Any] = []
         self._forget()
 
@@ -76,7 +78,7 @@ class Routing:
         return {"gate_progress": self.gate_progress, "_hooks": self._hooks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.recorded = None
+        self.recorded = self.adapter_names = None
         self._forget()
         self.__dict__.update(state)
 
@@ -114,7 +116,8 @@ class Routing:
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._forget()
-        if module.training or _named_inputs(module, args, kwargs).get("labels") is not None:
+        has_labels = _named_inputs(module, args, kwargs).get("labels") is not None
+        if self.adapter_names is None and (module.training or has_labels):  # a mixed batch has no one budget
             self._gates = []
 
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:

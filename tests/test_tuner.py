@@ -402,11 +402,12 @@ def test_many_tokens_are_sorted_and_few_are_not(rows, is_sorted):
     to_expert = SlowFFN(mlp.lin0, mlp.lin1, F.relu, hard=True).gate_values(x).bool()
     mlp.lin0(x)
     route = mlp.lin0.route
-    assert (route.order is not None) == is_sorted and (route.expert_rows is None) == is_sorted
+    assert (route.order is not None) == is_sorted and (route.choice is None) == is_sorted
     if is_sorted:
-        assert route.num_shared == rows - to_expert.sum()
-        assert not to_expert[route.order[: route.num_shared]].any()
-        assert to_expert[route.order[route.num_shared :]].all()
+        num_shared = int(rows - to_expert.sum())
+        assert route.groups == [(None, num_shared), ("default", rows - num_shared)]
+        assert not to_expert[route.order[:num_shared]].any()
+        assert to_expert[route.order[num_shared:]].all()
     mlp.lin1(torch.randn(rows, 20))
     assert not route.is_set
 
