@@ -1,0 +1,85 @@
+"""`torch.compile`: one graph, and the same numbers."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from peft_clsr import CLSRConfig
+
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=[None, 2], ids=["full", "low-rank"])
+def model(request, tiny_whisper):
+    torch.manual_seed(0)
+    base = tiny_whisper(init_std=0.2)
+    model = get_peft_model(base, CLSRConfig(gate_dim=8, expert_rank=request.param, **QUIET), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig(gate_dim=8, **QUIET))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "clsr_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def make_inputs(model, batch=3, tokens=6):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(batch, 80, 100, generator=generator),
+        "labels": torch.randint(0, model.config.vocab_size, (batch, tokens), generator=generator),
+    }
+
+
+def test_evaluation_is_one_graph_and_equals_eager(model):
+    inputs = make_inputs(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for adapter in ("ca", "uk"):
+            model.set_adapter(adapter)
+            expected = model(**inputs)
+            actual = compiled(**inputs)
+            torch.testing.assert_close(actual.logits, expected.logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(actual.loss, expected.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_other_batch_sizes_and_lengths_work_on_the_compiled_model(model):
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for batch, tokens in ((3, 6), (1, 1), (4, 9), (2, 30)):
+            inputs = make_inputs(model, batch, tokens)
+            expected = model(**inputs).logits
+            torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_training_is_one_graph_with_the_same_gradients(model):
+    model.train()
+    inputs = make_inputs(model)
+    results = []
+    for function in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        outputs = function(**inputs)
+        outputs.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((outputs.loss.item(), gradients))
+    (loss, gradients), (compiled_loss, compiled_gradients) = results
+    assert compiled_loss == pytest.approx(loss, abs=1e-5)
+    assert gradients.keys() == compiled_gradients.keys() and gradients
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_generation_with_a_compiled_forward_gives_the_same_tokens(model):
+    features = make_inputs(model)["input_features"]
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "cache_implementation": "static"}
+    start = torch.full((3, 1), model.config.decoder_start_token_id)
+    expected = model.generate(input_features=features, decoder_input_ids=start, **options)
+    whisper = model.get_base_model()
+    whisper.forward = torch.compile(whisper.forward, backend="aot_eager", fullgraph=True)
+    assert torch.equal(model.generate(input_features=features, decoder_input_ids=start, **options), expected)
