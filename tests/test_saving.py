@@ -1,0 +1,282 @@
+"""Files and other doors: what PEFT and transformers do with adapters, done with CLSR."""
+
+import json
+
+import pytest
+import torch
+from peft import (
+    AutoPeftModel,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.utils.hotswap import hotswap_adapter
+from safetensors.torch import load_file
+from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
+
+from peft_clsr import CLSRConfig, CLSRLayer
+
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "gate_dim": 8}
+
+
+@torch.no_grad()
+def randomize(model, adapter):
+    generator = torch.Generator().manual_seed(sum(map(ord, adapter)))
+    for name, parameter in model.named_parameters():
+        if "clsr_" in name and f".{adapter}." in name:
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.3).to(parameter.dtype))
+    return model
+
+
+def clsr(base, *adapters, **config):
+    model = get_peft_model(base, CLSRConfig(**QUIET, **config), adapter_name=adapters[0])
+    for adapter in adapters[1:]:
+        model.add_adapter(adapter, CLSRConfig(**QUIET, **config))
+    for adapter in adapters:
+        randomize(model, adapter)
+    return model.eval()
+
+
+@pytest.fixture
+def whisper(tiny_whisper):
+    return lambda: tiny_whisper(init_std=0.2)
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(2, 80, 100, generator=generator),
+        "decoder_input_ids": torch.randint(0, 200, (2, 6), generator=generator),
+    }
+
+
+@torch.no_grad()
+def logits_of(model, inputs, adapter=None):
+    if adapter is not None:
+        model.set_adapter(adapter)
+    return model(**inputs).logits
+
+
+# ---------------------------------------------------------------- PEFT
+
+
+def test_each_adapter_has_its_folder_and_selected_ones_are_saved(whisper, inputs, tmp_path):
+    model = clsr(whisper(), "ca", "uk", "ro")
+    expected = {name: logits_of(model, inputs, name) for name in ("ca", "uk")}
+    model.save_pretrained(tmp_path, selected_adapters=["ca", "uk"])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["ca", "uk"]
+    loaded = PeftModel.from_pretrained(whisper(), tmp_path, subfolder="ca", adapter_name="ca").eval()
+    loaded.load_adapter(tmp_path / "uk", "ukrainian")  # under another name
+    assert torch.equal(logits_of(loaded, inputs), expected["ca"])
+    assert torch.equal(logits_of(loaded, inputs, "ukrainian"), expected["uk"])
+
+
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_loaded_adapters_are_trainable_on_request(whisper, tmp_path, is_trainable):
+    clsr(whisper(), "ca").save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(
+        whisper(), tmp_path, subfolder="ca", adapter_name="ca", is_trainable=is_trainable
+    )
+    assert {p.requires_grad for name, p in model.named_parameters() if "clsr_" in name} == {is_trainable}
+    assert model.peft_config["ca"].inference_mode is not is_trainable
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast_adapter_dtype", [False, True])
+def test_half_precision_bases(whisper, inputs, tmp_path, dtype, autocast_adapter_dtype):
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    base = whisper().to(dtype)
+    expected = logits_of(base, inputs)
+    model = get_peft_model(
+        base, CLSRConfig(**QUIET), adapter_name="ca", autocast_adapter_dtype=autocast_adapter_dtype
+    ).eval()
+    adapter_dtype = torch.float32 if autocast_adapter_dtype else dtype
+    assert {p.dtype for name, p in model.named_parameters() if "clsr_" in name} == {adapter_dtype}
+    assert logits_of(model, inputs).dtype == dtype
+    assert (logits_of(model, inputs) - expected).abs().max() <= 2e-2 * expected.abs().max()
+    randomize(model, "ca")
+    expected = logits_of(model, inputs)
+    assert expected.isfinite().all()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(
+        whisper().to(dtype),
+        tmp_path,
+        subfolder="ca",
+        adapter_name="ca",
+        autocast_adapter_dtype=autocast_adapter_dtype,
+    ).eval()
+    assert torch.equal(logits_of(loaded, inputs), expected)
+
+
+def test_low_cpu_mem_usage_leaves_nothing_on_meta(whisper, inputs, tmp_path):
+    model = clsr(whisper(), "ca", "uk", expert_rank=2)
+    expected = {name: logits_of(model, inputs, name) for name in ("ca", "uk")}
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(
+        whisper(), tmp_path, subfolder="ca", adapter_name="ca", low_cpu_mem_usage=True
+    ).eval()
+    loaded.load_adapter(tmp_path / "uk", "uk", low_cpu_mem_usage=True)
+    assert not any(p.is_meta for p in loaded.parameters())
+    for name, logits in expected.items():
+        assert torch.equal(logits_of(loaded, inputs, name), logits)
+
+
+def test_state_dict_of_one_adapter_moves_to_another(whisper, inputs):
+    model = clsr(whisper(), "ca", "uk")
+    expected = logits_of(model, inputs, "ca")
+    state_dict = get_peft_model_state_dict(model, adapter_name="ca")
+    assert all("clsr_" in key and ".ca." not in key for key in state_dict)
+    result = set_peft_model_state_dict(model, state_dict, adapter_name="uk")
+    assert not result.unexpected_keys
+    assert torch.equal(logits_of(model, inputs, "uk"), expected)
+
+
+def test_auto_peft_model_finds_the_base(whisper, inputs, tmp_path):
+    whisper().save_pretrained(tmp_path / "base")
+    base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = clsr(base, "default")
+    expected = logits_of(model, inputs)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModel.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(logits_of(loaded, inputs), expected)
+
+
+def test_unknown_keys_of_a_later_version_are_ignored_with_a_warning(whisper, inputs, tmp_path):
+    model = clsr(whisper(), "ca", language="catalan")
+    expected = logits_of(model, inputs)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "ca" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "gate_shape": "round"}))
+    with pytest.warns(UserWarning, match="gate_shape"):
+        loaded = PeftModel.from_pretrained(whisper(), tmp_path, subfolder="ca", adapter_name="ca").eval()
+    assert torch.equal(logits_of(loaded, inputs), expected)
+    assert PeftConfig.from_pretrained(tmp_path / "ca").language == "ca"
+
+
+def test_modules_to_save_are_in_the_file(whisper, inputs, tmp_path):
+    model = clsr(whisper(), "ca", modules_to_save=["layer_norm"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.5)
+    expected = logits_of(model, inputs)
+    model.save_pretrained(tmp_path)
+    assert any("layer_norm" in key for key in load_file(tmp_path / "ca" / "adapter_model.safetensors"))
+    loaded = PeftModel.from_pretrained(whisper(), tmp_path, subfolder="ca", adapter_name="ca").eval()
+    assert torch.equal(logits_of(loaded, inputs), expected)
+
+
+def test_loading_over_an_adapter_swaps_the_language_in_place(whisper, inputs, tmp_path):
+    """PEFT's own hotswap_adapter is for LoRA alone, whose scaling it writes; the same weights in place do without."""
+    model = clsr(whisper(), "ca", "uk")
+    ukrainian = logits_of(model, inputs, "uk")
+    model.set_adapter("ca")
+    catalan = logits_of(model, inputs)
+    model.save_pretrained(tmp_path)
+    model.delete_adapter("uk")
+    with pytest.raises(ValueError, match="Hotswapping only supports LORA but CLSR was passed"):
+        hotswap_adapter(model, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
+    assert torch.equal(logits_of(model, inputs), catalan)
+
+    storage = {name: p.data_ptr() for name, p in model.named_parameters() if "clsr_" in name}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits_of(compiled, inputs), catalan, atol=1e-5, rtol=1e-5)
+    model.load_adapter(tmp_path / "uk", "ca")
+    assert {name: p.data_ptr() for name, p in model.named_parameters() if "clsr_" in name} == storage
+    assert torch.equal(logits_of(model.eval(), inputs), ukrainian)
+    torch.testing.assert_close(logits_of(compiled, inputs), ukrainian, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- other doors
+
+
+def test_inject_adapter_in_model_and_its_state_dict(whisper, inputs):
+    reference = clsr(whisper(), "ca")
+    expected = logits_of(reference, inputs)
+    state_dict = get_peft_model_state_dict(reference, adapter_name="ca")
+    model = inject_adapter_in_model(CLSRConfig(**QUIET), whisper(), "ca").eval()
+    assert type(model) is WhisperForConditionalGeneration
+    set_peft_model_state_dict(model, state_dict, adapter_name="ca")
+    assert torch.equal(logits_of(model, inputs), expected)
+    inject_adapter_in_model(CLSRConfig(**QUIET), model, "uk")
+    assert len({id(layer.route.routing) for layer in model.modules() if isinstance(layer, CLSRLayer)}) == 1
+
+    targets = {key.rsplit(".clsr_", 1)[0].removeprefix("base_model.model.") for key in state_dict}
+    by_keys = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
+    model = inject_adapter_in_model(CLSRConfig(**QUIET), whisper(), "ca", state_dict=by_keys).eval()
+    assert {name for name, module in model.named_modules() if isinstance(module, CLSRLayer)} == targets
+    set_peft_model_state_dict(model, state_dict, adapter_name="ca")
+    assert torch.equal(logits_of(model, inputs), expected)
+
+
+def test_transformers_own_adapters(whisper, inputs, tmp_path):
+    base_logits = logits_of(whisper(), inputs)
+    saved = clsr(whisper(), "ca", "uk")
+    expected = {name: logits_of(saved, inputs, name) for name in ("ca", "uk")}
+    saved.save_pretrained(tmp_path)
+
+    model = whisper()
+    model.load_adapter(str(tmp_path / "ca"), adapter_name="ca")
+    model.load_adapter(str(tmp_path / "uk"), adapter_name="uk")
+    model.eval()
+    for name in ("ca", "uk"):
+        assert torch.equal(logits_of(model, inputs, name), expected[name])
+    model.disable_adapters()
+    assert torch.equal(logits_of(model, inputs), base_logits)
+    model.enable_adapters()
+    assert torch.equal(logits_of(model, inputs), expected["uk"])
+    with pytest.raises(ValueError, match="ca.*uk"):
+        model.set_adapter(["ca", "uk"])
+    model.save_pretrained(tmp_path / "again")
+    again = whisper()
+    again.load_adapter(str(tmp_path / "again"))
+    assert torch.equal(logits_of(again.eval(), inputs), expected["uk"])
+    model.delete_adapter("uk")
+    model.set_adapter("ca")
+    assert torch.equal(logits_of(model, inputs), expected["ca"])
+
+
+def test_transformers_own_adapters_train_with_the_budget_loss(whisper, inputs):
+    model = whisper()
+    model.add_adapter(CLSRConfig(**{**QUIET, "gate_budget": 1.0, "budget_weight": 3.0}), "ca")
+    model.train()
+    labels = inputs.pop("decoder_input_ids")
+    outputs = model(**inputs, labels=labels)
+    cross_entropy = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+    assert outputs.loss.item() == pytest.approx(cross_entropy.item() + 3.0 * 0.5, abs=1e-5)
+    outputs.loss.backward()
+    assert all((p.grad is not None) == ("clsr_" in name) for name, p in model.named_parameters())
+
+
+def test_a_base_loads_by_the_folder_of_its_adapter(whisper, inputs, tmp_path):
+    whisper().save_pretrained(tmp_path / "base")
+    base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = clsr(base, "default")
+    expected = logits_of(model, inputs)
+    model.save_pretrained(tmp_path / "adapter")
+    for auto in (WhisperForConditionalGeneration, AutoModelForSpeechSeq2Seq):
+        loaded = auto.from_pretrained(tmp_path / "adapter", dtype=torch.float32).eval()
+        assert torch.equal(logits_of(loaded, inputs), expected)
+
+
+def test_pipeline_on_a_wrapped_whisper(whisper, tiny_processor, tmp_path):
+    model = clsr(whisper(), "ca")
+    model.save_pretrained(tmp_path)
+    native = whisper()
+    native.load_adapter(str(tmp_path / "ca"))
+    samples = torch.randn(12000, generator=torch.Generator().manual_seed(0)).numpy()
+    texts = [
+        pipeline(
+            "automatic-speech-recognition",
+            model=wrapped.eval(),
+            tokenizer=tiny_processor.tokenizer,
+            feature_extractor=tiny_processor.feature_extractor,
+            generate_kwargs={"language": "ca", "task": "transcribe", "max_new_tokens": 8},
+        )({"raw": samples, "sampling_rate": 16000})["text"]
+        for wrapped in (model, native, whisper())
+    ]
+    assert texts[0] == texts[1] != texts[2]
