@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from .config import CLSRConfig
@@ -74,7 +75,9 @@ class CLSRLayer(BaseTunerLayer):
             base_layer, expert = self.get_base_layer(), self.clsr_expert[adapter_name]
             if base_layer.weight.is_meta or expert.weight.is_meta:
                 return  # low_cpu_mem_usage: the weights come from a file
-            expert.weight.copy_(base_layer.weight)
+            expert.weight.copy_(
+                dequantize_module_weight(base_layer)
+            )  # of bitsandbytes, torchao; else the weight itself
             if expert.bias is not None:
                 expert.bias.copy_(base_layer.bias)
 

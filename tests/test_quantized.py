@@ -1,0 +1,102 @@
+"""Quantized bases: the shared FFN stays quantized, the expert starts as its dequantized weight, a plain layer."""
+
+import copy
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+from transformers import BitsAndBytesConfig, TorchAoConfig, WhisperForConditionalGeneration
+
+from peft_clsr import CLSRConfig
+
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "gate_dim": 8}
+
+
+def bitsandbytes_8bit():
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["proj_out"])
+
+
+def bitsandbytes_4bit():
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["proj_out"],
+    )
+
+
+def torchao_int8():
+    quantization = pytest.importorskip("torchao.quantization")
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+
+@pytest.fixture(params=[bitsandbytes_8bit, bitsandbytes_4bit, torchao_int8], ids=lambda make: make.__name__)
+def build(request, tiny_whisper, tmp_path):
+    config = request.param()
+    sizes = {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}  # blocks of 4 bits are of 64 numbers
+    tiny_whisper(init_std=0.1, **sizes).save_pretrained(tmp_path / "base")
+    return lambda: WhisperForConditionalGeneration.from_pretrained(
+        tmp_path / "base", quantization_config=config, dtype=torch.float32, device_map="cpu"
+    ).eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(2, 80, 100, generator=generator),
+        "labels": torch.randint(0, 200, (2, 6), generator=generator),
+    }
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_fresh_adapter_changes_next_to_nothing(build, inputs, rank):
+    with torch.no_grad():
+        expected = build()(**inputs).logits
+        model = get_peft_model(build(), CLSRConfig(**QUIET, expert_rank=rank), adapter_name="ca").eval()
+        actual = model(**inputs).logits
+    fc1 = model.base_model.model.model.encoder.layers[0].fc1
+    if rank is None:
+        expert = fc1.clsr_expert["ca"]
+        assert type(expert) is nn.Linear and expert.weight.dtype == torch.float32
+        torch.testing.assert_close(expert.weight.data, dequantize_module_weight(copy.deepcopy(fc1.base_layer)))
+    # 8-bit kernels quantize the activations too, which the expert does not.
+    assert (actual - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_training_moves_the_adapter_alone_and_it_can_be_saved(build, inputs, tmp_path, rank):
+    model = get_peft_model(build(), CLSRConfig(**QUIET, expert_rank=rank), adapter_name="ca").train()
+    fc1 = model.base_model.model.model.encoder.layers[0].fc1
+    quantized = dequantize_module_weight(copy.deepcopy(fc1.base_layer)).clone()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert torch.equal(dequantize_module_weight(copy.deepcopy(fc1.base_layer)), quantized)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters() if "clsr_" in name
+    }
+    model.eval().save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(build(), tmp_path / "adapter", subfolder="ca", adapter_name="ca").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_may_join_after_the_model_was_used(build, inputs):
+    model = get_peft_model(build(), CLSRConfig(**QUIET), adapter_name="ca").eval()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        model.add_adapter("uk", CLSRConfig(**QUIET))
+        assert torch.equal(model(**inputs).logits, expected)
+        model.set_adapter("uk")
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
