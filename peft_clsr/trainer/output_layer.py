@@ -1,0 +1,49 @@
+"""The output layer (`proj_out`), which turns decoder states into logits over the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def output_layer(model: nn.Module) -> nn.Module:
+    """The output layer of a Whisper, or of the one inside a `PeftModel`."""
+    whisper = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return whisper.get_output_embeddings()
+
+
+@contextmanager
+def replaced_output_layer(model: nn.Module, forward: Callable[[torch.Tensor], Any]) -> Iterator[None]:
+    """
+    In the block, the model calls `forward` with its decoder states instead of making logits of them.
+
+    What `forward` returns stands in `outputs.logits`. It is called inside of the model's own forward, where FSDP and
+    DeepSpeed have gathered the layer's weight. Give the model no labels: it would compute a loss from "logits".
+
+    Args:
+        model (`nn.Module`): A Whisper, or a `PeftModel` around one.
+        forward (`Callable`): Takes decoder states [batch, tokens, hidden].
+
+    Example:
+
+    ```py
+    >>> with replaced_output_layer(model, lambda hidden_states: hidden_states):
+    ...     states = model(input_features=features, decoder_input_ids=ids).logits
+    ```
+    """
+    layer = output_layer(model)
+    # accelerate's hooks (a model spread over devices) move weights and inputs, and then call `_old_forward`.
+    name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"
+    own = layer.__dict__.get(name)
+    setattr(layer, name, forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(layer, name)
+        else:
+            setattr(layer, name, own)
