@@ -36,10 +36,10 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
 )
+from peft_clsr.context import set_audio_context
 from peft_clsr.evaluation import error_rates, gate_means, transcribe
 from peft_clsr.languages import language_code
 from peft_clsr.plots import plot_gate_means
-from peft_clsr.trainer.audio import set_audio_context
 from peft_clsr.trainer.data import prepare_dataset
 
 
@@ -191,7 +191,8 @@ def train_language(
     else:
         row["base"] = measure(model, eval_set, "base model")
 
-    model = get_peft_model(model, CLSRConfig(language=language, **asdict(method)), adapter_name=language)
+    config = CLSRConfig(language=language, max_audio_seconds=script.max_audio_seconds, **asdict(method))
+    model = get_peft_model(model, config, adapter_name=language)
     trainable, total = model.get_nb_trainable_parameters()
     row |= {"trainable_parameters": trainable, "trainable_share": trainable / total}
     teacher = None

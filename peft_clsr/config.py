@@ -47,6 +47,11 @@ class CLSRConfig(PeftConfig):
         layers_pattern (`list[str]` or `str`, *optional*): Name of the list of layers, such as "layers".
         exclude_modules (`list[str]` or `str`, *optional*): Modules to leave out, matched as `target_modules`.
         modules_to_save (`list[str]`, *optional*): Further modules to train in full and save with the adapter.
+        max_audio_seconds (`float`, *optional*):
+            Cuts the context of a Whisper to so many seconds, a multiple of 0.02, where the adapter is put on it, and
+            gives it back where the adapter is taken off; a saved adapter so finds the context that it was trained at.
+            All adapters on a model have one context. The processor is cut by `set_audio_context`. By default the
+            context of the model stays as it is.
 
     Raises:
         ValueError: an unknown language, or a value outside of the range given above.
@@ -88,6 +93,9 @@ class CLSRConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Further modules to train in full and save with the adapter."}
     )
+    max_audio_seconds: float | None = field(
+        default=None, metadata={"help": "The context, in seconds, to which a Whisper is cut for the adapter."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,6 +120,10 @@ class CLSRConfig(PeftConfig):
         self._check("gate_dim", self.gate_dim >= 1, "at least 1", "64 is the paper's")
         if self.expert_rank is not None:
             self._check("expert_rank", self.expert_rank >= 1, "at least 1", "leave it out for a full expert")
+        if self.max_audio_seconds is not None:
+            self._check(
+                "max_audio_seconds", self.max_audio_seconds > 0, "above 0", "leave it out for the model's 30 s"
+            )
         self._check(
             "gate_budget", 0 <= self.gate_budget <= 1, "in [0, 1]", "0.5 gives half of the tokens to the expert"
         )

@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
-import torch
-from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
 
-from peft_clsr.trainer.audio import EmptyAudioError, read_audio, set_audio_context  # noqa: E402
+from peft_clsr.trainer.audio import EmptyAudioError, read_audio  # noqa: E402
 
 
 def tone(seconds, rate, hertz=440.0):
@@ -71,67 +69,6 @@ def test_empty_audio_is_refused_by_name(tmp_path):
     for name in ("none.wav", "zero.wav"):
         with pytest.raises(EmptyAudioError, match=name.replace(".", r"\.")):
             read_audio(tmp_path / name)
-
-
-def test_the_context_of_model_and_processor_is_cut_together(tiny_whisper, tiny_processor):
-    model = tiny_whisper(max_source_positions=150)
-    processor = WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer)
-    before = model.model.encoder.embed_positions.weight.detach().clone()
-    set_audio_context(model, processor, 2)
-    encoder = model.model.encoder
-    assert encoder.embed_positions.num_embeddings == 100
-    assert torch.equal(encoder.embed_positions.weight, before[:100])
-    assert not encoder.embed_positions.weight.requires_grad
-    assert (encoder.max_source_positions, model.config.max_source_positions) == (100, 100)
-    extractor = processor.feature_extractor
-    assert (extractor.chunk_length, extractor.n_samples, extractor.nb_max_frames) == (2, 32000, 200)
-    inputs = extractor(tone(1.0, 16000), sampling_rate=16000, return_tensors="pt")
-    assert encoder(inputs.input_features).last_hidden_state.shape == (1, 100, 16)
-    assert model.generate(**inputs, language="ro", max_new_tokens=3).shape[0] == 1
-
-
-def test_a_cut_model_and_processor_load_again(tiny_whisper, tiny_processor, tmp_path):
-    model = tiny_whisper(max_source_positions=150)
-    processor = WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer)
-    set_audio_context(model, processor, 2)
-    model.save_pretrained(tmp_path)
-    processor.feature_extractor.save_pretrained(tmp_path)
-    inputs = WhisperFeatureExtractor.from_pretrained(tmp_path)(
-        tone(1.0, 16000), sampling_rate=16000, return_tensors="pt"
-    )
-    again = type(model).from_pretrained(tmp_path).eval()
-    assert torch.equal(
-        again.get_encoder()(inputs.input_features).last_hidden_state,
-        model.get_encoder()(inputs.input_features).last_hidden_state,
-    )
-
-
-def test_the_context_of_a_peft_model_is_cut(tiny_whisper):
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(tiny_whisper(), LoraConfig(target_modules=["fc1"]))
-    set_audio_context(model, None, 0.5)
-    assert model.config.max_source_positions == 25
-    labels = torch.tensor([[259, 97, 256]])
-    assert model(input_features=torch.zeros(1, 80, 50), labels=labels).loss.isfinite()
-
-
-@pytest.mark.parametrize("seconds", [0, -1, 1.02, 30, 0.505])
-def test_a_context_outside_of_the_current_one_is_refused_and_changes_nothing(tiny_whisper, tiny_processor, seconds):
-    model = tiny_whisper()
-    with pytest.raises(ValueError, match=f"context of {seconds} s"):
-        set_audio_context(model, None, seconds)
-    with pytest.raises(ValueError, match=f"context of {seconds} s"):
-        set_audio_context(None, tiny_processor, seconds)
-    assert model.config.max_source_positions == 50
-    assert tiny_processor.feature_extractor.n_samples == 16000
-
-
-def test_a_processor_that_could_not_be_loaded_again_is_not_made(tiny_whisper, tiny_processor):
-    model = tiny_whisper()
-    with pytest.raises(ValueError, match="whole seconds"):
-        set_audio_context(model, tiny_processor, 0.5)
-    assert model.config.max_source_positions == 50
 
 
 def test_an_array_the_wrong_way_round_is_refused():

@@ -26,6 +26,7 @@ def test_defaults_are_the_papers():
     assert (config.gate_dim, config.gate_dropout, config.gate_noise) == (64, 0.1, 5.0)
     assert (config.skip_gate_prob, config.gate_budget, config.budget_weight) == (0.2, 0.5, 1.0)
     assert (config.expert_dropout, config.expert_rank, config.init_weights) == (0.3, None, True)
+    assert config.max_audio_seconds is None
 
 
 @pytest.mark.parametrize("language", ["ca", "catalan", "Catalan", "uk", "yue", None])
@@ -65,6 +66,9 @@ def test_an_unknown_language_without_a_near_one_is_named(language):
         ("gate_dim", -64),
         ("gate_noise", -1.0),
         ("budget_weight", -0.5),
+        ("max_audio_seconds", 0),
+        ("max_audio_seconds", -5.0),
+        ("max_audio_seconds", float("nan")),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_field(field, value):
@@ -88,6 +92,7 @@ def test_a_value_out_of_range_is_named_with_its_field(field, value):
         ("gate_dim", 1),
         ("gate_noise", 0.0),
         ("budget_weight", 0.0),
+        ("max_audio_seconds", 0.02),
     ],
 )
 def test_the_ends_of_each_range_are_accepted(field, value):
@@ -189,10 +194,11 @@ def test_merging_is_refused_with_what_to_use_instead(tiny_whisper, method):
 
 
 def test_the_config_survives_a_round_trip_through_its_file(tmp_path):
-    config = CLSRConfig(language="ca", gate_dim=8, expert_rank=2, gate_budget=0.25, output_modules=["fc2"])
+    fields = {"language": "ca", "gate_dim": 8, "expert_rank": 2, "gate_budget": 0.25, "max_audio_seconds": 2.5}
+    config = CLSRConfig(**fields, output_modules=["fc2"])
     config.save_pretrained(tmp_path)
     again = CLSRConfig.from_pretrained(tmp_path)
-    for field in ("language", "gate_dim", "expert_rank", "gate_budget", "peft_type", "skip_gate_prob"):
+    for field in (*fields, "peft_type", "skip_gate_prob"):
         assert getattr(again, field) == getattr(config, field)
     assert set(again.output_modules) == {"fc2"}
 

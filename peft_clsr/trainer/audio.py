@@ -1,4 +1,4 @@
-"""Audio in: files of any format and rate to mono waveforms, and the length of context that Whisper listens to."""
+"""Audio in: files of any format and rate to mono waveforms."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import os
 from typing import Any
 
 import numpy as np
-from torch import nn
-
-# The encoder's second convolution has stride 2, and a mel frame is 10 ms: one position is 2 frames, 20 ms.
-POSITIONS_PER_SECOND = 50
 
 
 class EmptyAudioError(ValueError):
@@ -98,66 +94,3 @@ def _decode(audio: str | os.PathLike | dict[str, Any], name: str) -> tuple[np.nd
     except (RuntimeError, OSError, TypeError) as error:  # LibsndfileError is a RuntimeError
         raise ValueError(f"audio {name} cannot be read: {error}") from error
     return samples.mean(axis=1), rate
-
-
-def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: float) -> None:
-    """
-    Cut the context of a Whisper, in place: the length of audio that each forward pass takes.
-
-    Whisper has no padding mask in its encoder: every input is padded with silence to 30 s and costs as much, and an
-    input of another length is refused. For a corpus of short utterances, a context that just holds them makes training
-    several times cheaper. The convolutions and attention take any length; only the table of (fixed, sinusoidal)
-    positions and the length checks know about 30 s, so cutting needs no new weights. The model was however trained on
-    full contexts, and may ramble past the end of speech until fine-tuned at the shorter one. Model and processor must
-    agree, so give both here; a saved adapter needs the same context when it is used.
-
-    Args:
-        model (`nn.Module` or `None`): A Whisper model of transformers, or a `PeftModel` around one.
-        processor (`WhisperProcessor` or `None`): The processor whose feature extractor pads to the context.
-        seconds (`float`):
-            The new context in seconds, in (0, current context]; a multiple of 0.02 (one encoder position), and whole
-            where a processor is given. Cutting cannot be undone, so a context never grows: load the model again.
-
-    Raises:
-        ValueError: `seconds` outside of that; nothing has been changed then.
-    """
-    positions = round(seconds * POSITIONS_PER_SECOND)
-    encoder = None
-    if model is not None:
-        whisper = model.get_base_model() if hasattr(model, "get_base_model") else model
-        encoder = whisper.get_encoder()
-        _check_context(seconds, encoder.config.max_source_positions / POSITIONS_PER_SECOND, "model")
-    if processor is not None:
-        extractor = processor.feature_extractor
-        _check_context(seconds, extractor.n_samples / extractor.sampling_rate, "processor")
-        if not float(seconds).is_integer():
-            # When loaded, the extractor computes n_samples = chunk_length * rate, and cannot pad to a float.
-            raise ValueError(
-                f"a processor's audio context must be whole seconds, or it could not be loaded; got {seconds} s"
-            )
-
-    if encoder is not None:
-        weight = encoder.embed_positions.weight
-        encoder.embed_positions.weight = nn.Parameter(weight.detach()[:positions].clone(), requires_grad=False)
-        encoder.embed_positions.num_embeddings = positions  # the encoder counts its positions with this
-        encoder.max_source_positions = positions
-        # Usually one object; a PeftModel or a loaded encoder may hold its own.
-        for config in (encoder.config, whisper.config):
-            config.max_source_positions = positions
-    if processor is not None:
-        extractor.chunk_length = int(seconds)
-        extractor.n_samples = extractor.chunk_length * extractor.sampling_rate
-        extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
-
-
-def _check_context(seconds: float, current: float, owner: str) -> None:
-    if not 0 < seconds <= current:
-        raise ValueError(
-            f"an audio context of {seconds} s is outside (0, {current:g}], where {current:g} s is the {owner}'s "
-            "current context; a context can only be cut (load the model and processor again for a longer one)"
-        )
-    positions = seconds * POSITIONS_PER_SECOND
-    if round(positions) < 1 or abs(positions - round(positions)) > 1e-6:
-        raise ValueError(
-            f"an audio context of {seconds} s is no multiple of 0.02 s, the length of an encoder position"
-        )

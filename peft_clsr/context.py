@@ -1,0 +1,133 @@
+"""The context of a Whisper, the length of audio that each forward pass takes: cut, and given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+# The encoder's second convolution has stride 2, and a mel frame is 10 ms: one position is 2 frames, 20 ms.
+POSITIONS_PER_SECOND = 50
+
+
+def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: float) -> None:
+    """
+    Cut the context of a Whisper, in place: the length of audio that each forward pass takes.
+
+    Whisper has no padding mask in its encoder: every input is padded with silence to 30 s and costs as much, and an
+    input of another length is refused. For a corpus of short utterances, a context that just holds them makes training
+    several times cheaper. The convolutions and attention take any length; only the table of (fixed, sinusoidal)
+    positions and the length checks know about 30 s, so cutting needs no new weights. The model was however trained on
+    full contexts, and may ramble past the end of speech until fine-tuned at the shorter one. Model and processor must
+    agree, so give both here. `CLSRConfig(max_audio_seconds=...)` does the same for the model, and saves it with the
+    adapter.
+
+    Args:
+        model (`nn.Module` or `None`): A Whisper model of transformers, or a `PeftModel` around one.
+        processor (`WhisperProcessor` or `None`): The processor whose feature extractor pads to the context.
+        seconds (`float`):
+            The new context in seconds, in (0, current context]; a multiple of 0.02 (one encoder position), and whole
+            where a processor is given. Cutting cannot be undone, so a context never grows: load the model again.
+
+    Raises:
+        ValueError:
+            `seconds` outside of that; a model that is no Whisper, whose positions are not in memory, or that has an
+            adapter of another `max_audio_seconds`. Nothing has been changed then.
+    """
+    if model is not None:
+        check_audio_context(model, seconds, getattr(model, "peft_config", {}))
+    if processor is not None:
+        extractor = processor.feature_extractor
+        _check_seconds(seconds, extractor.n_samples / extractor.sampling_rate, "processor")
+        if not float(seconds).is_integer():
+            # When loaded, the extractor computes n_samples = chunk_length * rate, and cannot pad to a float.
+            raise ValueError(
+                f"a processor's audio context must be whole seconds, or it could not be loaded; got {seconds} s"
+            )
+
+    if model is not None:
+        cut_positions(model, seconds)
+    if processor is not None:
+        extractor.chunk_length = int(seconds)
+        extractor.n_samples = extractor.chunk_length * extractor.sampling_rate
+        extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
+
+
+def check_audio_context(model: nn.Module, seconds: float, adapters: dict[str, Any]) -> None:
+    """
+    Raise a `ValueError` where `cut_positions` could not cut the context of `model` to `seconds`, or where that is not
+    the `max_audio_seconds` of one of `adapters`, the configs of adapters on the model by name.
+    """
+    encoder = _encoder(model)
+    if encoder is None:
+        raise ValueError(
+            f"an audio context of {seconds} s was asked of a {type(model).__name__}, which is no Whisper and has no "
+            "max_source_positions to cut: leave max_audio_seconds out"
+        )
+    for name, config in adapters.items():
+        asked = getattr(config, "max_audio_seconds", None)
+        if asked is not None and _positions(asked) != _positions(seconds):
+            raise ValueError(
+                f"an audio context of {seconds} s is not that of the model's adapter {name!r}, whose "
+                f"max_audio_seconds is {asked}; adapters on one model share its context: delete that adapter first, "
+                "or take another copy of the base model"
+            )
+    _check_seconds(seconds, encoder.config.max_source_positions / POSITIONS_PER_SECOND, "model")
+    table = encoder.embed_positions.weight
+    if table.is_meta and len(table) != _positions(seconds):
+        raise ValueError(
+            f"the model's context cannot be cut to {seconds} s: its table of positions is on the meta device, not "
+            "loaded or offloaded to the CPU or the disk. Keep model.encoder.embed_positions on a device in the "
+            "device_map"
+        )
+
+
+def cut_positions(model: nn.Module, seconds: float) -> torch.Tensor | None:
+    """
+    Cut the context of a Whisper that `check_audio_context` let pass.
+
+    Returns:
+        `torch.Tensor` or `None`: the table of positions as it was, [positions, hidden], for `set_positions`; `None`
+        where the context was `seconds` already.
+    """
+    table, positions = _encoder(model).embed_positions.weight.data, _positions(seconds)
+    if len(table) == positions:
+        return None
+    set_positions(model, table[:positions].clone())
+    return table
+
+
+def set_positions(model: nn.Module, table: torch.Tensor) -> None:
+    """Give a Whisper another `table` of positions [positions, hidden], and with it another context."""
+    encoder = _encoder(model)
+    embedding = encoder.embed_positions
+    # Not a new parameter: PEFT's low_cpu_mem_usage makes each one that is registered a meta tensor.
+    embedding.weight.data = table.to(embedding.weight.device, embedding.weight.dtype)
+    embedding.num_embeddings = len(table)  # the encoder counts its positions with this
+    encoder.max_source_positions = len(table)
+    # Usually one object; a loaded encoder may hold its own.
+    for config in (encoder.config, getattr(model, "config", encoder.config)):
+        config.max_source_positions = len(table)
+
+
+def _encoder(model: nn.Module) -> WhisperEncoder | None:
+    return next((module for module in model.modules() if isinstance(module, WhisperEncoder)), None)
+
+
+def _positions(seconds: float) -> int:
+    return round(seconds * POSITIONS_PER_SECOND)
+
+
+def _check_seconds(seconds: float, current: float, owner: str) -> None:
+    if not 0 < seconds <= current:
+        raise ValueError(
+            f"an audio context of {seconds} s is outside (0, {current:g}], where {current:g} s is the {owner}'s "
+            "current context; a context can only be cut (load the model and processor again for a longer one)"
+        )
+    positions = seconds * POSITIONS_PER_SECOND
+    if _positions(seconds) < 1 or abs(positions - _positions(seconds)) > 1e-6:
+        raise ValueError(
+            f"an audio context of {seconds} s is no multiple of 0.02 s, the length of an encoder position"
+        )
