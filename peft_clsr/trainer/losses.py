@@ -1,11 +1,20 @@
-"""Loss mathematics, as plain functions of tensors. Sums, so that a trainer can divide by the tokens of all batches."""
+"""Loss mathematics, as plain functions of tensors. Sums, so that a trainer can divide by the tokens of all batches.
+
+`cross_entropy_sum` and `distillation_sum` take logits; `chunked_losses` takes decoder states, and makes both losses of
+some positions at a time, so that the logits of a batch are never in memory together.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
 
 KD_LOSSES = ("js", "kl")
 
@@ -15,15 +24,15 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, label_smoothin
     Cross-entropy, summed over the label positions that are not -100.
 
     Args:
-        logits (`torch.Tensor`): [batch, tokens, vocabulary]
-        labels (`torch.Tensor`): int64 [batch, tokens]
+        logits (`torch.Tensor`): [..., tokens, vocabulary]
+        labels (`torch.Tensor`): int64 [..., tokens]
         label_smoothing (`float`, *optional*, defaults to 0.0): The share of probability spread over the vocabulary.
 
     Returns:
         `torch.Tensor`: scalar, in nats.
     """
     return F.cross_entropy(
-        _full_precision(logits).flatten(0, 1),
+        _full_precision(logits).flatten(0, -2),
         labels.flatten(),
         ignore_index=-100,
         reduction="sum",
@@ -45,9 +54,9 @@ def distillation_sum(
     "js", Jensen-Shannon: `0.5 KL(p‖m) + 0.5 KL(q‖m)`, `m = (p + q) / 2` (Ferraz et al., 2024, eq. 6); "kl": `KL(p‖q)`.
 
     Args:
-        student_logits (`torch.Tensor`): [batch, tokens, vocabulary]
-        teacher_logits (`torch.Tensor`): [batch, tokens, vocabulary]
-        labels (`torch.Tensor`): int64 [batch, tokens]
+        student_logits (`torch.Tensor`): [..., tokens, vocabulary]
+        teacher_logits (`torch.Tensor`): [..., tokens, vocabulary]; a constant: no gradient flows to it.
+        labels (`torch.Tensor`): int64 [..., tokens]
         kind (`str`, *optional*, defaults to `"js"`): "js" or "kl".
         temperature (`float`, *optional*, defaults to 1.0): Divides the logits of both.
 
@@ -57,16 +66,182 @@ def distillation_sum(
     Raises:
         ValueError: an unknown `kind`.
     """
+    kept = labels != -100
+    return _divergence_sum(student_logits[kept], teacher_logits[kept], kind, temperature)
+
+
+@dataclass
+class Teaching:
+    """
+    What a teacher says about label positions, as `chunked_losses` takes it.
+
+    Args:
+        hidden_states (`torch.Tensor`): [positions, teacher hidden], its decoder states before the output layer.
+        output_layer (`Callable`):
+            Makes logits [n, teacher vocabulary] of states [n, teacher hidden]. States are cast to the dtype of a
+            module's parameters; a plain function gets them as they are.
+        student_ids (`torch.Tensor`, *optional*):
+            int64 [common], the columns of the student's logits that are compared; by default all, in their order.
+        teacher_ids (`torch.Tensor`, *optional*): int64 [common], the same tokens' columns of the teacher's logits.
+        is_taught (`torch.Tensor`, *optional*): bool [positions], where there is distillation; by default everywhere.
+    """
+
+    hidden_states: torch.Tensor
+    output_layer: Callable[[torch.Tensor], torch.Tensor]
+    student_ids: torch.Tensor | None = None
+    teacher_ids: torch.Tensor | None = None
+    is_taught: torch.Tensor | None = None
+
+
+@torch.compiler.disable
+def chunked_losses(
+    hidden_states: torch.Tensor,
+    output_weight: torch.Tensor,
+    output_bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    teaching: Teaching | None = None,
+    *,
+    ce_weight: float = 1.0,
+    kd_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    kind: str = "js",
+    temperature: float = 1.0,
+    # whisper-base on a CPU is fastest here: fewer rows read the weights more often, and a float32 [chunk, vocabulary]
+    # of more than 32 MiB is a fresh mapping from the system each time. It also fills a GPU: one row a processor.
+    chunk_size: int = 128,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    `ce_weight · CE + kd_weight · KD` of decoder states: `cross_entropy_sum` and `distillation_sum` of
+    `hidden_states · output_weightᵀ + output_bias`, without the logits of more than `chunk_size` positions in memory.
+
+    The gradients are made along with the losses, chunk by chunk; `backward` only scales them. Where no gradient is
+    wanted, as in evaluation, none is made. Where vocabularies differ, distributions are compared over the common
+    tokens, each normalized over these.
+
+    Args:
+        hidden_states (`torch.Tensor`): [positions, hidden], the student's, where labels are not -100.
+        output_weight (`torch.Tensor`): [vocabulary, hidden]
+        output_bias (`torch.Tensor` or `None`): [vocabulary]
+        labels (`torch.Tensor`): int64 [positions], none of them -100.
+        teaching ([`Teaching`], *optional*): Without it, as with `kd_weight` 0, there is no distillation.
+        ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy.
+        kd_weight (`float`, *optional*, defaults to 1.0): Weight of the distillation loss.
+        label_smoothing (`float`, *optional*, defaults to 0.0): As in `cross_entropy_sum`.
+        kind (`str`, *optional*, defaults to `"js"`): As in `distillation_sum`.
+        temperature (`float`, *optional*, defaults to 1.0): As in `distillation_sum`.
+        chunk_size (`int`, *optional*, defaults to 128): Positions whose logits are in memory together.
+
+    Returns:
+        `tuple` of three scalar `torch.Tensor`: the weighted sum, and without gradient CE and KD, all summed over
+        positions.
+
+    Raises:
+        ValueError: an unknown `kind`; numbers of positions that differ.
+    """
+    counts = {"hidden_states": len(hidden_states), "labels": len(labels)}
+    if teaching is not None:
+        counts["teaching.hidden_states"] = len(teaching.hidden_states)
+        if teaching.is_taught is not None:
+            counts["teaching.is_taught"] = len(teaching.is_taught)
+    if len(set(counts.values())) > 1:
+        described = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise ValueError(f"the numbers of positions differ: {described}. Pick the same label positions of each")
+
+    def chunk_sums(logits: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        ce_sum = cross_entropy_sum(logits, labels[chunk], label_smoothing)
+        if teaching is None or kd_weight == 0:
+            return ce_sum, logits.new_zeros(())
+        student_logits, teacher_logits = _taught_logits(logits, teaching, chunk)
+        return ce_sum, _divergence_sum(student_logits, teacher_logits, kind, temperature)
+
+    with_gradients = torch.is_grad_enabled()  # within an autograd function, it never is
+    return _ChunkedLosses.apply(
+        hidden_states, output_weight, output_bias, chunk_sums, ce_weight, kd_weight, chunk_size, with_gradients
+    )
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        output_weight: torch.Tensor,
+        output_bias: torch.Tensor | None,
+        chunk_sums: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
+        ce_weight: float,
+        kd_weight: float,
+        chunk_size: int,
+        with_gradients: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
+        hidden_states, output_weight, output_bias = leaves = [
+            None if tensor is None else tensor.detach().requires_grad_(is_wanted)
+            for tensor, is_wanted in zip((hidden_states, output_weight, output_bias), wanted, strict=True)
+        ]
+        for leaf, is_wanted in zip(leaves, wanted, strict=True):
+            if is_wanted:
+                leaf.grad = torch.zeros_like(leaf)
+        ce_sum = hidden_states.new_zeros((), dtype=_at_least_float32(hidden_states.dtype))
+        kd_sum = ce_sum.clone()
+        with torch.set_grad_enabled(any(wanted)):
+            # Once: autocast keeps no copy of a frozen weight and would cast it in each chunk.
+            weight, bias = _autocast(output_weight), _autocast(output_bias)
+            for start in range(0, len(hidden_states), chunk_size):
+                chunk = slice(start, start + chunk_size)
+                ce, kd = chunk_sums(_full_precision(F.linear(hidden_states[chunk], weight, bias)), chunk)
+                if any(wanted):
+                    (ce_weight * ce + kd_weight * kd).backward()
+                ce_sum += ce.detach()
+                kd_sum += kd.detach()
+        ctx.save_for_backward(*(None if leaf is None else leaf.grad for leaf in leaves))
+        ctx.mark_non_differentiable(ce_sum, kd_sum)
+        return ce_weight * ce_sum + kd_weight * kd_sum, ce_sum, kd_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        gradients = (None if gradient is None else gradient * loss_gradient for gradient in ctx.saved_tensors)
+        return *gradients, None, None, None, None, None
+
+
+def _taught_logits(
+    student_logits: torch.Tensor, teaching: Teaching, chunk: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a chunk's taught positions over the common tokens, both on the student's device."""
+    device = student_logits.device
+    states = teaching.hidden_states[chunk]
+    if teaching.is_taught is not None:
+        # Selected, not multiplied by 0: the states of other positions may hold anything.
+        rows = teaching.is_taught[chunk].nonzero().squeeze(-1)
+        states = states.index_select(0, rows.to(states.device))
+        student_logits = student_logits.index_select(0, rows.to(device))
+    if teaching.student_ids is not None:
+        student_logits = student_logits.index_select(-1, teaching.student_ids.to(device))
+    with torch.no_grad():
+        if isinstance(teaching.output_layer, nn.Module):
+            dtypes = (parameter.dtype for parameter in teaching.output_layer.parameters())
+            states = states.to(next((dtype for dtype in dtypes if dtype.is_floating_point), states.dtype))
+        teacher_logits = teaching.output_layer(states)
+        if teaching.teacher_ids is not None:
+            teacher_logits = teacher_logits.index_select(-1, teaching.teacher_ids.to(teacher_logits.device))
+    return student_logits, teacher_logits.to(device)
+
+
+def _divergence_sum(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, kind: str, temperature: float
+) -> torch.Tensor:
     if kind not in KD_LOSSES:
         raise ValueError(f"distillation loss {kind!r} is not known; expected one of {', '.join(KD_LOSSES)}")
-    kept = labels != -100
-    log_q = (_full_precision(student_logits[kept]) / temperature).log_softmax(dim=-1)
-    log_p = (_full_precision(teacher_logits[kept]) / temperature).log_softmax(dim=-1)
+    log_q = (_full_precision(student_logits) / temperature).log_softmax(dim=-1)
+    with torch.no_grad():
+        log_p = (_full_precision(teacher_logits) / temperature).log_softmax(dim=-1)
     if kind == "kl":
         divergence = _kl_sum(log_p, log_q)
     else:
-        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-        divergence = 0.5 * (_kl_sum(log_p, log_m) + _kl_sum(log_q, log_m))
+        with torch.no_grad():  # m needs no gradient: a change of m adds -sum((p + q) / 2m dm) = -sum(dm) = 0
+            log_m = torch.logaddexp(log_p, log_q).sub_(math.log(2))
+            teacher_part = _kl_sum(log_p, log_m)
+        divergence = 0.5 * (teacher_part + _kl_sum(log_q, log_m))
     return divergence * temperature**2
 
 
@@ -76,4 +251,15 @@ def _kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def _full_precision(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(_at_least_float32(logits.dtype))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """What autocast would make of a weight."""
+    if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))

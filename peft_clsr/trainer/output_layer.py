@@ -17,7 +17,9 @@ def output_layer(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def replaced_output_layer(model: nn.Module, forward: Callable[[torch.Tensor], Any]) -> Iterator[None]:
+def replaced_output_layer(
+    model: nn.Module, forward: Callable[[torch.Tensor], Any]
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """
     In the block, the model calls `forward` with its decoder states instead of making logits of them.
 
@@ -27,6 +29,9 @@ def replaced_output_layer(model: nn.Module, forward: Callable[[torch.Tensor], An
     Args:
         model (`nn.Module`): A Whisper, or a `PeftModel` around one.
         forward (`Callable`): Takes decoder states [batch, tokens, hidden].
+
+    Yields:
+        `Callable`: the layer's own forward, from decoder states to logits [batch, tokens, vocabulary].
 
     Example:
 
@@ -38,12 +43,12 @@ def replaced_output_layer(model: nn.Module, forward: Callable[[torch.Tensor], An
     layer = output_layer(model)
     # accelerate's hooks (a model spread over devices) move weights and inputs, and then call `_old_forward`.
     name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"
-    own = layer.__dict__.get(name)
+    own, is_of_class = getattr(layer, name), name not in layer.__dict__
     setattr(layer, name, forward)
     try:
-        yield
+        yield own
     finally:
-        if own is None:
+        if is_of_class:
             delattr(layer, name)
         else:
             setattr(layer, name, own)
