@@ -1,0 +1,25 @@
+"""Cache a teacher's states under `accelerate launch`: `cache_distributed.py DATASET TEACHER CACHE`."""
+
+import sys
+
+import datasets
+from accelerate import PartialState
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from peft_clsr.trainer.teacher_states import cache_teacher_states
+
+
+class CountingTeacher(WhisperForConditionalGeneration):
+    examples = 0
+
+    def forward(self, input_features, **kwargs):
+        self.examples += len(input_features)
+        return super().forward(input_features, **kwargs)
+
+
+if __name__ == "__main__":
+    dataset, teacher = datasets.load_from_disk(sys.argv[1]), CountingTeacher.from_pretrained(sys.argv[2])
+    processor = WhisperProcessor.from_pretrained(sys.argv[2])
+    states = cache_teacher_states(dataset, teacher, processor, sys.argv[3], batch_size=2, shard_size=3)
+    process = PartialState()
+    print(f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}")
