@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import EvalPrediction
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 
 def error_rates(
@@ -76,6 +79,82 @@ def error_rates(
             "skipped": len(utterances) - len(scored),
         }
     return rates
+
+
+def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    Error rates for `Seq2SeqTrainer` (and `DistillationTrainer`) with `predict_with_generate=True`.
+
+    Args:
+        processor (`WhisperProcessor`): Decodes predictions and labels.
+
+    Returns:
+        `Callable`: takes an `EvalPrediction` with `predictions` and `label_ids` [utterances, tokens], -100 for
+        padding, and gives "wer" and "cer", the means over languages, and "wer_ca", "cer_ca" of each language, all
+        fractions as in `error_rates`. The language of an utterance is that of the language token in its labels.
+        Languages whose references all normalize to nothing are left out. It raises a `ValueError` where no language
+        is left, where labels have no language token, and where predictions are logits.
+
+    Example:
+
+    ```py
+    >>> args = DistillationTrainingArguments(
+    ...     output_dir="runs/ca",
+    ...     predict_with_generate=True,
+    ...     eval_strategy="epoch",
+    ...     save_strategy="epoch",
+    ...     load_best_model_at_end=True,
+    ...     metric_for_best_model="wer",
+    ...     greater_is_better=False,
+    ... )
+    >>> trainer = DistillationTrainer(
+    ...     model=model,
+    ...     args=args,
+    ...     train_dataset=train_set,
+    ...     eval_dataset=eval_set,
+    ...     data_collator=collator,
+    ...     compute_metrics=make_compute_metrics(processor),
+    ...     callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
+    ... )
+    ```
+    """
+    tokenizer = processor.tokenizer
+    language_ids = {tokenizer.convert_tokens_to_ids(f"<|{code}|>"): code for code in LANGUAGES}
+    language_ids.pop(tokenizer.unk_token_id, None)  # languages that the tokenizer does not know
+    language_ids.pop(None, None)
+
+    def decode(tokens: np.ndarray) -> list[str]:
+        return tokenizer.batch_decode(np.where(tokens < 0, tokenizer.eos_token_id, tokens), skip_special_tokens=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        predictions, labels = prediction.predictions, prediction.label_ids
+        if isinstance(predictions, tuple) or predictions.ndim != 2:
+            raise ValueError(
+                "the predictions are no token ids [utterances, tokens] but what the model returned: set "
+                "predict_with_generate=True"
+            )
+        languages = []
+        for utterance, tokens in enumerate(labels):
+            code = next((language_ids[token] for token in tokens.tolist() if token in language_ids), None)
+            if code is None:
+                raise ValueError(
+                    f"the labels of utterance {utterance} have no language token: make them with encode_labels "
+                    "(prepare_dataset and the collator do)"
+                )
+            languages.append(code)
+        rates = error_rates(decode(predictions), decode(labels), languages)
+        scored = {code: row for code, row in rates.items() if row["utterances"]}
+        if not scored:
+            raise ValueError(
+                f"none of the {len(labels)} references can be scored: all normalize to nothing (such as '♪')"
+            )
+        metrics = {}
+        for name in ("wer", "cer"):
+            metrics[name] = sum(row[name] for row in scored.values()) / len(scored)
+            metrics |= {f"{name}_{code}": row[name] for code, row in scored.items()}
+        return metrics
+
+    return compute_metrics
 
 
 @contextmanager
@@ -174,7 +253,8 @@ def gate_means(
     tokens: dict[str, int] = {}
     with _evaluation_mode(model):
         for batch in tqdm(DataLoader(dataset, batch_size=batch_size, collate_fn=collator), desc="gate means"):
-            batch = {key: value.to(model.device) for key, value in batch.items()}
+            # What else the collator makes is for a teacher.
+            batch = {key: batch[key].to(model.device) for key in ("input_features", "attention_mask", "labels")}
             batch["input_features"] = batch["input_features"].to(model.dtype)
             decoder_mask = batch["labels"] != -100
             encoder_mask = batch["attention_mask"][:, ::2].bool()  # the second convolution has stride 2

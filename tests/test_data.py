@@ -8,7 +8,6 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 datasets = pytest.importorskip("datasets")
 soundfile = pytest.importorskip("soundfile")
 
-from peft_clsr.trainer.collator import DataCollatorSpeechSeq2SeqWithPadding  # noqa: E402
 from peft_clsr.trainer.data import encode_labels, prepare_dataset  # noqa: E402
 
 
@@ -77,6 +76,7 @@ def test_bad_items_are_dropped_named_and_counted(recordings, processor, caplog):
         "cut": 0,
         "labels_too_long": 1,
         "no_text": 1,
+        "unknown_language": 0,
     }
     assert prepared.column_names == ["input_features", "attention_mask", "labels", "text", "language", "index"]
     assert prepared["text"][:] == ["un peix", "una flor"]
@@ -129,60 +129,42 @@ def test_a_dataset_with_nothing_left_or_without_the_column_is_refused(recordings
         prepare_dataset(recordings, processor, "ca", long_audio="chop")
 
 
-def test_the_collator_pads_labels_with_minus_100(recordings, processor):
-    prepared, _ = prepare_dataset(recordings, processor, "ca")
-    batch = DataCollatorSpeechSeq2SeqWithPadding(processor)([prepared[0], prepared[1]])
-    short, long = (encode_labels(processor.tokenizer, text, "ca") for text in ("un peix", "una flor"))
-    assert batch["labels"].tolist() == [[*short, -100], long]
-    assert batch["input_features"].shape == (2, 80, 500)
-    assert batch["attention_mask"].sum(dim=1).tolist() == [200, 100]
+def test_rows_of_several_languages_are_labelled_by_their_own(recordings, processor, caplog):
+    rows = recordings.select([0, 6, 0, 6, 0]).add_column("language", ["Catalan", "ro", "catalann", "german", None])
+    with caplog.at_level(logging.WARNING):
+        prepared, counts = prepare_dataset(rows, processor)
+    assert (counts["kept"], counts["unknown_language"]) == (2, 3)
+    assert prepared["language"][:] == ["ca", "ro"]
+    assert prepared["index"][:].tolist() == [0, 1]
+    for row, text, language in ((0, "un peix", "ca"), (1, "una flor", "ro")):
+        assert prepared[row]["labels"].tolist() == encode_labels(processor.tokenizer, text, language)
+    for index, reason in ((2, "'catalann' is not"), (3, r"no token <|de|>"), (4, "None is not")):
+        (message,) = [message for message in caplog.messages if f"item {index}," in message]
+        assert message.startswith("dropped") and reason in message
+
+    renamed, _ = prepare_dataset(rows.rename_column("language", "spoken"), processor, language_column="spoken")
+    assert renamed["language"][:] == ["ca", "ro"]
+    all_of_one, counts = prepare_dataset(rows, processor, "ca")
+    assert all_of_one["language"][:] == ["ca"] * 5 and counts["unknown_language"] == 0
 
 
-def test_raw_and_prepared_examples_give_the_same_batch(recordings, processor):
-    prepared, _ = prepare_dataset(recordings, processor, "ca")
-    raw = [
-        {"audio": example["audio"], "text": example["transcription"]}
-        for example in recordings.cast_column("audio", datasets.Audio(decode=False)).select([0, 6])
-    ]
-    expected = DataCollatorSpeechSeq2SeqWithPadding(processor)(list(prepared))
-    batch = DataCollatorSpeechSeq2SeqWithPadding(processor, language="catalan")(raw)
-    for key in expected:
-        assert torch.equal(batch[key], expected[key])
+def test_a_dataset_without_a_language_is_refused(recordings, processor):
+    with pytest.raises(ValueError, match=r"no column 'language'; it has .*give a language .* or set language_column"):
+        prepare_dataset(recordings, processor)
+    numbered = recordings.add_column("language", range(7))
+    with pytest.raises(ValueError, match="column 'language' holds int64; expected text"):
+        prepare_dataset(numbered, processor)
 
 
-def test_the_language_of_a_raw_example_goes_before_the_collators(processor):
-    audio = {"array": noise(0.5), "sampling_rate": 16000}
-    collator = DataCollatorSpeechSeq2SeqWithPadding(processor, language="ca")
-    labels = collator([{"audio": audio, "text": "a", "language": "ro"}, {"audio": audio, "text": "a"}])["labels"]
-    assert labels[:, 0].tolist() == ids(processor.tokenizer, "<|ro|>", "<|ca|>")
-    with pytest.raises(ValueError, match="no language"):
-        DataCollatorSpeechSeq2SeqWithPadding(processor)([{"audio": audio, "text": "a"}])
-    with pytest.raises(ValueError, match="nor 'text'"):
-        collator([{"audio": audio}])
-
-
-def test_the_collator_refuses_labels_and_audio_that_are_too_long(processor):
-    collator = DataCollatorSpeechSeq2SeqWithPadding(processor, language="ca")
-    features = torch.zeros(80, 500)
-    assert collator([{"input_features": features, "labels": [5] * 448}])["labels"].shape == (1, 448)
-    with pytest.raises(ValueError, match="labels of 449 tokens are longer than the decoder's limit of 448"):
-        collator([{"input_features": features, "labels": [5] * 449}])
-    with pytest.raises(ValueError, match=r"lasts 10\.0 s, longer than the context of 5 s"):
-        collator([{"audio": {"array": noise(10.0), "sampling_rate": 16000}, "text": "a"}])
-
-
-def test_a_start_token_in_prepared_labels_is_not_doubled(processor):
-    start = processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
-    assert collator([{"input_features": torch.zeros(80, 500), "labels": [start, 5, 6]}])["labels"].tolist() == [[5, 6]]
+def test_an_empty_split_is_refused_by_name(recordings, processor, tmp_path):
+    with pytest.raises(ValueError, match="the dataset is empty: "):
+        prepare_dataset(datasets.Dataset.from_dict({}), processor, "ca")
+    named = datasets.Dataset.from_dict({"audio": [], "transcription": []}, split="validation")
+    with pytest.raises(ValueError, match=r"the dataset is empty \(split 'validation'\)"):
+        prepare_dataset(named, processor, "ca")
 
 
 def test_a_column_of_numbers_is_no_text(tiny_processor):
     dataset = datasets.Dataset.from_dict({"audio": ["a.wav"], "transcription": [7]})
     with pytest.raises(ValueError, match="'transcription' holds int64"):
         prepare_dataset(dataset, tiny_processor, "ca")
-
-
-def test_the_collator_refuses_an_unknown_language_at_once(tiny_processor):
-    with pytest.raises(ValueError, match="catalann"):
-        DataCollatorSpeechSeq2SeqWithPadding(tiny_processor, language="catalann")

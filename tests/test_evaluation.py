@@ -2,11 +2,13 @@ import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from peft_clsr.evaluation import error_rates, gate_means, transcribe
+from peft_clsr.evaluation import error_rates, gate_means, make_compute_metrics, transcribe
 
 
 def test_error_rates_are_those_counted_by_hand():
@@ -52,6 +54,89 @@ def test_lists_of_other_lengths_are_refused():
         error_rates(["a", "b"], ["a", "b"], ["ro"])
 
 
+@pytest.fixture
+def evaluated(tiny_processor):
+    """Predictions and labels as `Seq2SeqTrainer` gathers them, of (language, heard, spoken)."""
+    pytest.importorskip("jiwer")
+    tokenizer = tiny_processor.tokenizer
+
+    def build(*utterances):
+        sides = []
+        for texts in ([heard for _, heard, _ in utterances], [spoken for _, _, spoken in utterances]):
+            prompts = [f"<|{language}|><|transcribe|><|notimestamps|>" for language, _, _ in utterances]
+            rows = [
+                tokenizer(prompt + text + "<|endoftext|>", add_special_tokens=False).input_ids
+                for prompt, text in zip(prompts, texts, strict=True)
+            ]
+            width = max(map(len, rows)) + 2
+            sides.append(np.array([row + [-100] * (width - len(row)) for row in rows]))
+        return EvalPrediction(predictions=sides[0], label_ids=sides[1])
+
+    return build
+
+
+def test_metrics_are_means_over_languages_not_utterances(tiny_processor, evaluated):
+    metrics = make_compute_metrics(tiny_processor)(
+        evaluated(("ca", " a b", " a b"), ("ro", " a b c d", " a x y z"), ("ca", " a b", " a c"), ("ca", "", " ♪!"))
+    )
+    assert metrics == pytest.approx(
+        {"wer_ca": 1 / 4, "wer_ro": 3 / 4, "wer": 1 / 2, "cer_ca": 1 / 6, "cer_ro": 3 / 7, "cer": (1 / 6 + 3 / 7) / 2}
+    )
+
+
+def test_a_language_without_a_scorable_reference_is_left_out(tiny_processor, evaluated):
+    compute_metrics = make_compute_metrics(tiny_processor)
+    assert compute_metrics(evaluated(("ca", " a", " a"), ("ro", " la", " ♪"))) == {
+        "wer": 0.0,
+        "wer_ca": 0.0,
+        "cer": 0.0,
+        "cer_ca": 0.0,
+    }
+    with pytest.raises(ValueError, match="none of the 1 references can be scored"):
+        compute_metrics(evaluated(("ro", " la", " ♪")))
+
+
+def test_labels_without_a_language_and_predictions_that_are_logits_are_refused(tiny_processor, evaluated):
+    compute_metrics = make_compute_metrics(tiny_processor)
+    both = evaluated(("ca", " a", " a"), ("ro", " a", " a"))
+    both.label_ids[1, 0] = -100
+    with pytest.raises(ValueError, match="labels of utterance 1 have no language token"):
+        compute_metrics(both)
+    both.predictions = np.zeros((2, 3, 280))
+    with pytest.raises(ValueError, match="predict_with_generate=True"):
+        compute_metrics(both)
+
+
+def test_a_trainer_evaluates_each_utterance_in_its_language(tiny_whisper, tiny_processor, tmp_path):
+    pytest.importorskip("jiwer")
+    pytest.importorskip("soundfile")
+    from peft_clsr.trainer.collator import DataCollatorSpeechSeq2SeqWithPadding
+    from peft_clsr.trainer.data import encode_labels
+
+    model, tokenizer = tiny_whisper(init_std=1.0), tiny_processor.tokenizer
+    torch.manual_seed(1)
+    utterances = [("ca", "bon dia"), ("ro", "bună ziua"), ("ca", "adéu")]
+    examples = [
+        {"input_features": torch.randn(80, 100), "labels": encode_labels(tokenizer, text, code), "language": code}
+        for code, text in utterances
+    ]
+    heard = [transcribe(model, tiny_processor, [example], example["language"])[0] for example in examples]
+    expected = error_rates(heard, [text for _, text in utterances], [code for code, _ in utterances])
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(
+            tmp_path, predict_with_generate=True, remove_unused_columns=False, report_to="none", use_cpu=True
+        ),
+        eval_dataset=examples,
+        data_collator=DataCollatorSpeechSeq2SeqWithPadding(tiny_processor),
+        compute_metrics=make_compute_metrics(tiny_processor),
+    )
+    metrics = trainer.evaluate()
+    for name in ("wer", "cer"):
+        assert metrics[f"eval_{name}"] == pytest.approx((expected["ca"][name] + expected["ro"][name]) / 2)
+        assert metrics[f"eval_{name}_ca"] == pytest.approx(expected["ca"][name])
+
+
 def test_transcripts_are_those_of_generate_one_by_one_and_modes_are_restored(tiny_whisper, tiny_processor):
     model = tiny_whisper(init_std=1.0)
     torch.manual_seed(1)
@@ -72,8 +157,7 @@ def test_transcripts_are_those_of_generate_one_by_one_and_modes_are_restored(tin
 def test_a_peft_model_transcribes_at_a_cut_context(tiny_whisper, tiny_processor):
     from peft import LoraConfig, get_peft_model
 
-    pytest.importorskip("soxr")
-    from peft_clsr.trainer.audio import set_audio_context
+    from peft_clsr.context import set_audio_context
 
     examples = [{"input_features": torch.randn(80, 50)} for _ in range(3)]
     plain, wrapped = tiny_whisper(), get_peft_model(tiny_whisper(), LoraConfig(target_modules=["fc1"]))

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..languages import language_code
 from .audio import audio_name, read_audio
-from .data import MAX_LABEL_LENGTH, encode_labels
+from .data import MAX_LABEL_LENGTH, TeacherColumns, encode_labels
+from .teacher_states import unflatten_states
 
 
 @dataclass
@@ -19,13 +21,17 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     Args:
         processor (`WhisperProcessor`): Its feature extractor pads audio to its context; its tokenizer encodes text.
-        language (`str`, *optional*):
-            Name or code of the language of raw examples that have no `language_column`.
+        language (`str`, *optional*): Name or code of the language of examples that have no `language_column`.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate", for raw examples.
         audio_column (`str`, *optional*, defaults to `"audio"`): Audio of raw examples, as `read_audio` takes it.
         text_column (`str`, *optional*, defaults to `"text"`): Transcript of raw examples.
-        language_column (`str`, *optional*, defaults to `"language"`): Language of each raw example, where it is there.
+        language_column (`str`, *optional*, defaults to `"language"`): Language of each example, where it is there.
         max_label_length (`int`, *optional*, defaults to 448): What the decoder allows, in tokens.
+        teacher_processor (`WhisperProcessor`, *optional*):
+            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo).
+
+    Raises:
+        ValueError: an unknown language; a teacher of another context.
 
     Example:
 
@@ -44,12 +50,17 @@ class DataCollatorSpeechSeq2SeqWithPadding:
     text_column: str = "text"
     language_column: str = "language"
     max_label_length: int = MAX_LABEL_LENGTH
+    teacher_processor: Any | None = None
 
     def __post_init__(self):
         if self.language is not None:
             self.language = language_code(self.language)
+        self._teacher = None
+        if self.teacher_processor is not None:
+            self._teacher = TeacherColumns(self.processor, self.teacher_processor)
+        self._start = self.processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor | list[str]]:
         """
         Args:
             features (`list[dict]`):
@@ -58,13 +69,19 @@ class DataCollatorSpeechSeq2SeqWithPadding:
                 `<|startoftranscript|>` lose it, as the model prepends it.
 
         Returns:
-            `dict[str, torch.Tensor]`: `input_features` float32 [batch, mels, frames]; `attention_mask` int64
-            [batch, frames], 1 for audio and 0 for padding, which the tuner leaves out of the gate budget (Whisper
-            itself ignores it); `labels` int64 [batch, tokens], padded with -100.
+            `dict`: `input_features` float32 [batch, mels, frames]; `attention_mask` int64 [batch, frames], 1 for audio
+            and 0 for padding, which the tuner leaves out of the gate budget (Whisper itself ignores it); `labels`
+            int64 [batch, tokens], padded with -100. Where examples or the collator have a language, `language`, a list
+            of codes. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], where its mel
+            bins differ; `teacher_labels` int64 [batch, tokens], the labels in its vocabulary (-100 for tokens that it
+            lacks), where that differs. Where examples have `teacher_states`, its decoder states at each label, these
+            come in place of the features: float16 [batch, tokens, hidden], padded with zeros.
 
         Raises:
             ValueError: labels longer than `max_label_length`; audio that is empty, unreadable or longer than the
-                context; a raw example without audio, text or language.
+                context; a raw example without audio, text or language; a column that only some examples have;
+                prepared examples without the features that the teacher needs; `teacher_states` of another number of
+                tokens than `labels`.
         """
         examples = [feature if "input_features" in feature else self._prepare(feature) for feature in features]
         input_features = [torch.as_tensor(example["input_features"], dtype=torch.float32) for example in examples]
@@ -74,20 +91,23 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             else torch.ones(inputs.shape[-1], dtype=torch.long)
             for example, inputs in zip(examples, input_features, strict=True)
         ]
-        return {
+        labels = [self._labels(example) for example in examples]
+        batch = {
             "input_features": torch.stack(input_features),
             "attention_mask": torch.stack(attention_mask),
-            "labels": torch.nn.utils.rnn.pad_sequence(
-                [self._labels(example) for example in examples], batch_first=True, padding_value=-100
-            ),
+            "labels": _pad_labels(labels),
         }
+        languages = [example.get(self.language_column) or self.language for example in features]
+        if any(languages):
+            _check_complete("language", languages, "fill the column or give the collator language=... (such as 'ca')")
+            batch["language"] = [language_code(language) for language in languages]
+        return batch | self._for_teacher(examples, labels)
 
     def _labels(self, example: dict[str, Any]) -> torch.Tensor:
         if "labels" not in example:
             raise ValueError(f"an example with 'input_features' has no 'labels'; it has {sorted(example)}")
         labels = torch.as_tensor(example["labels"], dtype=torch.long)
-        start = self.processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-        if len(labels) and labels[0] == start:
+        if len(labels) and labels[0] == self._start:
             labels = labels[1:]
         if len(labels) > self.max_label_length:
             raise ValueError(
@@ -95,6 +115,22 @@ class DataCollatorSpeechSeq2SeqWithPadding:
                 "such examples (prepare_dataset does, and counts them) or split their audio and text"
             )
         return labels
+
+    def _for_teacher(self, examples: list[dict[str, Any]], labels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a batch has for the teacher, of examples and their labels [tokens]."""
+        batch, teacher = {}, self._teacher
+        states = [example.get("teacher_states") for example in examples]
+        if any(cell is not None for cell in states):
+            _check_complete("teacher_states", states, "cache the teacher's states of the whole dataset")
+            states = [_states(cell, len(own)) for cell, own in zip(states, labels, strict=True)]
+            batch["teacher_states"] = pad_sequence(states, batch_first=True)
+        elif teacher is not None and teacher.extractor is not None:  # the states need no features any more
+            heard = [example.get("teacher_input_features") for example in examples]
+            _check_complete("teacher_input_features", heard, "prepare it with prepare_dataset(teacher_processor=...)")
+            batch["teacher_input_features"] = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in heard])
+        if teacher is not None and teacher.vocabulary is not None:
+            batch["teacher_labels"] = teacher.vocabulary.teacher_labels(_pad_labels(labels))
+        return batch
 
     def _prepare(self, example: dict[str, Any]) -> dict[str, Any]:
         """Features and labels of a raw example."""
@@ -123,8 +159,32 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         inputs = extractor(
             samples, sampling_rate=extractor.sampling_rate, return_attention_mask=True, return_tensors="pt"
         )
+        labels = encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task)
         return {
             "input_features": inputs["input_features"][0],
             "attention_mask": inputs["attention_mask"][0],
-            "labels": encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task),
+            "labels": labels,
+            **({} if self._teacher is None else self._teacher.of(samples, labels)),
         }
+
+
+def _check_complete(column: str, values: list[Any], remedy: str) -> None:
+    """Raise a `ValueError` that names the first example without a value."""
+    for index, value in enumerate(values):
+        if value is None:
+            raise ValueError(f"example {index} of the batch has no {column!r}: {remedy}")
+
+
+def _states(cell: Any, num_tokens: int) -> torch.Tensor:
+    """The teacher's states [tokens, hidden] of one example, for as many labels."""
+    shape = tuple(torch.as_tensor(cell).shape)
+    if shape[0] != num_tokens if len(shape) == 2 else shape[0] % num_tokens:
+        raise ValueError(
+            f"'teacher_states' of shape {shape} are not one state for each of {num_tokens} labels: the labels were "
+            "changed after the teacher's states were cached; cache them again"
+        )
+    return unflatten_states(cell, num_tokens)
+
+
+def _pad_labels(labels: list[torch.Tensor]) -> torch.Tensor:
+    return pad_sequence(labels, batch_first=True, padding_value=-100)

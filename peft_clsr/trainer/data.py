@@ -10,6 +10,7 @@ import numpy as np
 
 from ..languages import language_code
 from .audio import EmptyAudioError, audio_name, read_audio
+from .vocabulary import VocabularyMap
 
 if TYPE_CHECKING:
     import datasets
@@ -21,7 +22,7 @@ MAX_LABEL_LENGTH = 448
 
 _KEPT = "kept"
 _CUT = "cut"  # kept as well
-_OUTCOMES = (_KEPT, "unreadable", "empty", "too_long", _CUT, "labels_too_long", "no_text")
+_OUTCOMES = (_KEPT, "unreadable", "empty", "too_long", _CUT, "labels_too_long", "no_text", "unknown_language")
 
 
 def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcribe") -> list[int]:
@@ -55,13 +56,58 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
     return [*prompt_ids, *text_ids, tokenizer.eos_token_id]
 
 
+class TeacherColumns:
+    """
+    What a teacher takes in place of the student's features and labels, where it has others (large-v3 and turbo).
+
+    Args:
+        processor (`WhisperProcessor`): The student's.
+        teacher_processor (`WhisperProcessor`): The teacher's.
+
+    Raises:
+        ValueError: the two have different contexts, or vocabularies of different kinds.
+    """
+
+    def __init__(self, processor: Any, teacher_processor: Any) -> None:
+        ours, theirs = processor.feature_extractor, teacher_processor.feature_extractor
+        seconds = [extractor.n_samples / extractor.sampling_rate for extractor in (ours, theirs)]
+        if seconds[0] != seconds[1]:
+            raise ValueError(
+                f"the teacher's processor has a context of {seconds[1]:g} s, the student's of {seconds[0]:g} s; both "
+                "must hear the same: cut the longer one with set_audio_context(teacher, teacher_processor, seconds)"
+            )
+        vocabulary = VocabularyMap.between(processor.tokenizer, teacher_processor.tokenizer)
+        self.vocabulary = None if vocabulary.is_identity else vocabulary
+        self.extractor = None if theirs.feature_size == ours.feature_size else theirs
+
+    def of(self, samples: np.ndarray, labels: list[int]) -> dict[str, Any]:
+        """
+        Args:
+            samples (`np.ndarray`): float32 [samples], no longer than the context.
+            labels (`list[int]`): Ids of the student.
+
+        Returns:
+            `dict`: `teacher_input_features` float32 [teacher's mels, frames], where mel bins differ, and
+            `teacher_labels` [tokens], -100 for tokens that the teacher lacks, where vocabularies differ.
+        """
+        columns = {}
+        if self.extractor is not None:
+            inputs = self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+            columns["teacher_input_features"] = inputs["input_features"][0]
+        if self.vocabulary is not None:
+            columns["teacher_labels"] = self.vocabulary.teacher_labels(labels)
+        return columns
+
+
 def prepare_dataset(
     dataset: datasets.Dataset,
     processor: Any,
-    language: str,
+    language: str | None = None,
     *,
+    teacher_processor: Any | None = None,
     audio_column: str = "audio",
     text_column: str = "transcription",
+    language_column: str = "language",
     task: str = "transcribe",
     long_audio: Literal["drop", "cut"] = "drop",
     max_label_length: int = MAX_LABEL_LENGTH,
@@ -75,12 +121,18 @@ def prepare_dataset(
     (`set_audio_context` cuts it).
 
     Args:
-        dataset (`datasets.Dataset`): Recordings and transcripts of one language.
+        dataset (`datasets.Dataset`): Recordings and transcripts.
         processor (`WhisperProcessor`): Its feature extractor and tokenizer are used.
-        language (`str`): Name or code of the language, "catalan" or "ca".
+        language (`str`, *optional*):
+            Name or code of the language of all rows, "catalan" or "ca". By default, each row's own is in
+            `language_column`.
+        teacher_processor (`WhisperProcessor`, *optional*):
+            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo).
         audio_column (`str`, *optional*, defaults to `"audio"`):
             Column of audio: an `Audio` feature, paths, or dicts as in `read_audio`.
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
+        language_column (`str`, *optional*, defaults to `"language"`):
+            Column of languages, names or codes; it is read where no `language` is given.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
         long_audio (`str`, *optional*, defaults to `"drop"`):
             "drop" or "cut" audio longer than the context. A cut item keeps its whole transcript.
@@ -91,29 +143,40 @@ def prepare_dataset(
     Returns:
         `(datasets.Dataset, dict[str, int])`: The dataset, in torch format, has the columns `input_features`
         float32 [mels, frames], `attention_mask` int [frames] (1 where there is audio, 0 in the padding), `labels`
-        [tokens] (see `encode_labels`), `text`, `language` (the code) and `index` (the row in `dataset`). The counts
-        are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut", "labels_too_long" and "no_text".
+        [tokens] (see `encode_labels`), `text`, `language` (the code) and `index` (the row in `dataset`). With a
+        `teacher_processor` come `teacher_input_features` float32 [teacher's mels, frames], where mel bins differ, and
+        `teacher_labels` [tokens], where vocabularies differ: the teacher's ids of `labels`, -100 for tokens it lacks.
+        The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut", "labels_too_long",
+        "no_text" and "unknown_language".
 
     Raises:
-        ValueError: a column is missing, an argument is unknown, or no item is left.
+        ValueError:
+            the dataset is empty, a column is missing, an argument is unknown, the teacher's context is another, or no
+            item is left.
     """
     import datasets
 
     if long_audio not in ("drop", "cut"):
         raise ValueError(f"long_audio {long_audio!r} is unknown: expected 'drop' or 'cut'")
-    for argument, column in (("audio_column", audio_column), ("text_column", text_column)):
+    if len(dataset) == 0:
+        split = "" if dataset.split is None else f" (split {str(dataset.split)!r})"
+        raise ValueError(f"the dataset is empty{split}: check the name of the split, and what filtered it")
+    columns = {"audio_column": audio_column, "text_column": text_column}
+    if language is None:
+        columns["language_column"] = language_column
+    for argument, column in columns.items():
         if column not in dataset.column_names:
+            instead = "give a language (such as 'ca') or set" if argument == "language_column" else "set"
             raise ValueError(
-                f"the dataset has no column {column!r}; it has {', '.join(map(repr, dataset.column_names))}. "
-                f"Set {argument} (--{argument}) to one of them"
+                f"the dataset has no column {column!r}; it has {', '.join(map(repr, dataset.column_names))}: "
+                f"{instead} {argument} (--{argument}) to one of them"
             )
-    kind = getattr(dataset.features[text_column], "dtype", None)
-    if kind not in ("string", "large_string"):
-        raise ValueError(
-            f"column {text_column!r} holds {kind or dataset.features[text_column]}; expected text (string)"
-        )
-    language = language_code(language)
-    encode_labels(processor.tokenizer, "", language, task)  # a bad language or task fails here, not in a worker
+        kind = getattr(dataset.features[column], "dtype", None)
+        if argument != "audio_column" and kind not in ("string", "large_string"):
+            raise ValueError(f"column {column!r} holds {kind or dataset.features[column]}; expected text (string)")
+    # A bad task or language fails here, not in a worker.
+    encode_labels(processor.tokenizer, "", language or "en", task)
+    teacher = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
 
     extractor = processor.feature_extractor
     audio_feature = dataset.features[audio_column]
@@ -132,14 +195,21 @@ def prepare_dataset(
             "problem": datasets.Value("string"),
         }
     )
+    if teacher is not None and teacher.extractor is not None:
+        shape = (teacher.extractor.feature_size, teacher.extractor.nb_max_frames)
+        features["teacher_input_features"] = datasets.Array2D(shape, "float32")
+    if teacher is not None and teacher.vocabulary is not None:
+        features["teacher_labels"] = datasets.List(datasets.Value("int64"))
     prepared = dataset.with_format(None).map(
         partial(
             _prepare_example,
             processor=processor,
+            teacher=teacher,
             language=language,
             task=task,
             audio_column=audio_column,
             text_column=text_column,
+            language_column=language_column,
             long_audio=long_audio,
             max_label_length=max_label_length,
         ),
@@ -164,8 +234,7 @@ def prepare_dataset(
     if not kept:
         dropped = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
         raise ValueError(
-            f"no item of the {len(prepared)} in the dataset can be used ({dropped or 'the dataset is empty'}); "
-            "the warnings above name them"
+            f"no item of the {len(prepared)} in the dataset can be used ({dropped}); the warnings above name them"
         )
     prepared = prepared.remove_columns(["outcome", "problem"])
     if len(kept) < len(prepared):
@@ -173,15 +242,21 @@ def prepare_dataset(
     return prepared.with_format("torch"), counts
 
 
+def _no_features(extractor: Any) -> np.ndarray:
+    return np.zeros((extractor.feature_size, extractor.nb_max_frames), dtype=np.float32)
+
+
 def _prepare_example(
     example: dict[str, Any],
     index: int,
     *,
     processor: Any,
-    language: str,
+    teacher: TeacherColumns | None,
+    language: str | None,
     task: str,
     audio_column: str,
     text_column: str,
+    language_column: str,
     long_audio: str,
     max_label_length: int,
 ) -> dict[str, Any]:
@@ -189,18 +264,27 @@ def _prepare_example(
     extractor = processor.feature_extractor
     name = f"item {index}, {audio_name(example[audio_column])}"
     row = {
-        "input_features": np.zeros((extractor.feature_size, extractor.nb_max_frames), dtype=np.float32),
+        "input_features": _no_features(extractor),
         "attention_mask": np.zeros(extractor.nb_max_frames, dtype=np.int8),
         "labels": [],
         "text": example[text_column],
-        "language": language,
+        "language": None,
         "index": index,
         "outcome": _KEPT,
         "problem": "",
     }
+    if teacher is not None and teacher.extractor is not None:
+        row["teacher_input_features"] = _no_features(teacher.extractor)
+    if teacher is not None and teacher.vocabulary is not None:
+        row["teacher_labels"] = []
     if not (example[text_column] or "").strip():
         return {**row, "outcome": "no_text", "problem": f"{name}: no text in column {text_column!r}"}
-    labels = encode_labels(processor.tokenizer, example[text_column], language, task)
+    spoken = example[language_column] if language is None else language
+    try:
+        labels = encode_labels(processor.tokenizer, example[text_column], spoken, task)
+    except ValueError as error:
+        return {**row, "outcome": "unknown_language", "problem": f"{name}: {error}"}
+    row["language"] = language_code(spoken)
     if len(labels) > max_label_length:
         problem = f"{name}: labels of {len(labels)} tokens, longer than {max_label_length}"
         return {**row, "outcome": "labels_too_long", "problem": problem}
@@ -221,4 +305,6 @@ def _prepare_example(
     row["input_features"] = inputs["input_features"][0]
     row["attention_mask"] = inputs["attention_mask"][0].astype(np.int8)
     row["labels"] = labels
+    if teacher is not None:
+        row |= teacher.of(samples, labels)
     return row
