@@ -20,14 +20,21 @@ SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --outp
 # Two workers of one thread each: the tests are many and small.
 PYTEST_ARGS ?= -q -n 2
 
-.PHONY: help venv lint format test fetch demo demo-smoke clean
+# The oldest transformers and PEFT that setup.cfg allows, and the newest that the registry has, each with what it asks for;
+# the rest is as in constraints.txt.
+test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
+test-newest: REQUIREMENTS = --upgrade transformers peft
+
+.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
 	@echo "make test        run the tests"
+	@echo "make test-oldest, make test-newest"
+	@echo "                 the same with the oldest and the newest transformers and PEFT, in environments of their own"
 	@echo "make lint        check the code; make format puts it right"
-	@echo "make clean       remove the environment and what runs wrote (downloads in $(CACHE) stay)"
+	@echo "make clean       remove the environments and what runs wrote (downloads in $(CACHE) stay)"
 
 venv: $(VENV)/.installed
 
@@ -50,6 +57,12 @@ format: venv
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	grep -vE '^(transformers|peft|tokenizers|huggingface_hub)==' constraints.txt >.venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --quiet -c .venv-$*/constraints.txt -e '.[test]' $(REQUIREMENTS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(PYTEST_ARGS)
+
 fetch: venv
 	@$(BIN)/python examples/fetch_demo.py --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
 
@@ -60,5 +73,5 @@ demo-smoke: fetch
 	$(BIN)/python examples/train_distilwhisper.py $(SMOKE_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/smoke
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache runs/smoke
 	find . -name __pycache__ -type d -not -path './$(CACHE)/*' -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import (
     AutoPeftModel,
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
@@ -15,6 +16,7 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
 
 from peft_clsr import CLSRConfig, CLSRLayer
@@ -170,25 +172,78 @@ def test_modules_to_save_are_in_the_file(whisper, inputs, tmp_path):
     assert torch.equal(logits_of(loaded, inputs), expected)
 
 
-def test_loading_over_an_adapter_swaps_the_language_in_place(whisper, inputs, tmp_path):
-    """PEFT's own hotswap_adapter is for LoRA alone, whose scaling it writes; the same weights in place do without."""
-    model = clsr(whisper(), "ca", "uk")
-    ukrainian = logits_of(model, inputs, "uk")
-    model.set_adapter("ca")
-    catalan = logits_of(model, inputs)
+@pytest.mark.parametrize("rank", [None, 2])
+def test_hotswapping_puts_another_language_in_place(whisper, inputs, tmp_path, rank):
+    model = clsr(whisper(), "ca", "uk", expert_rank=rank)
+    for name in ("ca", "uk"):
+        model.peft_config[name].language = name
+    expected = {name: logits_of(model, inputs, name) for name in ("uk", "ca")}
     model.save_pretrained(tmp_path)
     model.delete_adapter("uk")
-    with pytest.raises(ValueError, match="Hotswapping only supports LORA but CLSR was passed"):
-        hotswap_adapter(model, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
-    assert torch.equal(logits_of(model, inputs), catalan)
 
-    storage = {name: p.data_ptr() for name, p in model.named_parameters() if "clsr_" in name}
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(logits_of(compiled, inputs), catalan, atol=1e-5, rtol=1e-5)
-    model.load_adapter(tmp_path / "uk", "ca")
-    assert {name: p.data_ptr() for name, p in model.named_parameters() if "clsr_" in name} == storage
-    assert torch.equal(logits_of(model.eval(), inputs), ukrainian)
-    torch.testing.assert_close(logits_of(compiled, inputs), ukrainian, atol=1e-5, rtol=1e-5)
+    hotswap_adapter(model, str(tmp_path), subfolder="uk", adapter_name="ca", torch_device="cpu")
+    assert torch.equal(logits_of(model, inputs), expected["uk"])
+    model.save_pretrained(tmp_path / "swapped")
+    assert PeftConfig.from_pretrained(tmp_path / "swapped" / "ca").language == "uk"
+    hotswap_adapter(model, str(tmp_path / "ca"), adapter_name="ca", torch_device="cpu")
+    assert torch.equal(logits_of(model, inputs), expected["ca"])
+    assert all(p.requires_grad for name, p in model.named_parameters() if "clsr_" in name)
+
+
+def test_a_compiled_model_is_swapped_without_recompilation(whisper, inputs, tmp_path):
+    model = clsr(whisper(), "ca", "uk")
+    expected = {name: logits_of(model, inputs, name) for name in ("uk", "ca")}
+    model.save_pretrained(tmp_path)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    torch.testing.assert_close(logits_of(compiled, inputs), expected["ca"], atol=1e-5, rtol=1e-5)
+    hotswap_adapter(compiled, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
+    torch.testing.assert_close(logits_of(compiled, inputs), expected["uk"], atol=1e-5, rtol=1e-5)
+    model.load_adapter(tmp_path / "ca", "ca")  # over an adapter of that name: in place too
+    torch.testing.assert_close(logits_of(compiled, inputs), expected["ca"], atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"expert_rank": 2}, "for expert_rank, None != 2"),
+        ({"gate_dim": 4}, "for gate_dim, 8 != 4"),
+        ({"layers_to_transform": [0]}, "do not fit adapter 'ca'.*layers.1"),
+        ({"exclude_modules": r".*encoder.*"}, "do not fit adapter 'ca'.*encoder"),
+        ({"modules_to_save": ["layer_norm"]}, "do not fit adapter 'ca'.*layer_norm"),
+    ],
+)
+def test_hotswapping_what_does_not_fit_is_refused_and_changes_nothing(whisper, inputs, tmp_path, config, error):
+    get_peft_model(whisper(), CLSRConfig(**{**QUIET, **config}), adapter_name="uk").save_pretrained(tmp_path)
+    model = clsr(whisper(), "ca")
+    before = logits_of(model, inputs)
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        hotswap_adapter(model, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
+    assert torch.equal(logits_of(model, inputs), before)
+
+
+def test_hotswapping_an_adapter_of_another_base_is_refused(tiny_whisper, whisper, inputs, tmp_path):
+    model = clsr(whisper(), "ca")
+    before = logits_of(model, inputs)
+    for sizes in ({"encoder_layers": 1}, {"encoder_layers": 3}, {"decoder_ffn_dim": 16}, {"decoder_ffn_dim": 48}):
+        clsr(tiny_whisper(**sizes), "uk").save_pretrained(tmp_path)
+        with pytest.raises(RuntimeError, match="names or shapes differ"):
+            hotswap_adapter(model, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
+        assert torch.equal(logits_of(model, inputs), before)
+
+
+def test_hotswapping_lora_is_as_before(whisper, inputs, tmp_path):
+    config = {"target_modules": ["fc1"], "r": 2, "init_lora_weights": False}
+    torch.manual_seed(0)
+    expected = {}
+    for name, alpha in (("a", 4), ("b", 8)):
+        model = get_peft_model(whisper(), LoraConfig(**config, lora_alpha=alpha)).eval()
+        expected[name] = logits_of(model, inputs)
+        model.save_pretrained(tmp_path / name)
+    hotswap_adapter(model, str(tmp_path / "a"), adapter_name="default", torch_device="cpu")
+    torch.testing.assert_close(logits_of(model, inputs), expected["a"], atol=1e-6, rtol=1e-6)
 
 
 # ---------------------------------------------------------------- other doors
