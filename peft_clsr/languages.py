@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -40,3 +42,43 @@ def language_code(language: str) -> str:
         "not know, take the code of a related one)"
     )
     raise ValueError(f"language {language!r} is not a Whisper language; {hint}")
+
+
+def adapter_of_language(adapters: Mapping[str, Any], language: str) -> str:
+    """
+    The adapter that is for a language: the one of that name, or the one whose config has that `language`.
+
+    A single adapter that is for no language in particular (such as "default") takes all.
+
+    Args:
+        adapters (`Mapping[str, CLSRConfig]`): A model's `peft_config`.
+        language (`str`): An adapter's name, or a code, English name or token of a Whisper language.
+
+    Returns:
+        `str`: the adapter's name.
+
+    Raises:
+        ValueError: no adapter, or several, are for the language.
+
+    Example:
+
+    ```py
+    >>> adapter_of_language({"uk": CLSRConfig(), "mine": CLSRConfig(language="ca")}, "Catalan")
+    'mine'
+    ```
+    """
+    if language in adapters:
+        return language
+    code = language_code(language)
+    if code in adapters:
+        return code
+    names = [name for name, config in adapters.items() if config.language == code]
+    if not names and len(adapters) == 1:
+        names = [name for name, config in adapters.items() if config.language is None and name not in LANGUAGES]
+    if len(names) != 1:
+        has = "several adapters" if names else "no adapter"
+        raise ValueError(
+            f"language {language!r} has {has} on the model (adapters: {', '.join(names or adapters)}): add one with "
+            f"model.add_adapter({code!r}, CLSRConfig(language={code!r})), or leave the language out of the dataset"
+        )
+    return names[0]

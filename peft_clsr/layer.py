@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from .config import CLSRConfig
 from .gate import GateLinear, gate_logits
+from .gradients import with_zero_gradients
 from .route import Route
 
 # Below this many tokens, sorting them costs more than computing both paths (decoding one token at a time).
@@ -29,6 +31,8 @@ class CLSRLayer(BaseTunerLayer):
     adapter_layer_names = ("clsr_gate_in", "clsr_gate_out", "clsr_expert", "clsr_expert_A", "clsr_expert_B")
     # All names of other parameters that may contain adapter-related parameters
     other_param_names = ("clsr_config",)
+    # What `peft.helpers.disable_input_dtype_casting` switches off
+    cast_input_dtype_enabled: bool = True
 
     def __init__(self, base_layer: nn.Linear, route: Route, owns_gate: bool) -> None:
         self.base_layer = base_layer
@@ -57,18 +61,22 @@ class CLSRLayer(BaseTunerLayer):
             self.clsr_expert_A[adapter_name] = nn.Linear(self.in_features, config.expert_rank, bias=False)
             self.clsr_expert_B[adapter_name] = nn.Linear(config.expert_rank, self.out_features, bias=False)
         self.clsr_config[adapter_name] = config
-        if config.init_weights:
-            self.reset_clsr_parameters(adapter_name)
+        self.reset_clsr_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @torch.no_grad()
-    def reset_clsr_parameters(self, adapter_name: str) -> None:
-        """Make the gate undecided and the expert equal to the shared projection: the adapter then changes nothing."""
+    def reset_clsr_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
+        """
+        Make the gate undecided and, with `init_weights`, the expert equal to the shared projection: the adapter then
+        changes nothing.
+        """
         if adapter_name in self.clsr_gate_in:
             nn.init.normal_(self.clsr_gate_in[adapter_name].weight, std=0.01)
             nn.init.zeros_(self.clsr_gate_in[adapter_name].bias)
             nn.init.zeros_(self.clsr_gate_out[adapter_name].weight)
+        if not init_weights:
+            return
         if adapter_name in self.clsr_expert_B:
             nn.init.zeros_(self.clsr_expert_B[adapter_name].weight)
         if adapter_name in self.clsr_expert:
@@ -101,6 +109,28 @@ class CLSRLayer(BaseTunerLayer):
         names = self.route.routing.adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))
         return [name for name in names if name in self.clsr_config]
+
+    def adapter_parameters(self, adapter_names: Iterable[str]) -> list[nn.Parameter]:
+        """The gate's and the expert's parameters, in this layer, of the adapters of these names."""
+        return [
+            parameter
+            for name in adapter_names
+            for modules in self.adapter_layer_names
+            if name in getattr(self, modules)
+            for parameter in getattr(self, modules)[name].parameters()
+        ]
+
+    def _with_all_gradients(self, result: torch.Tensor, adapter_name: str | None) -> torch.Tensor:
+        """
+        `result` [..., out_features] of a forward that routed by `adapter_name`; in training, what it left out gets
+        gradients of zero: all of a skipped module, and other languages where other processes may train them.
+        """
+        if not self.training:
+            return result
+        unused = [adapter_name] if self.route.is_skipped else []
+        if _several_processes():
+            unused += [name for name in self.clsr_config if name != adapter_name]
+        return with_zero_gradients(result, [p for p in self.adapter_parameters(unused) if p.requires_grad])
 
     def _apply_expert(self, x: torch.Tensor, adapter_name: str, shared: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -166,7 +196,8 @@ class InputLinear(nn.Module, CLSRLayer):
         adapter_names, route = self._routed_adapters(), self.route
         if not adapter_names:
             route.clear()
-            return self.base_layer(x, *args, **kwargs)
+            result = self.base_layer(x, *args, **kwargs)
+            return self._with_all_gradients(result, None)
         if self.owns_gate:
             route.clear()
             if self.training:
@@ -179,9 +210,11 @@ class InputLinear(nn.Module, CLSRLayer):
                 "belongs to the first input projection of its module, so register the projections in the order of "
                 "their use"
             )
-        if route.gate is not None:
-            shared = self.base_layer(x)
-            return torch.cat([shared, self._apply_expert(x, adapter_names[0], shared)], dim=-1)
+        if route.is_soft:
+            result = shared = self.base_layer(x)
+            if not route.is_skipped:
+                result = torch.cat([shared, self._apply_expert(x, adapter_names[0], shared)], dim=-1)
+            return self._with_all_gradients(result, adapter_names[0])
         if route.order is not None:
             x = x.reshape(-1, x.shape[-1])[route.order].view(x.shape)
         return self._apply_hard(x)
@@ -190,14 +223,18 @@ class InputLinear(nn.Module, CLSRLayer):
         """Set a soft route for the tokens of `x` [..., in_features]."""
         config, route = self.clsr_config[adapter_name], self.route
         gate_in, gate_out = self.clsr_gate_in[adapter_name], self.clsr_gate_out[adapter_name]
+        is_compiling = torch.compiler.is_compiling()
+        # Drawn by torch's generator, which gradient checkpointing repeats; on the CPU: no device is waited for.
+        if not is_compiling and torch.rand((), device="cpu").item() < config.skip_gate_prob:
+            route.is_skipped = True
+            route.routing.add(route.name, torch.zeros(x.shape[:-1], device=x.device), config, trains=False)
+            return
         logits = gate_logits(F.dropout(x, config.gate_dropout), gate_in, gate_out)
         alpha = route.routing.gate_progress * config.gate_noise
         if alpha:
             logits = logits + alpha * torch.randn_like(logits)
         gate_values = logits.sigmoid()
-        if config.skip_gate_prob:
-            # A product, not a branch: the gradients of a skipped gate and expert are zeros, not missing (DDP), and the
-            # draw is torch's, which gradient checkpointing repeats.
+        if is_compiling and config.skip_gate_prob:  # a branch on a random number would break the graph
             gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
         route.gate = gate_values.unsqueeze(-1)
         route.routing.add(route.name, gate_values, config, trains=gate_out.weight.requires_grad)
@@ -207,10 +244,16 @@ class InputLinear(nn.Module, CLSRLayer):
         route = self.route
         paths: list[str | None] = [None, *adapter_names]
         names = route.routing.adapter_names
-        if names is None:
+        if names is None or set(names) == {paths[1]}:
             to_expert = gate_logits(x, self.clsr_gate_in[paths[1]], self.clsr_gate_out[paths[1]]) >= 0
             choice = to_expert.flatten().long()
         else:
+            if "encoder" in route.name.split(".") and len(x) != len(names):
+                raise ValueError(
+                    f"{len(names)} adapter_names for a batch of {len(x)}: Whisper runs a part of a batch again for "
+                    "audio longer than its context, for timestamps and for several temperatures, and the names would "
+                    "fall on other samples. Give one language a call there"
+                )
             # Tokens of a sample stand together; with beams, those of its beams do.
             samples = x.reshape(len(names), -1, x.shape[-1])  # [samples, tokens, in_features]
             choice = torch.zeros(samples.shape[:2], dtype=torch.long, device=x.device)
@@ -254,8 +297,11 @@ class OutputLinear(nn.Module, CLSRLayer):
         """
         adapter_names, route = self._routed_adapters(), self.route
         if not adapter_names or not route.is_set:
-            return self.base_layer(x, *args, **kwargs)
-        if route.gate is not None:
+            result = self.base_layer(x, *args, **kwargs)
+            return self._with_all_gradients(result, None)
+        if route.is_skipped:
+            result = self.base_layer(x)
+        elif route.gate is not None:
             shared_half, expert_half = x.chunk(2, dim=-1)
             shared = self.base_layer(shared_half)
             expert = self._apply_expert(expert_half, adapter_names[0])
@@ -266,8 +312,14 @@ class OutputLinear(nn.Module, CLSRLayer):
             if route.order is not None:
                 rows = result.reshape(-1, result.shape[-1])
                 result = torch.empty_like(rows).index_copy(0, route.order, rows).view(result.shape)
+        result = self._with_all_gradients(result, adapter_names[0])
         route.clear()
         return result
+
+
+def _several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def check_one_adapter(adapter_names: str | list[str]) -> None:

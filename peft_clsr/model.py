@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from .config import CLSRConfig
+from .context import check_audio_context, cut_positions, set_positions
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
 from .route import Route, Routing
 
@@ -70,6 +72,13 @@ class CLSRModel(BaseTuner):
         # the budget loss, so without this k accumulated batches would give k times the gradient.
         model.accepts_loss_kwargs = False
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        seconds = self.peft_config[adapter_name].max_audio_seconds
+        if seconds is not None:  # not in _post_injection_hook: PEFT calls that for the first adapter only
+            table = cut_positions(model, seconds)
+            self.routing.full_positions = table if table is not None else self.routing.full_positions
+
     def _prepare_adapter_config(self, peft_config: CLSRConfig, model_config: dict) -> CLSRConfig:
         if peft_config.target_modules is None and peft_config.output_modules is None:
             model_type = model_config.get("model_type")
@@ -100,6 +109,9 @@ class CLSRModel(BaseTuner):
                 f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
                 f"{type(model).__name__} takes input_features: leave task_type out"
             )
+        if peft_config.max_audio_seconds is not None:
+            others = {name: config for name, config in self.peft_config.items() if config is not peft_config}
+            check_audio_context(model, peft_config.max_audio_seconds, others)
         inputs: dict[str, list[nn.Linear]] = {}
         outputs: dict[str, list[nn.Linear]] = {}
         inside = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, BaseTunerLayer))
@@ -142,19 +154,21 @@ class CLSRModel(BaseTuner):
         current_key: str,
     ) -> None:
         is_output = bool(_matches_output(peft_config, current_key))
-        if isinstance(target, CLSRLayer):
-            if isinstance(target, OutputLinear) != is_output:
-                raise ValueError(
-                    f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that "
-                    "the model has; a further adapter must use it alike"
-                )
-            target.update_layer(adapter_name, peft_config)
-            return
-        new_module = self._create_new_module(peft_config, adapter_name, target, parent, current_key, is_output)
-        if adapter_name not in self.active_adapters:
-            # adding an additional adapter: it is not automatically trainable
-            new_module.requires_grad_(False)
-        self._replace_module(parent, target_name, new_module, target)
+        if isinstance(target, CLSRLayer) and isinstance(target, OutputLinear) != is_output:
+            raise ValueError(
+                f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that "
+                "the model has; a further adapter must use it alike"
+            )
+        # The weights of a base that accelerate offloads to the CPU or disk are on the meta device between forwards.
+        with align_module_device(getattr(target, "base_layer", target)):
+            if isinstance(target, CLSRLayer):
+                target.update_layer(adapter_name, peft_config)
+                return
+            new_module = self._create_new_module(peft_config, adapter_name, target, parent, current_key, is_output)
+            if adapter_name not in self.active_adapters:
+                # adding an additional adapter: it is not automatically trainable
+                new_module.requires_grad_(False)
+            self._replace_module(parent, target_name, new_module, target)
 
     def _create_new_module(
         self,
@@ -185,27 +199,64 @@ class CLSRModel(BaseTuner):
         unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        batch = args[0] if args else kwargs.get(getattr(self.model, "main_input_name", "input_ids"))
-        if isinstance(batch, torch.Tensor) and len(batch) != len(adapter_names):
+        main_input = kwargs.get(getattr(self.model, "main_input_name", "input_ids"))
+        tensors = (value for value in (*args, main_input, *kwargs.values()) if isinstance(value, torch.Tensor))
+        batch = next(tensors, None)
+        if batch is not None and len(batch) != len(adapter_names):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(adapter_names)} and {len(batch)} respectively."
             )
-        self.routing.adapter_names = list(adapter_names)
+        with self.route_samples(adapter_names):
+            yield
+
+    @contextmanager
+    def route_samples(self, adapter_names: list[str], labels: torch.Tensor | None = None) -> Iterator[None]:
+        """
+        In the block, route each sample of a batch by an adapter of its own; the active adapter stays as it is.
+
+        In training mode, all samples must have one adapter: a batch is of one language there.
+
+        Args:
+            adapter_names (`list[str]`): [batch], "__base__" for the shared FFNs alone.
+            labels (`torch.Tensor`, *optional*):
+                [batch, tokens], -100 for padding: which decoder tokens count in the gate budget, where the forward is
+                given decoder inputs instead of labels.
+        """
+        if self.training and len(set(adapter_names)) > 1:
+            raise ValueError(
+                f"a batch of the adapters {sorted(set(adapter_names))} in training mode, expected one: make batches "
+                "of one language with LanguageBatchSampler (DistillationTrainer does), or call model.eval()"
+            )
+        routing = self.routing
+        outer = routing.adapter_names, routing.labels
+        routing.adapter_names, routing.labels = list(adapter_names), labels
         try:
             yield
         finally:
-            self.routing.adapter_names = None
+            routing.adapter_names, routing.labels = outer
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         check_one_adapter(adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if not any(getattr(config, "max_audio_seconds", None) for config in self.peft_config.values()):
+            self._restore_context()
+
+    def _restore_context(self) -> None:
+        """Give the model the context back that it had before an adapter cut it."""
+        if self.routing.full_positions is not None:
+            set_positions(self.model, self.routing.full_positions)
+            self.routing.full_positions = None
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_ERROR)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        self._restore_context()
         self.routing.detach()
         model.__dict__.pop("accepts_loss_kwargs", None)
         return model
@@ -228,18 +279,8 @@ class CLSRModel(BaseTuner):
 
     def gate_mean(self) -> torch.Tensor:
         """The mean of the gate values behind [`budget_loss`]: scalar float32 in [0, 1], without graph."""
-        total = self._of_last_forward(self.routing.gate_sum)
-        return total / self.routing.gate_count.clamp(min=1)
-
-    def routed_modules(self) -> tuple[int, int]:
-        """How many modules the active adapter routes: in the encoder (or a model of one side), and in the decoder."""
-        owners = [
-            layer
-            for layer in self.model.modules()
-            if isinstance(layer, CLSRLayer) and layer.owns_gate and layer.active_adapters[0] in layer.clsr_config
-        ]
-        in_decoder = sum("decoder" in layer.route.name.split(".") for layer in owners)
-        return len(owners) - in_decoder, in_decoder
+        total = self._of_last_forward(self.routing.gate_sums).detach().sum()
+        return total / self.routing.gate_counts.sum().clamp(min=1)
 
     @staticmethod
     def _of_last_forward(value: torch.Tensor | None) -> torch.Tensor:

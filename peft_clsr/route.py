@@ -19,6 +19,7 @@ class Route:
     Exactly one of the following describes a choice, and none does between forwards or where the adapter is off. A path
     is the name of an adapter, or `None` for the shared FFN.
     - `gate` float32 [..., 1]: soft, both paths of an adapter are computed and blended;
+    - `is_skipped`: soft, the shared FFN alone is computed;
     - `choice` int64 [tokens], an index into `paths`: hard, all paths are computed and selected;
     - `groups`, a list of paths with their numbers of tokens: hard, tokens are taken in `order` int64 [tokens] (as they
       come where that is `None`) and each group by its path.
@@ -35,14 +36,19 @@ class Route:
 
     def clear(self) -> None:
         self.gate: torch.Tensor | None = None
+        self.is_skipped = False
         self.choice: torch.Tensor | None = None
         self.paths: list[str | None] = []
         self.groups: list[tuple[str | None, int]] = []
         self.order: torch.Tensor | None = None
 
     @property
+    def is_soft(self) -> bool:
+        return self.gate is not None or self.is_skipped
+
+    @property
     def is_set(self) -> bool:
-        return self.gate is not None or self.choice is not None or bool(self.groups)
+        return self.is_soft or self.choice is not None or bool(self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors with a graph can be neither copied nor pickled, and mean nothing outside of their forward.
@@ -63,22 +69,28 @@ class Routing:
     def __init__(self) -> None:
         self.gate_progress = 0.0
         self.recorded: dict[str, torch.Tensor] | None = None
-        self.adapter_names: list[str] | None = None  # of each sample, in a batch of several languages
+        self.adapter_names: list[str] | None = None  # of each sample; None: the active adapter
+        self.labels: torch.Tensor | None = None  # of a batch whose forward is not given them
+        self.full_positions: torch.Tensor | None = None  # [positions, hidden] of the encoder, where an adapter cut it
         self._hooks: list[Any] = []
         self._forget()
 
     def _forget(self) -> None:
         self._gates: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: nobody collects
-        self._trains = False
+        self._trained: list[torch.Tensor] = []  # those of them that need a graph
         self.budget_loss: torch.Tensor | None = None
-        self.gate_sum: torch.Tensor | None = None
-        self.gate_count: torch.Tensor | None = None
+        self.gate_sums: torch.Tensor | None = None  # [samples], or [1] where samples have no adapters of their own
+        self.gate_counts: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"gate_progress": self.gate_progress, "_hooks": self._hooks}
+        return {
+            "gate_progress": self.gate_progress,
+            "full_positions": self.full_positions,
+            "_hooks": self._hooks,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.recorded = self.adapter_names = None
+        self.recorded = self.adapter_names = self.labels = None
         self._forget()
         self.__dict__.update(state)
 
@@ -112,38 +124,47 @@ class Routing:
         if self._gates is not None:
             # Only kept: an operation here would be one of a checkpointed region, and not be met in its recomputation.
             self._gates.append((name, gate_values, config))
-            self._trains = self._trains or trains
+            if trains:
+                self._trained.append(gate_values)
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._forget()
-        has_labels = _named_inputs(module, args, kwargs).get("labels") is not None
-        if self.adapter_names is None and (module.training or has_labels):  # a mixed batch has no one budget
+        if module.training or self._labels(module, args, kwargs) is not None:
             self._gates = []
 
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
         gates, self._gates = self._gates, None  # a recomputation in the backward pass must not be counted
         if not gates:
             return None
-        config, device = gates[0][2], gates[0][1].device
-        has_graph = all(gate_values.requires_grad for _, gate_values, _ in gates)
-        if module.training and self._trains and torch.is_grad_enabled() and not has_graph:
+        if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in self._trained):
             raise RuntimeError(
                 "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
                 '{"use_reentrant": False}'
             )
+        self._trained = []
         inputs = _named_inputs(module, args, kwargs)
+        has_labels = inputs.get("labels") is not None
+        inputs = {**inputs, "labels": self._labels(module, args, kwargs)}
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-        total, count = torch.zeros((), device=device), torch.zeros((), device=device)
+        config, device = gates[0][2], gates[0][1].device
+        samples = 1 if self.adapter_names is None else len(self.adapter_names)
+        sums, counts = torch.zeros(samples, device=device), torch.zeros(samples, device=device)
         for name, gate_values, _ in gates:
             mask = _token_mask(name, gate_values, is_encoder_decoder, inputs)
-            total = total + (gate_values if mask is None else gate_values * mask).sum().to(device)
-            count = count + (gate_values.numel() if mask is None else mask.sum().to(device))
-        self.gate_sum, self.gate_count = total.detach(), count
-        self.budget_loss = (total / count.clamp(min=1) - config.gate_budget).abs()
+            mask = torch.ones_like(gate_values) if mask is None else mask
+            sums = sums + (gate_values * mask).reshape(samples, -1).sum(dim=1).to(device)
+            counts = counts + mask.reshape(samples, -1).sum(dim=1).to(device)
+        self.gate_sums, self.gate_counts = sums, counts
+        if self.adapter_names is not None and len(set(self.adapter_names)) > 1:
+            return None  # several languages have no one budget
+        self.budget_loss = (sums.sum() / counts.sum().clamp(min=1) - config.gate_budget).abs()
         if not module.training:
             return None
-        return _add_to_loss(outputs, config.budget_weight * self.budget_loss, inputs.get("labels") is not None)
+        return _add_to_loss(outputs, config.budget_weight * self.budget_loss, has_labels)
+
+    def _labels(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return self.labels if self.labels is not None else _named_inputs(module, args, kwargs).get("labels")
 
 
 def _named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -29,11 +29,11 @@ SPECIAL_TOKENS = (
 )
 
 
-def build_tokenizer() -> WhisperTokenizer:
-    """A Whisper tokenizer of 256 bytes (one token a byte, no merges) and the special tokens above."""
-    symbols = [*bytes_to_unicode().values(), *SPECIAL_TOKENS]
+def build_tokenizer(special_tokens=SPECIAL_TOKENS) -> WhisperTokenizer:
+    """A Whisper tokenizer of 256 bytes (one token a byte, no merges) and the special tokens."""
+    symbols = [*bytes_to_unicode().values(), *special_tokens]
     tokenizer = WhisperTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     tokenizer.set_prefix_tokens(language=None, task=None)  # looks its ids up again, now that the tokens are special
     return tokenizer
 
@@ -89,6 +89,20 @@ def tiny_whisper(tiny_processor):
         generation_config.task_to_id = {task: token_id(f"<|{task}|>") for task in ("transcribe", "translate")}
         generation_config.no_timestamps_token_id = token_id("<|notimestamps|>")
         generation_config.max_length = settings["max_target_positions"]
+        return model
+
+    return build
+
+
+@pytest.fixture
+def readable_whisper(tiny_whisper):
+    """A tiny Whisper whose frozen, tied token embeddings are far enough apart to spell any text."""
+
+    def build(seed=0, vocab_size=None):
+        model = tiny_whisper(seed=seed, init_std=0.1, **({} if vocab_size is None else {"vocab_size": vocab_size}))
+        with torch.no_grad():
+            model.model.decoder.embed_tokens.weight.mul_(10)
+            model.model.decoder.layer_norm.weight.mul_(3)
         return model
 
     return build

@@ -1,37 +1,89 @@
 """Two processes under `accelerate launch` (gloo, on the CPU)."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors import safe_open
+from peft import PeftModel
 from safetensors.torch import load_file
+from scripts.train_distributed import build_student, build_whisper
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_distributed.py"
+FSDP2 = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
+FSDP2 += ("--fsdp_transformer_layer_cls_to_wrap", "WhisperEncoderLayer,WhisperDecoderLayer")
+FSDP2 += ("--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false")
 
 
-def train(output, processes, batch_size, skip_gate_prob):
+def train(output, processes, *options, launch=()):
+    """The saved weights by language, and the logs."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--num_processes", str(processes), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["--num_processes", processes, "--dynamo_backend", "no", "--main_process_port", "0", *launch]
     # On processors, accelerate starts several processes by MPI, or else as if there were GPUs.
-    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    command += [SCRIPT, output, str(batch_size), str(skip_gate_prob)]
+    command += ["--multi_gpu"] if processes > 1 and not launch else ["--cpu"] if processes == 1 else []
+    command += [SCRIPT, output, *options]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    with safe_open(output, "pt") as file:
-        assert file.metadata()["processes"] == str(processes)
-    return load_file(output)
+    run = json.loads((output / "run.json").read_text())
+    assert run["processes"] == processes
+    return {file.parent.name: load_file(file) for file in output.glob("*/adapter_model.safetensors")}, run["logs"]
 
 
-def test_two_processes_give_the_weights_of_one_with_twice_the_batch(tmp_path):
-    """CE and KD are means over the label tokens of both, of which the processes have unequal numbers."""
-    one, two = train(tmp_path / "one", 1, 4, 0.0), train(tmp_path / "two", 2, 2, 0.0)
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=1e-5)
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys()
+    for language, weights in one[0].items():
+        assert weights.keys() == other[0][language].keys()
+        for name in weights:
+            torch.testing.assert_close(other[0][language][name], weights[name], atol=1e-6, rtol=1e-5)
+    for log, other_log in zip(one[1], other[1], strict=True):
+        for part in ("loss", "ce_loss", "kd_loss", "budget_loss", "gate_mean"):
+            assert other_log[part] == pytest.approx(log[part], abs=1e-4)
 
 
-def test_skipped_gates_need_no_search_for_unused_parameters(tmp_path):
-    weights = train(tmp_path / "two", 2, 2, 0.9)
-    assert all(tensor.isfinite().all() for tensor in weights.values())
+@pytest.mark.parametrize("skip_gate_prob", [0.0, 0.5])
+def test_two_processes_give_the_weights_of_one_with_twice_the_batch(tmp_path, skip_gate_prob):
+    """CE, KD and budget are those of both, of which the processes have unequal numbers of tokens; DDP finds no
+    parameter unused, without looking for them."""
+    options = ("--skip_gate_prob", skip_gate_prob)
+    one = train(tmp_path / "one", 1, "--batch_size", 4, *options)
+    two = train(tmp_path / "two", 2, "--batch_size", 2, *options)
+    assert_same(one, two)
+
+
+def test_each_process_on_another_language_gives_the_weights_of_one_process(tmp_path):
+    options = ("--batch_size", 2, "--languages", "ca", "uk")
+    one = train(tmp_path / "one", 1, "--accumulation", 2, *options)
+    two = train(tmp_path / "two", 2, *options)
+    assert one[0].keys() == {"ca", "uk"}
+    assert_same(one, two)
+
+
+def test_skipped_gates_and_absent_languages_need_no_search_for_unused_parameters(tmp_path):
+    """Nor do momentum and weight decay move a language that no process saw in a step."""
+    options = ("--batch_size", 2, "--skip_gate_prob", 0.9, "--languages", "ca", "uk", "--optim", "adamw_torch")
+    weights, _ = train(tmp_path / "two", 2, *options)
+    assert all(tensor.isfinite().all() for language in weights.values() for tensor in language.values())
+
+
+def test_accumulation_on_two_processes_gives_the_weights_of_one_batch(tmp_path):
+    one = train(tmp_path / "one", 1, "--batch_size", 8)
+    two = train(tmp_path / "two", 2, "--batch_size", 2, "--accumulation", 2)
+    assert_same(one, two)
+
+
+def test_adapters_saved_under_fsdp2_load_in_one_process(tmp_path):
+    options = ("--languages", "ca", "uk")
+    one = train(tmp_path / "one", 1, "--batch_size", 2, "--accumulation", 2, *options)
+    two = train(tmp_path / "two", 2, "--batch_size", 2, *options, launch=FSDP2)
+    assert_same(one, two)
+    trained = build_student(["ca", "uk"], 0.0).eval()
+    loaded = PeftModel.from_pretrained(build_whisper(0), tmp_path / "two" / "ca", adapter_name="ca").eval()
+    features, ids = torch.randn(1, 80, 100), torch.tensor([[1, 5, 7]])
+    with torch.no_grad():
+        for name, weight in two[0]["ca"].items():
+            before, _, last = name.rpartition(".")
+            trained.get_parameter(f"{before}.ca.{last}").copy_(weight)
+        expected = trained(input_features=features, decoder_input_ids=ids).logits
+        torch.testing.assert_close(loaded(input_features=features, decoder_input_ids=ids).logits, expected)

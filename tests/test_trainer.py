@@ -5,106 +5,25 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import get_peft_model
+from training import (
+    PARTS,
+    adapter_weights,
+    base_state,
+    clsr,
+    collate,
+    distiller,
+    make_args,
+    make_dataset,
+    randomize,
+)
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from peft_clsr import (
-    CLSRConfig,
     CLSRModel,
     DistillationTrainer,
     DistillationTrainingArguments,
     GateScheduleCallback,
 )
-
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
-PARTS = ("ce_loss", "kd_loss", "budget_loss", "gate_mean")
-
-
-def make_dataset(size=8, lengths=(5,), vocabulary=24, seed=0):
-    """Utterance i has `lengths[i % len(lengths)]` label tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "input_features": torch.randn(80, 100, generator=generator),
-            "labels": torch.randint(0, vocabulary, (lengths[i % len(lengths)],), generator=generator),
-        }
-        for i in range(size)
-    ]
-
-
-def collate(rows):
-    labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
-    return {"input_features": torch.stack([row["input_features"] for row in rows]), "labels": labels}
-
-
-def make_args(cls, folder, **kwargs):
-    defaults = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "weight_decay": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "use_cpu": True,
-        "seed": 0,
-    }
-    return cls(**{**defaults, **kwargs})
-
-
-def clsr(base, **config):
-    torch.manual_seed(0)  # the gate's first projection starts at random
-    return get_peft_model(base, CLSRConfig(**{**QUIET, "gate_dim": 8, **config}), adapter_name="ca")
-
-
-@torch.no_grad()
-def randomize(model, seed=5):
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
-
-
-def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks=None, **kwargs):
-    return DistillationTrainer(
-        model=model,
-        teacher_model=teacher,
-        args=make_args(DistillationTrainingArguments, folder, **kwargs),
-        train_dataset=make_dataset() if dataset is None else dataset,
-        eval_dataset=eval_dataset,
-        data_collator=collate,
-        callbacks=callbacks,
-    )
-
-
-def adapter_weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters() if "clsr_" in name}
-
-
-def base_state(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if "clsr_" not in name}
-
-
-@pytest.fixture
-def readable_whisper(tiny_whisper):
-    """A tiny Whisper whose frozen, tied token embeddings are far enough apart to spell any text."""
-
-    def build(seed=0, vocab_size=None):
-        model = tiny_whisper(seed=seed, init_std=0.1, **({} if vocab_size is None else {"vocab_size": vocab_size}))
-        with torch.no_grad():
-            model.model.decoder.embed_tokens.weight.mul_(10)
-            model.model.decoder.layer_norm.weight.mul_(3)
-        return model
-
-    return build
 
 
 @pytest.fixture
@@ -336,46 +255,6 @@ def test_a_teacher_equal_to_the_student_gives_no_distillation_loss(readable_whis
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert first["kd_loss"] == pytest.approx(0.0, abs=1e-6)
     assert first["ce_loss"] > 1
-
-
-def test_a_teacher_with_another_vocabulary_is_refused_with_both_sizes(tiny_whisper, tmp_path):
-    student, teacher = clsr(tiny_whisper()), tiny_whisper(vocab_size=300)
-    with pytest.raises(ValueError, match="vocabular") as error:
-        distiller(student, teacher, tmp_path / "out", max_steps=1)
-    assert "300" in str(error.value) and str(student.config.vocab_size) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("teacher_config", "named"),
-    [({"num_mel_bins": 128}, "mel"), ({"max_source_positions": 100}, "set_audio_context")],
-)
-def test_a_teacher_that_cannot_hear_the_students_features_is_refused(tiny_whisper, tmp_path, teacher_config, named):
-    with pytest.raises(ValueError, match=named):
-        distiller(clsr(tiny_whisper()), tiny_whisper(**teacher_config), tmp_path / "out", max_steps=1)
-
-
-def test_the_students_own_base_is_no_teacher(tiny_whisper, tmp_path):
-    base = tiny_whisper()
-    with pytest.raises(ValueError, match="second time"):
-        distiller(clsr(base), base, tmp_path / "out", max_steps=1)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_teacher_may_be_of_half_precision(readable_whisper, tmp_path, dtype):
-    dataset = make_dataset(size=4)
-    losses = []
-    for teacher_dtype in (torch.float32, dtype):
-        trainer = distiller(
-            randomize(clsr(readable_whisper())),
-            readable_whisper(seed=1).to(teacher_dtype),
-            tmp_path,
-            dataset,
-            max_steps=1,
-        )
-        trainer.train()
-        losses.append(trainer.state.log_history[0]["kd_loss"])
-    assert losses[0] > 0.05
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_wrong_arguments_class_and_loss_function_are_refused(tiny_whisper, tmp_path):

@@ -25,6 +25,11 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         temperature (`float`, *optional*, defaults to 1.0): Divides teacher's and student's logits; above 0.
         language_column (`str`, *optional*, defaults to `"language"`): Column of the dataset with each example's
             language.
+        language_temperature (`float`, *optional*, defaults to 1.0):
+            How far languages are evened out where several are trained, see [`LanguageBatchSampler`]: at 1 every
+            example comes once an epoch, at `inf` every language as often as the largest; at least 1.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            As in `TrainingArguments`, where it is `True`, and would remove what the collator makes batches of.
 
     Raises:
         ValueError: a value outside of the range given above.
@@ -37,6 +42,12 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     language_column: str = field(
         default="language", metadata={"help": "Column of the dataset with each example's language."}
     )
+    language_temperature: float = field(
+        default=1.0, metadata={"help": "How far several languages are evened out: 1 not at all, inf fully."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Remove columns that the model's forward does not take."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,3 +58,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 (0 leaves that part out)")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected above 0 (1 leaves the logits as they are)")
+        if not self.language_temperature >= 1:
+            raise ValueError(
+                f"language_temperature is {self.language_temperature}, expected at least 1 (1 takes every example "
+                "once)"
+            )

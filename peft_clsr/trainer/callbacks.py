@@ -1,4 +1,4 @@
-"""The schedule of the gate noise."""
+"""What follows the course of training: the gate noise, and the order of the batches."""
 
 from __future__ import annotations
 
@@ -28,3 +28,23 @@ class GateScheduleCallback(TrainerCallback):
                 "the model with get_peft_model(model, CLSRConfig(...))"
             )
         tuner.set_gate_progress(min(state.global_step / max(state.max_steps, 1), 1.0))
+
+
+class EpochCallback(TrainerCallback):
+    """
+    Tells a sampler (or an iterable dataset) which epoch begins.
+
+    `Trainer` does so by itself only for some of the wrappers that accelerate puts around a sampler, which differ by
+    the number of processes and after a resume in the middle of an epoch.
+
+    Args:
+        sampler: Has `set_epoch(epoch)`.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))

@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
-from transformers import PreTrainedModel, Seq2SeqTrainer
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Seq2SeqTrainer
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from ..languages import adapter_of_language
+from ..layer import CLSRLayer
 from .arguments import DistillationTrainingArguments
-from .callbacks import GateScheduleCallback
-from .losses import cross_entropy_sum, distillation_sum
+from .callbacks import EpochCallback, GateScheduleCallback
+from .losses import Teaching, chunked_losses
+from .output_layer import output_layer, replaced_output_layer
+from .sampler import LanguageBatchIterable, LanguageBatchSampler
+from .teacher import teacher_decoder_states
+from .teacher_states import TeacherStates
+from .vocabulary import VocabularyMap
 
 
 class DistillationTrainer(Seq2SeqTrainer):
     """
-    Trains a CLSR adapter with labels, a frozen teacher's logits and the gate budget (Ferraz et al., ICASSP 2024):
+    Trains CLSR adapters with labels, a frozen teacher and the gate budget (Ferraz et al., ICASSP 2024):
     `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`.
 
-    CE and KD are means over the label tokens of a whole optimizer step, however many batches and processes it is made
-    of; padding (-100) counts in neither. The budget loss of a step is the mean of its batches', weighted by routed
-    tokens, which is that of one large batch as long as the batches' gate means lie on one side of the budget. Beside
-    `loss`, training logs `ce_loss`, `kd_loss`, `budget_loss` (all without their weights) and `gate_mean`; evaluation,
-    with hard gates, gives the same with its prefix, over all tokens of the dataset.
+    All parts are those of a whole optimizer step, however many batches and processes it is made of: CE and KD are
+    means over its label tokens, and L_budget is `|mean(g) - gate_budget|` over its routed tokens, of each language by
+    itself where there are several, weighted by their tokens. Padding counts nowhere. Logits are made in chunks of
+    positions and never stand in memory as a whole.
+
+    Beside `loss`, training logs `ce_loss`, `kd_loss`, `budget_loss` (all without their weights) and `gate_mean`;
+    evaluation, with hard gates, gives the same with its prefix, over all tokens of the dataset.
+
+    A dataset of several languages (in the column `language_column`) trains the adapter of each on its own examples
+    alone, in batches of one language. Adapters are found by name or by the `language` of their config.
 
     Args:
-        model ([`~peft.PeftModel`]): A Whisper with an active CLSR adapter: the student.
+        model ([`~peft.PeftModel`]): A Whisper with CLSR adapters: the student.
         args ([`DistillationTrainingArguments`]): Arguments.
-        teacher_model ([`~transformers.PreTrainedModel`], *optional*):
-            A larger Whisper with the student's vocabulary and features. It is frozen, put into evaluation mode and
-            moved to the student's device, unless it was loaded with a `device_map`. Without one, `kd_loss` is 0.
+        teacher_model ([`~transformers.PreTrainedModel`] or [`TeacherStates`], *optional*):
+            Any other Whisper, also inside a `PeftModel`; `model` itself, whose shared FFNs alone then teach, without a
+            second copy in memory; or what `cache_teacher_states` stored of a teacher, with its dataset as
+            `train_dataset`. A teacher is frozen, put into evaluation mode and moved to the student's device, unless it
+            was loaded with a `device_map`. Without one, `kd_loss` is 0.
+        teacher_processor (`WhisperProcessor`, *optional*):
+            The teacher's, where its vocabulary is not the student's (large-v3): distillation is then over the tokens
+            that both have, found by their strings; `processing_class` must be the student's. Where it hears other
+            features, give it to the collator or to `prepare_dataset` too.
         kwargs: Further arguments of `Seq2SeqTrainer`: `train_dataset`, `eval_dataset`, `data_collator`, ...
 
     Raises:
         TypeError: `args` is of another class.
         ValueError:
-            the model has no CLSR adapter; a `compute_loss_func` is given; the teacher has another vocabulary or other
-            features, or is the student's own base model; several GPUs without `accelerate launch`.
+            the model has no CLSR adapter; a `compute_loss_func` is given; the teacher does not fit; the training
+            dataset is empty, lacks the language column, or holds a language that has no adapter; several GPUs without
+            `accelerate launch`.
 
     Example:
 
@@ -60,7 +88,8 @@ class DistillationTrainer(Seq2SeqTrainer):
         self,
         model: nn.Module,
         args: DistillationTrainingArguments,
-        teacher_model: PreTrainedModel | None = None,
+        teacher_model: nn.Module | TeacherStates | None = None,
+        teacher_processor: Any | None = None,
         **kwargs: Any,
     ) -> None:
         if not hasattr(getattr(model, "base_model", None), "budget_loss"):
@@ -72,29 +101,179 @@ class DistillationTrainer(Seq2SeqTrainer):
             raise TypeError(f"args is a {type(args).__name__}, expected DistillationTrainingArguments")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the distillation loss: use Seq2SeqTrainer with it")
-        if teacher_model is not None:
-            _check_teacher(model, teacher_model)
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process, which would split batches by nn.DataParallel; run one "
                 "process a GPU with `accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        self._is_own_teacher = teacher_model is model or teacher_model is model.get_base_model()
+        self._teacher_output, self._vocabulary = None, None
+        if teacher_model is not None:
+            self._take_teacher(model, teacher_model, kwargs.get("processing_class"), teacher_processor)
+        self.teacher_model = model if self._is_own_teacher else teacher_model
+
+        self._trained_adapters = _trained_adapters(model, kwargs.get("train_dataset"), args.language_column)
+        self._set_trainable(model)
         super().__init__(model=model, args=args, **kwargs)
         # Makes Trainer count the label tokens of a step and give the number to compute_loss.
         self.model_accepts_loss_kwargs = True
         if not any(isinstance(callback, GateScheduleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(GateScheduleCallback())
-        self.teacher_model = teacher_model
-        if teacher_model is not None:
-            teacher_model.requires_grad_(False).eval()
-            if getattr(teacher_model, "hf_device_map", None) is None:
-                teacher_model.to(self.accelerator.device)
+        if self._teacher_output is not None:
+            moved = self._teacher_output if isinstance(teacher_model, TeacherStates) else teacher_model
+            if getattr(moved, "hf_device_map", None) is None:
+                moved.to(self.accelerator.device)
         self._training_sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._evaluation_sums: dict[str, torch.Tensor | float] = defaultdict(float)
+        self._batches_of_step: list[dict[str, Any]] = []
+        self._gates_of_step: torch.Tensor | None = None
+        self._adapters_of_step: set[str] = set()
+
+    # ------------------------------------------------------------------ the teacher
+
+    def _take_teacher(self, model: PeftModel, teacher: Any, processor: Any, teacher_processor: Any) -> None:
+        """Check that the teacher fits the student, freeze it, and keep its output layer and its vocabulary."""
+        if self._is_own_teacher:
+            if any(config.modules_to_save for config in model.peft_config.values()):
+                raise ValueError(
+                    "the student is its own teacher, but modules_to_save trains parts of its base: load the teacher "
+                    "a second time, or leave modules_to_save out"
+                )
+            return
+        if isinstance(teacher, TeacherStates):
+            self._teacher_output = teacher.output_layer
+            teacher_processor = teacher_processor or teacher.processor
+        else:
+            teacher.requires_grad_(False).eval()
+            self._teacher_output = output_layer(teacher)
+        ours, theirs = output_layer(model).out_features, self._teacher_output.out_features
+        if processor is not None and teacher_processor is not None:
+            tokenizers = (getattr(one, "tokenizer", one) for one in (processor, teacher_processor))
+            vocabulary = VocabularyMap.between(*tokenizers)
+            self._vocabulary = None if vocabulary.is_identity and ours == theirs else vocabulary
+        if ours != theirs and self._vocabulary is None:
+            raise ValueError(
+                f"the teacher has a vocabulary of {theirs} tokens, the student of {ours}: give teacher_processor= and "
+                "processing_class= (the student's), so that tokens are found by their strings"
+            )
+
+    def _teaching(self, inputs: dict[str, Any], labels: torch.Tensor, is_training: bool) -> Teaching | None:
+        """What the teacher says at the label positions of a batch; takes what is the teacher's out of `inputs`."""
+        states = inputs.pop("teacher_states", None)
+        features = inputs.pop("teacher_input_features", None)
+        teacher_labels = inputs.pop("teacher_labels", None)
+        if self.teacher_model is None or self.args.kd_weight == 0:
+            return None
+        if teacher_labels is None:
+            teacher_labels = labels if self._vocabulary is None else self._vocabulary.teacher_labels(labels)
+        if isinstance(self.teacher_model, TeacherStates):
+            if states is None and is_training:
+                raise ValueError(
+                    "the batch has no 'teacher_states': train on the dataset that cache_teacher_states gave back "
+                    "(train_dataset=states.dataset), and let the collator pass them on"
+                )
+            if states is None:  # an evaluation set, which nobody ran the teacher over
+                return None
+        else:
+            states = self._run_teacher(inputs["input_features"] if features is None else features, teacher_labels)
+        kept = labels != -100
+        states = states.to(labels.device)[kept]
+        if self._vocabulary is None:
+            return Teaching(states, self._teacher_output)
+        vocabulary = self._vocabulary
+        is_taught = (teacher_labels != -100)[kept]
+        return Teaching(states, self._teacher_output, vocabulary.student_ids, vocabulary.teacher_ids, is_taught)
+
+    def _run_teacher(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The teacher's decoder states [batch, tokens, hidden]."""
+        ours, theirs = self.model.config, self.teacher_model.config
+        heard = features.shape[1], features.shape[2] // 2
+        if heard != (theirs.num_mel_bins, theirs.max_source_positions):
+            raise ValueError(
+                f"the teacher hears {theirs.num_mel_bins} mel bins and {theirs.max_source_positions} positions of 20 "
+                f"ms, and got {heard[0]} and {heard[1]} (the student hears {ours.num_mel_bins} and "
+                f"{ours.max_source_positions}): give teacher_processor= to the collator or to prepare_dataset, which "
+                "make its own features"
+            )
+        if not self._is_own_teacher:
+            with self.accelerator.autocast():
+                return teacher_decoder_states(self.teacher_model, features, labels)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self._tuner.route_samples(["__base__"] * len(features)), self.accelerator.autocast():
+                return teacher_decoder_states(self.model, features, labels)
+        finally:
+            self.model.train(was_training)
+
+    # ------------------------------------------------------------------ languages
 
     @property
     def _tuner(self) -> Any:
         return self.accelerator.unwrap_model(self.model).base_model
+
+    def _set_trainable(self, model: PeftModel) -> None:
+        """Train the adapters of all languages of the dataset; PEFT trains the active one alone."""
+        if self._trained_adapters:
+            model.set_requires_grad(self._trained_adapters, requires_grad=True)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        self._set_trainable(self.accelerator.unwrap_model(self.model))
+
+    def _adapter_names(self, inputs: dict[str, Any], labels: torch.Tensor) -> list[str]:
+        """The adapter of each example of a batch; takes the languages out of `inputs`."""
+        languages = inputs.pop("language", None)
+        if languages is None:
+            return [self._tuner.active_adapters[0]] * len(labels)
+        return [adapter_of_language(self._tuner.peft_config, language) for language in languages]
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset, args = self.train_dataset, self.args
+        grouped = args.train_sampling_strategy == "group_by_length"
+        if dataset is None or (len(self._trained_adapters) < 2 and not (grouped and has_length(dataset))):
+            return super().get_train_dataloader()
+        if not has_length(dataset):
+            batches = LanguageBatchIterable(
+                dataset, self._train_batch_size, args.language_column, args.world_size, args.process_index
+            )
+            self._follow_epochs(batches)
+            workers = args.dataloader_num_workers
+            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, num_workers=workers)
+        sampler = LanguageBatchSampler(
+            _column(dataset, args.language_column) or ["all"] * len(dataset),
+            self._train_batch_size,
+            temperature=args.language_temperature,
+            num_replicas=args.world_size,
+            lengths=self._lengths(dataset) if grouped else None,
+            shuffle=args.train_sampling_strategy != "sequential",
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        self._follow_epochs(sampler)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _lengths(self, dataset: Any) -> list[int]:
+        """Lengths to group by: the column that the arguments name, or else numbers of labels (features are equal)."""
+        lengths = _column(dataset, self.args.length_column_name)
+        return [len(labels) for labels in _column(dataset, "labels")] if lengths is None else list(lengths)
+
+    def _follow_epochs(self, sampler: Any) -> None:
+        self.remove_callback(EpochCallback)  # of an earlier call of train()
+        self.add_callback(EpochCallback(sampler))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        # Trainer would group evaluation by the length of the features, which is the number of mel bins.
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
+
+    # ------------------------------------------------------------------ the loss
 
     def compute_loss(
         self,
@@ -108,7 +287,8 @@ class DistillationTrainer(Seq2SeqTrainer):
 
         Args:
             model (`nn.Module`): The student.
-            inputs (`dict`): `input_features`, `labels` and what else the model takes.
+            inputs (`dict`): `input_features`, `labels` and what else the model takes; `language`, `teacher_states`,
+                `teacher_input_features` and `teacher_labels` as the collator makes them.
             return_outputs (`bool`, *optional*, defaults to `False`): Whether to return the model's outputs too.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Label tokens of all batches (and processes) of the step; those of this batch by default.
@@ -118,88 +298,189 @@ class DistillationTrainer(Seq2SeqTrainer):
         """
         if inputs.get("labels") is None:
             raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")
-        labels = inputs["labels"]
-        outputs = model(**inputs)
-        ce_sum = cross_entropy_sum(outputs.logits, labels, self.args.label_smoothing_factor if model.training else 0.0)
-        kd_sum = self._distillation_sum(outputs.logits, inputs)
-        budget_loss = self._tuner.budget_loss()
-        config = self._tuner.peft_config[self._tuner.active_adapters[0]]
-        gate_sum, gate_count = self._tuner.routing.gate_sum, self._tuner.routing.gate_count
-        if num_items_in_batch is None or not model.training:  # in evaluation, a batch is for itself
-            num_items, routed_share = (labels != -100).sum().clamp(min=1), 1.0
-        else:
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        adapter_names = self._adapter_names(inputs, labels)
+        self._adapters_of_step.update(adapter_names)
+        is_step = model.training and num_items_in_batch is not None  # else the batch is for itself
+        num_items, processes = (labels != -100).sum().clamp(min=1), 1
+        if is_step:
             num_items = num_items_in_batch
-            routed_share = self._routed_tokens(inputs) / self._routed_tokens_in_step
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes, tokens were added
                 processes = self.accelerator.num_processes // self.get_tp_size()
-                num_items, routed_share = num_items / processes, routed_share * processes
-        loss = (
-            self.args.ce_weight * ce_sum / num_items
-            + self.args.kd_weight * kd_sum / num_items
-            + config.budget_weight * routed_share * budget_loss.to(ce_sum.device)
+        teaching = self._teaching(inputs, labels, model.training)
+        losses: list[tuple[torch.Tensor, ...]] = []
+
+        def output(hidden_states: torch.Tensor) -> torch.Tensor:
+            losses.append(self._losses(hidden_states, labels, teaching, model.training))
+            return hidden_states if return_outputs else losses[0][0]
+
+        outputs = self._run_student(model, inputs, labels, adapter_names, output)
+        weighted_sum, ce_sum, kd_sum = losses[0]
+        if return_outputs:
+            outputs["logits"] = output_layer(self.model)(outputs["logits"])
+
+        gates = self._gates_by_adapter(adapter_names)
+        if not is_step:
+            of_step = gates.detach()
+        elif self._gates_of_step is not None:
+            of_step = self._gates_of_step
+        else:
+            of_step = self._over_processes(gates.detach())
+        budget_losses = self._budget_losses(gates, of_step)
+        weights = self._of_configs("budget_weight", budget_losses)
+        loss = processes * (weighted_sum / num_items + (weights * budget_losses).sum().to(weighted_sum.device))
+
+        sums = self._training_sums if model.training else self._evaluation_sums
+        if model.training:
+            sums["ce_loss"] += processes * ce_sum / num_items
+            sums["kd_loss"] += processes * kd_sum / num_items
+            sums["budget_loss"] += processes * budget_losses.detach().sum()
+            sums["steps"] += 1 / getattr(self, "current_gradient_accumulation_steps", 1)
+        else:
+            sums["ce_sum"] += ce_sum
+            sums["kd_sum"] += kd_sum
+            sums["labels"] += num_items
+            sums["taught"] += num_items if teaching is not None else 0
+        sums["gates"] += gates.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def _run_student(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: torch.Tensor,
+        adapter_names: list[str],
+        output: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Any:
+        """The student's outputs, whose `logits` are what `output` makes of decoder states [batch, tokens, hidden]."""
+        config = self.model.config
+        if "decoder_input_ids" not in inputs:
+            start = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+            inputs = {**inputs, "decoder_input_ids": start}
+        if model.training and getattr(config, "apply_spec_augment", False):
+            # Whisper masks in place, and the next pass over an accumulated step hears the same tensor.
+            inputs = {**inputs, "input_features": inputs["input_features"].clone()}
+        with self._tuner.route_samples(adapter_names, labels), replaced_output_layer(self.model, output):
+            return model(**inputs)
+
+    def _losses(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor, teaching: Teaching | None, is_training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """CE and KD, weighted and each by itself, summed over the label positions of decoder states."""
+        layer = output_layer(self.model)
+        weight, bias = dequantize_module_weight(layer), layer.bias
+        if self._is_own_teacher and teaching is not None:
+            teaching = replace(teaching, output_layer=partial(F.linear, weight=weight, bias=bias))
+        kept = labels != -100
+        return chunked_losses(
+            hidden_states[kept],
+            weight,
+            bias,
+            labels[kept],
+            teaching,
+            ce_weight=self.args.ce_weight,
+            kd_weight=self.args.kd_weight,
+            label_smoothing=self.args.label_smoothing_factor if is_training else 0.0,
+            kind=self.args.kd_loss,
+            temperature=self.args.temperature,
         )
 
-        if model.training:
-            sums = self._training_sums
-            sums["ce_loss"] += ce_sum.detach() / num_items
-            sums["kd_loss"] += kd_sum.detach() / num_items
-            sums["budget_loss"] += routed_share * budget_loss.detach()
-            sums["gate_mean"] += routed_share * gate_sum / gate_count.clamp(min=1)
-            sums["steps"] += 1 / self.current_gradient_accumulation_steps
-        else:
-            sums = self._evaluation_sums
-            sums["ce_sum"] += ce_sum.detach()
-            sums["kd_sum"] += kd_sum.detach()
-            sums["labels"] += (labels != -100).sum()
-            sums["gate_sum"] += gate_sum
-            sums["gate_count"] += gate_count
-        return (loss, outputs) if return_outputs else loss
+    # ------------------------------------------------------------------ the gate budget of a whole step
+
+    def _gates_by_adapter(self, adapter_names: list[str]) -> torch.Tensor:
+        """Of the last forward, float32 [2, adapters]: the sum of the gate values, and the number of routed tokens."""
+        adapters, routing = list(self._tuner.peft_config), self._tuner.routing
+        if routing.gate_sums is None:
+            return torch.zeros(2, len(adapters), device=self.accelerator.device)
+        of_samples = torch.stack([routing.gate_sums, routing.gate_counts])  # [2, batch]
+        index = torch.tensor([adapters.index(name) for name in adapter_names], device=of_samples.device)
+        return of_samples.new_zeros(2, len(adapters)).index_add(1, index, of_samples)
+
+    def _of_configs(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """A number of each adapter's config, [adapters]."""
+        return like.new_tensor([getattr(config, name) for config in self._tuner.peft_config.values()])
+
+    def _budget_losses(self, gates: torch.Tensor, of_step: torch.Tensor) -> torch.Tensor:
+        """
+        The share of a batch in each adapter's `|mean(g) - b|` of the step, weighted by its share of the routed tokens.
+
+        With the side that the step's mean is on known, the absolute value is linear, and shares add up exactly.
+
+        Args:
+            gates (`torch.Tensor`): [2, adapters], sums and counts of the batch.
+            of_step (`torch.Tensor`): [2, adapters], the same of all batches of the step, on all processes.
+
+        Returns:
+            `torch.Tensor`: [adapters], with the graph of `gates`.
+        """
+        budgets = self._of_configs("gate_budget", gates)
+        sums, counts = of_step
+        sides = (sums / counts.clamp(min=1) - budgets).sign()
+        return sides * (gates[0] - budgets * gates[1]) / counts.sum().clamp(min=1)
+
+    def _over_processes(self, value: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(value, "sum") if self.args.average_tokens_across_devices else value
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if num_items_in_batch is not None:
-            routed = torch.as_tensor(sum(self._routed_tokens(batch) for batch in batches), device=device)
-            if self.args.average_tokens_across_devices:
-                routed = self.accelerator.reduce(routed, reduction="sum")
-            self._routed_tokens_in_step = routed.clamp(min=1)
+        has_budget = any(config.budget_weight for config in self._tuner.peft_config.values())
+        self._batches_of_step = list(batches) if len(batches) > 1 and has_budget else []
         return batches, num_items_in_batch
 
-    def _routed_tokens(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Tokens of a batch that pass a gate, those of each module counted."""
-        mask, features = batch.get("attention_mask"), batch["input_features"]
-        if mask is None:
-            encoder_tokens = torch.as_tensor(features.shape[0] * (features.shape[-1] // 2))
-        else:
-            encoder_tokens = mask[:, ::2].sum()  # the encoder's second convolution has stride 2
-        decoder_tokens = (batch["labels"] != -100).sum()
-        encoder_modules, decoder_modules = self._tuner.routed_modules()
-        return (encoder_modules * encoder_tokens.to(decoder_tokens.device) + decoder_modules * decoder_tokens).float()
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._batches_of_step:
+            # Which side of the budget an accumulated step is on must be known before its first backward pass.
+            model.train()
+            self._gates_of_step = self._count_gates(model, self._batches_of_step)
+            self._batches_of_step = []
+        loss = super().training_step(model, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._gates_of_step = None
+            self._keep_absent_languages()
+        return loss
 
-    def _distillation_sum(self, student_logits: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        if self.teacher_model is None:
-            return student_logits.new_zeros(())
-        dtype = self.teacher_model.dtype
-        inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = self.teacher_model(**inputs).logits
-        return distillation_sum(
-            student_logits,
-            teacher_logits.to(student_logits.device),
-            inputs["labels"],
-            kind=self.args.kd_loss,
-            temperature=self.args.temperature,
-        )
+    @torch.no_grad()
+    def _count_gates(self, model: nn.Module, batches: list[dict[str, Any]]) -> torch.Tensor:
+        """Sums and counts of the gates [2, adapters] that the batches of a step will have: the same randomness."""
+        total = torch.zeros((), device=self.accelerator.device)
+        with _restored_randomness(self.accelerator.device), self.compute_loss_context_manager():
+            for batch in batches:
+                inputs = dict(self._prepare_inputs(batch))
+                labels = inputs.pop("labels")
+                adapter_names = self._adapter_names(inputs, labels)
+                inputs = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
+                self._run_student(model, inputs, labels, adapter_names, lambda states: states.new_zeros(()))
+                total = total + self._gates_by_adapter(adapter_names)
+        return self._over_processes(total)
 
-    def _take(self, sums: dict[str, torch.Tensor | float], reduction: str) -> dict[str, float]:
+    def _keep_absent_languages(self) -> None:
+        """
+        Take the gradients of adapters that no process trained in this step: they are zeros, with which momentum and
+        weight decay would move the weights all the same. Without other processes they have none.
+        """
+        adapters, trained = list(self._tuner.peft_config), self._adapters_of_step
+        self._adapters_of_step = set()
+        if self.accelerator.num_processes == 1 or len(self._trained_adapters) < 2:
+            return
+        present = torch.tensor([name in trained for name in adapters], device=self.accelerator.device)
+        present = self.accelerator.reduce(present.float(), "sum")
+        absent = [name for name, count in zip(adapters, present.tolist(), strict=True) if not count]
+        for layer in self._tuner.modules():
+            if isinstance(layer, CLSRLayer):
+                for parameter in layer.adapter_parameters(absent):
+                    parameter.grad = None
+
+    # ------------------------------------------------------------------ logs and evaluation
+
+    def _take(self, sums: dict[str, torch.Tensor | float], reduction: str) -> dict[str, torch.Tensor]:
         """What `sums` gathered, reduced over all processes; empties `sums`."""
-        names, device = list(sums), self.accelerator.device
-        if not names:
-            return {}
-        values = torch.stack([torch.as_tensor(sums[name], dtype=torch.float32, device=device) for name in names])
+        device = self.accelerator.device
+        totals = {name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in sums.items()}
         sums.clear()
-        return dict(zip(names, self.accelerator.reduce(values, reduction=reduction).tolist(), strict=True))
+        return {name: total.cpu() for name, total in self.accelerator.reduce(totals, reduction=reduction).items()}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._training_sums.clear()
@@ -208,8 +489,12 @@ class DistillationTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             totals = self._take(self._training_sums, "mean")
-            steps = totals.pop("steps", 1.0)
-            logs.update({name: round(total / steps, 6) for name, total in totals.items()})
+            if totals:
+                gate_sums, gate_counts = totals.pop("gates")
+                steps = totals.pop("steps")
+                parts = {name: total / steps for name, total in totals.items()}
+                parts["gate_mean"] = gate_sums.sum() / gate_counts.sum().clamp(min=1)
+                logs.update({name: round(part.item(), 6) for name, part in parts.items()})
         super().log(logs, start_time)
 
     def prediction_step(
@@ -220,30 +505,37 @@ class DistillationTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        step = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs)
-        if self.args.predict_with_generate and not prediction_loss_only and inputs.get("labels") is not None:
-            # Seq2SeqTrainer generates and then takes the model's own loss, without distillation.
-            with torch.no_grad():
-                loss = self.compute_loss(model, self._prepare_inputs(inputs))
-            step = (loss.detach(), *step[1:])
-        return step
+        if not prediction_loss_only and not self.args.predict_with_generate:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach()
+        if prediction_loss_only:
+            return loss, None, None
+        heard = {name: inputs[name] for name in ("input_features", "attention_mask", "language") if name in inputs}
+        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
+        with self._tuner.route_samples(adapter_names):
+            _, tokens, _ = super().prediction_step(model, heard, False, ignore_keys=ignore_keys, **gen_kwargs)
+        return loss, tokens, inputs["labels"]
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._evaluation_sums.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         totals = self._take(self._evaluation_sums, "sum")
         if totals:
-            config = self._tuner.peft_config[self._tuner.active_adapters[0]]
-            labels, gate_count = max(totals["labels"], 1.0), max(totals["gate_count"], 1.0)
-            parts = {"ce_loss": totals["ce_sum"] / labels, "kd_loss": totals["kd_sum"] / labels}
-            parts["gate_mean"] = totals["gate_sum"] / gate_count
-            parts["budget_loss"] = abs(parts["gate_mean"] - config.gate_budget)
-            parts["loss"] = (
-                self.args.ce_weight * parts["ce_loss"]
-                + self.args.kd_weight * parts["kd_loss"]
-                + config.budget_weight * parts["budget_loss"]
-            )
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in parts.items()})
+            labels, gates = totals["labels"].clamp(min=1), totals["gates"]
+            budget_losses = self._budget_losses(gates, gates)
+            parts = {
+                "ce_loss": totals["ce_sum"] / labels,
+                "budget_loss": budget_losses.sum(),
+                "gate_mean": gates[0].sum() / gates[1].sum().clamp(min=1),
+            }
+            parts["loss"] = self.args.ce_weight * parts["ce_loss"]
+            parts["loss"] = parts["loss"] + (self._of_configs("budget_weight", budget_losses) * budget_losses).sum()
+            if totals["taught"] == totals["labels"] or self.teacher_model is None:
+                parts["kd_loss"] = totals["kd_sum"] / labels
+                parts["loss"] = parts["loss"] + self.args.kd_weight * parts["kd_loss"]
+            output.metrics.update({f"{metric_key_prefix}_{name}": part.item() for name, part in parts.items()})
         return output
 
     def _load_best_model(self) -> None:
@@ -255,26 +547,49 @@ class DistillationTrainer(Seq2SeqTrainer):
             return
         for name, folder in folders:
             self.model.load_adapter(str(folder), name, is_trainable=True)
+        self._set_trainable(self.model)
 
 
-def _check_teacher(model: nn.Module, teacher: PreTrainedModel) -> None:
-    """Raise a `ValueError` where the teacher's logits could not be compared with the student's."""
-    if teacher is model or teacher is model.base_model.model:
-        raise ValueError("the teacher is the student's own model, which training changes: load it a second time")
-    generation = (
-        "Take a teacher of the student's generation, such as whisper-large-v2 for whisper-base, -small and -medium "
-        "(large-v3 and turbo differ)"
-    )
-    for name, meaning, effect, remedy in (
-        ("vocab_size", "a vocabulary of", "their next-token distributions cannot be compared", generation),
-        ("num_mel_bins", "a number of mel bins of", "it cannot hear the student's features", generation),
-        (
-            "max_source_positions",
-            "an audio context (in positions of 20 ms) of",
-            "it cannot hear the student's features",
-            "Cut both alike, with set_audio_context(teacher, None, seconds)",
-        ),
-    ):
-        ours, theirs = getattr(model.config, name, None), getattr(teacher.config, name, None)
-        if ours != theirs:
-            raise ValueError(f"the teacher has {meaning} {theirs}, the student of {ours}: {effect}. {remedy}")
+def _column(dataset: Any, name: str) -> list[Any] | None:
+    """A column of a dataset, or `None` where it has no such column."""
+    if hasattr(dataset, "column_names"):
+        return list(dataset.with_format(None)[name]) if name in dataset.column_names else None
+    return [row[name] for row in dataset] if name in dataset[0] else None
+
+
+def _trained_adapters(model: PeftModel, dataset: Any, language_column: str) -> list[str]:
+    """The adapters of the languages that a training dataset has; empty where it is for the active adapter alone."""
+    adapters = model.peft_config
+    if dataset is None:
+        return []
+    if not has_length(dataset):
+        names = list(adapters) if len(adapters) > 1 else []  # any of them may come
+    elif len(dataset) == 0:
+        raise ValueError("the training dataset is empty: check the split, and what was dropped in preparing it")
+    else:
+        languages = _column(dataset, language_column)
+        if languages is None and len(adapters) > 1:
+            raise ValueError(
+                f"the training dataset has no column {language_column!r}, which tells which of the adapters "
+                f"{', '.join(adapters)} each example is for: add it, or name it in language_column"
+            )
+        names = [adapter_of_language(adapters, language) for language in dict.fromkeys(languages or [])]
+    names = list(dict.fromkeys(names))
+    if len(names) > 1 and any(adapters[name].modules_to_save for name in names):
+        raise ValueError(
+            f"modules_to_save follow the active adapter, not the language of a batch: train {', '.join(names)} one "
+            "after the other, or without modules_to_save"
+        )
+    return names
+
+
+@contextmanager
+def _restored_randomness(device: torch.device) -> Iterator[None]:
+    """The generators of torch and numpy (SpecAugment's) are afterwards as they were before the block."""
+    state = np.random.get_state()
+    devices = [device] if device.type not in ("cpu", "meta") else []
+    try:
+        with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+            yield
+    finally:
+        np.random.set_state(state)

@@ -1,11 +1,15 @@
-"""Train a tiny Whisper for two steps, save its adapter: `train_distributed.py OUTPUT BATCH_SIZE SKIP_GATE_PROB`."""
+"""
+Train adapters of a tiny Whisper for two steps and save them: one process or several, under `accelerate launch`.
 
-import sys
+    train_distributed.py OUTPUT --batch_size 4 --skip_gate_prob 0.5 --languages ca uk
+"""
+
+import argparse
+import json
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments
@@ -23,50 +27,81 @@ def build_whisper(seed):
     return WhisperForConditionalGeneration(config)
 
 
-def collate(rows):
-    labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
-    return {"input_features": torch.stack([row["input_features"] for row in rows]), "labels": labels}
-
-
-def main(output, batch_size, skip_gate_prob):
-    generator = torch.Generator().manual_seed(0)
-    dataset = [
-        {
-            "input_features": torch.randn(80, 100, generator=generator),
-            "labels": torch.randint(2, 60, (length,), generator=generator),
-        }
-        for length in LENGTHS
-    ]
+def build_student(languages, skip_gate_prob):
     quiet = {"gate_dropout": 0.0, "expert_dropout": 0.0, "gate_noise": 0.0, "gate_dim": 8}
-    config = CLSRConfig(**quiet, skip_gate_prob=skip_gate_prob, gate_budget=1.0, budget_weight=2.0)
-    model = get_peft_model(build_whisper(0), config, adapter_name="ca")
+    config = {**quiet, "skip_gate_prob": skip_gate_prob, "budget_weight": 2.0}
+    model = get_peft_model(build_whisper(0), CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
+    for language in languages[1:]:
+        model.add_adapter(language, CLSRConfig(gate_budget=0.1, **config))
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "clsr_" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def build_dataset(languages):
+    """Examples whose languages take turns."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "input_features": torch.randn(80, 100, generator=generator),
+            "labels": torch.randint(2, 60, (length,), generator=generator),
+            "language": languages[index % len(languages)],
+        }
+        for index, length in enumerate(LENGTHS)
+    ]
+
+
+def collate(rows):
+    labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
+    features = torch.stack([row["input_features"] for row in rows])
+    return {"input_features": features, "labels": labels, "language": [row["language"] for row in rows]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--skip_gate_prob", type=float, default=0.0)
+    parser.add_argument("--optim", default="sgd")
+    parser.add_argument("--languages", nargs="+", default=["ca"])
+    options = parser.parse_args()
+
+    model = build_student(options.languages, options.skip_gate_prob)
     args = DistillationTrainingArguments(
-        output_dir=str(Path(output).parent / "trainer"),
-        per_device_train_batch_size=batch_size,
+        output_dir=str(options.output / "trainer"),
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
         max_steps=2,
         learning_rate=0.1,
-        optim="sgd",
+        optim=options.optim,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
         train_sampling_strategy="sequential",
         ddp_find_unused_parameters=False,
+        logging_steps=1,
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,
         label_names=["labels"],
         use_cpu=True,
     )
     trainer = DistillationTrainer(
-        model=model, teacher_model=build_whisper(1), args=args, train_dataset=dataset, data_collator=collate
+        model=model,
+        teacher_model=build_whisper(1),
+        args=args,
+        train_dataset=build_dataset(options.languages),
+        data_collator=collate,
     )
     trainer.train()
+    trainer.save_model(str(options.output))
     if args.process_index == 0:
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if "clsr_" in name}
-        save_file(weights, output, metadata={"processes": str(args.world_size)})
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (options.output / "run.json").write_text(json.dumps({"processes": args.world_size, "logs": logs}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main()

@@ -1,0 +1,34 @@
+"""Gradients of parameters that a forward pass does without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class _ZeroGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *parameters: nn.Parameter) -> torch.Tensor:
+        ctx.like = [(p.shape, p.dtype, p.device) for p in parameters]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
+        return (grad_output, *zeros)
+
+
+def with_zero_gradients(x: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
+    """
+    `x`, on whose way back `parameters` get gradients of zero.
+
+    DDP and FSDP wait for a gradient of every parameter, on every process and in every step. A skipped module, or an
+    expert whose language is not in the batch, computes nothing that would give one.
+
+    Args:
+        x (`torch.Tensor`): Any shape; must be used in what is differentiated.
+        parameters (`list[nn.Parameter]`): Those that nothing of `x` depends on.
+    """
+    return _ZeroGradients.apply(x, *parameters) if parameters else x

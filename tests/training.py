@@ -1,0 +1,90 @@
+"""What tests of training share: data, arguments and models, small enough for a step of milliseconds."""
+
+import torch
+from peft import get_peft_model
+
+from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments
+
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
+PARTS = ("ce_loss", "kd_loss", "budget_loss", "gate_mean")
+
+
+def make_dataset(size=8, lengths=(5,), vocabulary=24, seed=0, languages=None):
+    """Utterance i has `lengths[i % len(lengths)]` label tokens, and the language that is its turn."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "input_features": torch.randn(80, 100, generator=generator),
+            "labels": torch.randint(0, vocabulary, (lengths[i % len(lengths)],), generator=generator),
+            **({} if languages is None else {"language": languages[i % len(languages)]}),
+        }
+        for i in range(size)
+    ]
+
+
+def collate(rows):
+    labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
+    batch = {"input_features": torch.stack([row["input_features"] for row in rows]), "labels": labels}
+    return {**batch, "language": [row["language"] for row in rows]} if "language" in rows[0] else batch
+
+
+def make_args(cls, folder, **kwargs):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "use_cpu": True,
+        "seed": 0,
+    }
+    return cls(**{**defaults, **kwargs})
+
+
+def clsr(base, languages=("ca",), **config):
+    torch.manual_seed(0)  # the gate's first projection starts at random
+    config = {**QUIET, "gate_dim": 8, **config}
+    model = get_peft_model(base, CLSRConfig(**config), adapter_name=languages[0])
+    for language in languages[1:]:
+        model.add_adapter(language, CLSRConfig(**config))
+    return model
+
+
+@torch.no_grad()
+def randomize(model, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "clsr_" in name:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks=None, **kwargs):
+    return DistillationTrainer(
+        model=model,
+        teacher_model=teacher,
+        args=make_args(DistillationTrainingArguments, folder, **kwargs),
+        train_dataset=make_dataset() if dataset is None else dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        callbacks=callbacks,
+    )
+
+
+def adapter_weights(model, language=None):
+    """Of all adapters, or of one."""
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if "clsr_" in name}
+    return {name: p for name, p in weights.items() if language is None or f".{language}." in name}
+
+
+def base_state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if "clsr_" not in name}
