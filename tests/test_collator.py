@@ -174,11 +174,21 @@ def test_teacher_labels_are_made_of_prepared_examples_but_features_are_not(prepa
         collator(list(prepared))
 
 
-def test_a_teacher_of_another_context_is_refused(recordings, processor, teacher_processor):
+def test_a_teacher_may_hear_a_longer_context(recordings, processor, tiny_processor):
+    """A student cut to 5 s, whose teacher hears the same speech in the 30 s that it was trained on."""
+    full = WhisperProcessor(WhisperFeatureExtractor(), tiny_processor.tokenizer)
+    prepared, _ = prepare_dataset(recordings, processor, teacher_processor=full, text_column="text")
+    batch = DataCollatorSpeechSeq2SeqWithPadding(processor)(list(prepared))
+    assert batch["input_features"].shape == (2, 80, 500) and batch["teacher_input_features"].shape == (2, 80, 3000)
+    torch.testing.assert_close(batch["teacher_input_features"][0, :, :200], batch["input_features"][0, :, :200])
+    assert "teacher_labels" not in batch
+
+
+def test_a_teacher_of_a_shorter_context_is_refused(recordings, processor, teacher_processor):
     set_audio_context(None, teacher_processor, 4)
-    with pytest.raises(ValueError, match="a context of 4 s, the student's of 5 s.*set_audio_context"):
+    with pytest.raises(ValueError, match="a context of 4 s, shorter than the student's of 5 s.*set_audio_context"):
         DataCollatorSpeechSeq2SeqWithPadding(processor, teacher_processor=teacher_processor)
-    with pytest.raises(ValueError, match="a context of 4 s, the student's of 5 s"):
+    with pytest.raises(ValueError, match="a context of 4 s, shorter than the student's of 5 s"):
         prepare_dataset(recordings, processor, teacher_processor=teacher_processor, text_column="text")
 
 

@@ -391,6 +391,55 @@ def test_the_budget_loss_of_uneven_micro_batches_is_that_of_one_batch(readable_w
             assert one[part] == pytest.approx(other[part], abs=1e-5)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_accumulated_step_is_exact_with_micro_batches_on_both_sides_of_the_budget(readable_whisper, tmp_path, bf16):
+    """All three losses, uneven labels and audio; also under autocast."""
+    frames, dataset = (100, 20, 60, 30), make_dataset(size=4, lengths=(2, 9, 4, 5))
+    for row, length in zip(dataset, frames, strict=True):
+        row["attention_mask"] = (torch.arange(100) < length).long()
+
+    def collate_with_mask(rows):
+        return {**collate(rows), "attention_mask": torch.stack([row["attention_mask"] for row in rows])}
+
+    model = randomize(clsr(readable_whisper())).train()
+    means = []
+    for row in dataset:
+        model(**collate_with_mask([row]))
+        means.append(model.base_model.gate_mean().item())
+    budget = sorted(means)[1] + 1e-4  # two of the micro-batches have more
+    model(**collate_with_mask(dataset))
+    assert abs(model.base_model.gate_mean().item() - budget) > 1e-5
+
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        model = randomize(clsr(readable_whisper(), gate_budget=budget, budget_weight=3.0))
+        trainer = distiller(
+            model,
+            readable_whisper(seed=1),
+            tmp_path,
+            dataset=dataset,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            train_sampling_strategy="sequential",
+            bf16=bf16,
+        )
+        trainer.data_collator = collate_with_mask
+        start = adapter_weights(model)
+        trainer.train()
+        moved = {name: weight - start[name] for name, weight in adapter_weights(model).items()}
+        results.append((moved, trainer.state.log_history[0]))
+    (whole, log), *others = results
+    gate = next(name for name in whole if "clsr_gate_out" in name)
+    assert whole[gate].abs().max() > 1e-4
+    for parts, other_log in others:
+        for name in whole:
+            scale = whole[name].abs().max().item()
+            torch.testing.assert_close(parts[name], whole[name], atol=(2e-2 if bf16 else 1e-5) * scale, rtol=0)
+        for part in ("loss", "ce_loss", "kd_loss", "budget_loss", "gate_mean"):
+            assert log[part] == pytest.approx(other_log[part], rel=1e-2 if bf16 else 1e-4, abs=1e-5)
+
+
 def test_plain_seq2seq_trainer_trains_gates_and_experts(readable_whisper, tmp_path, progress_calls):
     torch.manual_seed(0)
     model = clsr(readable_whisper(), gate_dropout=0.1, expert_dropout=0.1, skip_gate_prob=0.1, gate_noise=1.0)
@@ -502,3 +551,29 @@ def test_the_smallest_batch_trains_and_evaluates_with_logging_off(readable_whisp
     )
     trainer.train()
     assert trainer.evaluate()["eval_ce_loss"] > 0
+
+
+def test_every_part_of_the_loss_is_in_tensorboard_and_in_what_other_trackers_take(readable_whisper, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    dataset = make_dataset(size=4)
+    trainer = distiller(
+        clsr(readable_whisper()),
+        readable_whisper(seed=1),
+        tmp_path,
+        dataset=dataset,
+        eval_dataset=dataset,
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        report_to="tensorboard",
+    )
+    trainer.train()
+    (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents.*")}
+    events = event_accumulator.EventAccumulator(str(folder)).Reload()
+    logged = [entry for entry in trainer.state.log_history if "kd_loss" in entry]
+    for part in PARTS:
+        values = [event.value for event in events.Scalars(f"train/{part}")]
+        assert values == pytest.approx([entry[part] for entry in logged])
+        assert len(events.Scalars(f"eval/{part}")) == 1
+    # Weights & Biases takes what `json` takes.
+    assert all(type(value) in (int, float) for entry in trainer.state.log_history for value in entry.values())

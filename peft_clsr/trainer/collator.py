@@ -28,10 +28,11 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         language_column (`str`, *optional*, defaults to `"language"`): Language of each example, where it is there.
         max_label_length (`int`, *optional*, defaults to 448): What the decoder allows, in tokens.
         teacher_processor (`WhisperProcessor`, *optional*):
-            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo).
+            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo),
+            or a longer context.
 
     Raises:
-        ValueError: an unknown language; a teacher of another context.
+        ValueError: an unknown language; a teacher of a shorter context.
 
     Example:
 
@@ -72,8 +73,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             `dict`: `input_features` float32 [batch, mels, frames]; `attention_mask` int64 [batch, frames], 1 for audio
             and 0 for padding, which the tuner leaves out of the gate budget (Whisper itself ignores it); `labels`
             int64 [batch, tokens], padded with -100. Where examples or the collator have a language, `language`, a list
-            of codes. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], where its mel
-            bins differ; `teacher_labels` int64 [batch, tokens], the labels in its vocabulary (-100 for tokens that it
+            of codes. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], where its own
+            differ; `teacher_labels` int64 [batch, tokens], the labels in its vocabulary (-100 for tokens that it
             lacks), where that differs. Where examples have `teacher_states`, its decoder states at each label, these
             come in place of the features: float16 [batch, tokens, hidden], padded with zeros.
 
@@ -120,12 +121,12 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         """What a batch has for the teacher, of examples and their labels [tokens]."""
         batch, teacher = {}, self._teacher
         states = [example.get("teacher_states") for example in examples]
+        heard = [example.get("teacher_input_features") for example in examples]
         if any(cell is not None for cell in states):
             _check_complete("teacher_states", states, "cache the teacher's states of the whole dataset")
             states = [_states(cell, len(own)) for cell, own in zip(states, labels, strict=True)]
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
-        elif teacher is not None and teacher.extractor is not None:  # the states need no features any more
-            heard = [example.get("teacher_input_features") for example in examples]
+        elif any(one is not None for one in heard) or (teacher is not None and teacher.extractor is not None):
             _check_complete("teacher_input_features", heard, "prepare it with prepare_dataset(teacher_processor=...)")
             batch["teacher_input_features"] = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in heard])
         if teacher is not None and teacher.vocabulary is not None:

@@ -58,27 +58,30 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
 
 class TeacherColumns:
     """
-    What a teacher takes in place of the student's features and labels, where it has others (large-v3 and turbo).
+    What a teacher takes in place of the student's features and labels, where it has others: other mel bins and another
+    vocabulary (large-v3 and turbo), or a longer context.
 
     Args:
         processor (`WhisperProcessor`): The student's.
         teacher_processor (`WhisperProcessor`): The teacher's.
 
     Raises:
-        ValueError: the two have different contexts, or vocabularies of different kinds.
+        ValueError: the teacher has the shorter context, or a vocabulary of another kind.
     """
 
     def __init__(self, processor: Any, teacher_processor: Any) -> None:
         ours, theirs = processor.feature_extractor, teacher_processor.feature_extractor
         seconds = [extractor.n_samples / extractor.sampling_rate for extractor in (ours, theirs)]
-        if seconds[0] != seconds[1]:
+        if seconds[1] < seconds[0]:
             raise ValueError(
-                f"the teacher's processor has a context of {seconds[1]:g} s, the student's of {seconds[0]:g} s; both "
-                "must hear the same: cut the longer one with set_audio_context(teacher, teacher_processor, seconds)"
+                f"the teacher's processor has a context of {seconds[1]:g} s, shorter than the student's of "
+                f"{seconds[0]:g} s, so it would not hear all: cut the student's too, with "
+                f"set_audio_context(student, processor, {seconds[1]:g})"
             )
         vocabulary = VocabularyMap.between(processor.tokenizer, teacher_processor.tokenizer)
         self.vocabulary = None if vocabulary.is_identity else vocabulary
-        self.extractor = None if theirs.feature_size == ours.feature_size else theirs
+        same = (theirs.feature_size, theirs.n_samples) == (ours.feature_size, ours.n_samples)
+        self.extractor = None if same else theirs
 
     def of(self, samples: np.ndarray, labels: list[int]) -> dict[str, Any]:
         """
@@ -87,7 +90,7 @@ class TeacherColumns:
             labels (`list[int]`): Ids of the student.
 
         Returns:
-            `dict`: `teacher_input_features` float32 [teacher's mels, frames], where mel bins differ, and
+            `dict`: `teacher_input_features` float32 [teacher's mels, frames], where mel bins or contexts differ, and
             `teacher_labels` [tokens], -100 for tokens that the teacher lacks, where vocabularies differ.
         """
         columns = {}
@@ -127,7 +130,8 @@ def prepare_dataset(
             Name or code of the language of all rows, "catalan" or "ca". By default, each row's own is in
             `language_column`.
         teacher_processor (`WhisperProcessor`, *optional*):
-            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo).
+            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo),
+            or a longer context.
         audio_column (`str`, *optional*, defaults to `"audio"`):
             Column of audio: an `Audio` feature, paths, or dicts as in `read_audio`.
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
@@ -144,14 +148,14 @@ def prepare_dataset(
         `(datasets.Dataset, dict[str, int])`: The dataset, in torch format, has the columns `input_features`
         float32 [mels, frames], `attention_mask` int [frames] (1 where there is audio, 0 in the padding), `labels`
         [tokens] (see `encode_labels`), `text`, `language` (the code) and `index` (the row in `dataset`). With a
-        `teacher_processor` come `teacher_input_features` float32 [teacher's mels, frames], where mel bins differ, and
+        `teacher_processor` come `teacher_input_features` float32 [teacher's mels, frames], where these differ, and
         `teacher_labels` [tokens], where vocabularies differ: the teacher's ids of `labels`, -100 for tokens it lacks.
         The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut", "labels_too_long",
         "no_text" and "unknown_language".
 
     Raises:
         ValueError:
-            the dataset is empty, a column is missing, an argument is unknown, the teacher's context is another, or no
+            the dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, or no
             item is left.
     """
     import datasets

@@ -41,6 +41,7 @@ def replaced_output_layer(
     ```
     """
     layer = output_layer(model)
+    forward = torch.compiler.disable(forward)  # what it is differs from call to call, and would be compiled anew
     # accelerate's hooks (a model spread over devices) move weights and inputs, and then call `_old_forward`.
     name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"
     own, is_of_class = getattr(layer, name), name not in layer.__dict__

@@ -28,9 +28,8 @@ from .callbacks import EpochCallback, GateScheduleCallback
 from .losses import Teaching, chunked_losses
 from .output_layer import output_layer, replaced_output_layer
 from .sampler import LanguageBatchIterable, LanguageBatchSampler
-from .teacher import teacher_decoder_states
 from .teacher_states import TeacherStates
-from .vocabulary import VocabularyMap
+from .teaching import TEACHER_INPUTS, Teacher
 
 
 class DistillationTrainer(Seq2SeqTrainer):
@@ -106,12 +105,10 @@ class DistillationTrainer(Seq2SeqTrainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would split batches by nn.DataParallel; run one "
                 "process a GPU with `accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES=0"
             )
-        self._is_own_teacher = teacher_model is model or teacher_model is model.get_base_model()
-        self._teacher_output, self._vocabulary = None, None
-        if teacher_model is not None:
-            self._take_teacher(model, teacher_model, kwargs.get("processing_class"), teacher_processor)
-        self.teacher_model = model if self._is_own_teacher else teacher_model
-
+        self.teacher_model = teacher_model
+        self._teacher = None
+        if teacher_model is not None and args.kd_weight > 0:
+            self._teacher = Teacher(teacher_model, model, kwargs.get("processing_class"), teacher_processor)
         self._trained_adapters = _trained_adapters(model, kwargs.get("train_dataset"), args.language_column)
         self._set_trainable(model)
         super().__init__(model=model, args=args, **kwargs)
@@ -119,92 +116,15 @@ class DistillationTrainer(Seq2SeqTrainer):
         self.model_accepts_loss_kwargs = True
         if not any(isinstance(callback, GateScheduleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(GateScheduleCallback())
-        if self._teacher_output is not None:
-            moved = self._teacher_output if isinstance(teacher_model, TeacherStates) else teacher_model
-            if getattr(moved, "hf_device_map", None) is None:
-                moved.to(self.accelerator.device)
+        if self._teacher is not None:
+            if self._teacher.is_student and self.is_fsdp_enabled:
+                raise ValueError("under FSDP the student's base cannot run by itself: load the teacher a second time")
+            self._teacher.to(self.accelerator.device)
         self._training_sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._evaluation_sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._batches_of_step: list[dict[str, Any]] = []
         self._gates_of_step: torch.Tensor | None = None
         self._adapters_of_step: set[str] = set()
-
-    # ------------------------------------------------------------------ the teacher
-
-    def _take_teacher(self, model: PeftModel, teacher: Any, processor: Any, teacher_processor: Any) -> None:
-        """Check that the teacher fits the student, freeze it, and keep its output layer and its vocabulary."""
-        if self._is_own_teacher:
-            if any(config.modules_to_save for config in model.peft_config.values()):
-                raise ValueError(
-                    "the student is its own teacher, but modules_to_save trains parts of its base: load the teacher "
-                    "a second time, or leave modules_to_save out"
-                )
-            return
-        if isinstance(teacher, TeacherStates):
-            self._teacher_output = teacher.output_layer
-            teacher_processor = teacher_processor or teacher.processor
-        else:
-            teacher.requires_grad_(False).eval()
-            self._teacher_output = output_layer(teacher)
-        ours, theirs = output_layer(model).out_features, self._teacher_output.out_features
-        if processor is not None and teacher_processor is not None:
-            tokenizers = (getattr(one, "tokenizer", one) for one in (processor, teacher_processor))
-            vocabulary = VocabularyMap.between(*tokenizers)
-            self._vocabulary = None if vocabulary.is_identity and ours == theirs else vocabulary
-        if ours != theirs and self._vocabulary is None:
-            raise ValueError(
-                f"the teacher has a vocabulary of {theirs} tokens, the student of {ours}: give teacher_processor= and "
-                "processing_class= (the student's), so that tokens are found by their strings"
-            )
-
-    def _teaching(self, inputs: dict[str, Any], labels: torch.Tensor, is_training: bool) -> Teaching | None:
-        """What the teacher says at the label positions of a batch; takes what is the teacher's out of `inputs`."""
-        states = inputs.pop("teacher_states", None)
-        features = inputs.pop("teacher_input_features", None)
-        teacher_labels = inputs.pop("teacher_labels", None)
-        if self.teacher_model is None or self.args.kd_weight == 0:
-            return None
-        if teacher_labels is None:
-            teacher_labels = labels if self._vocabulary is None else self._vocabulary.teacher_labels(labels)
-        if isinstance(self.teacher_model, TeacherStates):
-            if states is None and is_training:
-                raise ValueError(
-                    "the batch has no 'teacher_states': train on the dataset that cache_teacher_states gave back "
-                    "(train_dataset=states.dataset), and let the collator pass them on"
-                )
-            if states is None:  # an evaluation set, which nobody ran the teacher over
-                return None
-        else:
-            states = self._run_teacher(inputs["input_features"] if features is None else features, teacher_labels)
-        kept = labels != -100
-        states = states.to(labels.device)[kept]
-        if self._vocabulary is None:
-            return Teaching(states, self._teacher_output)
-        vocabulary = self._vocabulary
-        is_taught = (teacher_labels != -100)[kept]
-        return Teaching(states, self._teacher_output, vocabulary.student_ids, vocabulary.teacher_ids, is_taught)
-
-    def _run_teacher(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The teacher's decoder states [batch, tokens, hidden]."""
-        ours, theirs = self.model.config, self.teacher_model.config
-        heard = features.shape[1], features.shape[2] // 2
-        if heard != (theirs.num_mel_bins, theirs.max_source_positions):
-            raise ValueError(
-                f"the teacher hears {theirs.num_mel_bins} mel bins and {theirs.max_source_positions} positions of 20 "
-                f"ms, and got {heard[0]} and {heard[1]} (the student hears {ours.num_mel_bins} and "
-                f"{ours.max_source_positions}): give teacher_processor= to the collator or to prepare_dataset, which "
-                "make its own features"
-            )
-        if not self._is_own_teacher:
-            with self.accelerator.autocast():
-                return teacher_decoder_states(self.teacher_model, features, labels)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with self._tuner.route_samples(["__base__"] * len(features)), self.accelerator.autocast():
-                return teacher_decoder_states(self.model, features, labels)
-        finally:
-            self.model.train(was_training)
 
     # ------------------------------------------------------------------ languages
 
@@ -308,7 +228,11 @@ class DistillationTrainer(Seq2SeqTrainer):
             num_items = num_items_in_batch
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes, tokens were added
                 processes = self.accelerator.num_processes // self.get_tp_size()
-        teaching = self._teaching(inputs, labels, model.training)
+        of_teacher = {name: inputs.pop(name, None) for name in TEACHER_INPUTS}
+        teaching = None
+        if self._teacher is not None:
+            with self.accelerator.autocast():
+                teaching = self._teacher.teaching(inputs["input_features"], labels, model.training, **of_teacher)
         losses: list[tuple[torch.Tensor, ...]] = []
 
         def output(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -370,7 +294,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         """CE and KD, weighted and each by itself, summed over the label positions of decoder states."""
         layer = output_layer(self.model)
         weight, bias = dequantize_module_weight(layer), layer.bias
-        if self._is_own_teacher and teaching is not None:
+        if teaching is not None and teaching.output_layer is None:  # the student's own base teaches
             teaching = replace(teaching, output_layer=partial(F.linear, weight=weight, bias=bias))
         kept = labels != -100
         return chunked_losses(
@@ -451,7 +375,7 @@ class DistillationTrainer(Seq2SeqTrainer):
                 inputs = dict(self._prepare_inputs(batch))
                 labels = inputs.pop("labels")
                 adapter_names = self._adapter_names(inputs, labels)
-                inputs = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
+                inputs = {name: value for name, value in inputs.items() if name not in TEACHER_INPUTS}
                 self._run_student(model, inputs, labels, adapter_names, lambda states: states.new_zeros(()))
                 total = total + self._gates_by_adapter(adapter_names)
         return self._over_processes(total)
@@ -532,7 +456,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             }
             parts["loss"] = self.args.ce_weight * parts["ce_loss"]
             parts["loss"] = parts["loss"] + (self._of_configs("budget_weight", budget_losses) * budget_losses).sum()
-            if totals["taught"] == totals["labels"] or self.teacher_model is None:
+            if totals["taught"] == totals["labels"] or self._teacher is None:
                 parts["kd_loss"] = totals["kd_sum"] / labels
                 parts["loss"] = parts["loss"] + self.args.kd_weight * parts["kd_loss"]
             output.metrics.update({f"{metric_key_prefix}_{name}": part.item() for name, part in parts.items()})

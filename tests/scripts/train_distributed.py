@@ -67,16 +67,18 @@ def main():
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--skip_gate_prob", type=float, default=0.0)
     parser.add_argument("--optim", default="sgd")
+    parser.add_argument("--max_steps", type=int, default=2)
     parser.add_argument("--languages", nargs="+", default=["ca"])
     options = parser.parse_args()
 
-    model = build_student(options.languages, options.skip_gate_prob)
+    model = build_student(list(dict.fromkeys(options.languages)), options.skip_gate_prob)
     args = DistillationTrainingArguments(
         output_dir=str(options.output / "trainer"),
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulation,
-        max_steps=2,
+        max_steps=options.max_steps,
         learning_rate=0.1,
+        weight_decay=0.1,
         optim=options.optim,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
