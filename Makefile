@@ -15,6 +15,7 @@ DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)
 
 # The same script from end to end in a few steps, with a teacher, so that every part of it runs.
 SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --output_dir runs/smoke --overwrite \
+	--teacher_cache runs/smoke/teacher \
 	--max_steps 4 --max_train_samples 32 --max_eval_samples 8
 
 # Two workers of one thread each: the tests are many and small.

@@ -35,6 +35,7 @@ from peft_clsr import (
     DataCollatorSpeechSeq2SeqWithPadding,
     DistillationTrainer,
     DistillationTrainingArguments,
+    cache_teacher_states,
 )
 from peft_clsr.context import set_audio_context
 from peft_clsr.evaluation import error_rates, gate_means, transcribe
@@ -51,6 +52,10 @@ class ScriptArguments:
     dataset: str = field(metadata={"help": "Hub id, or a folder with train/metadata.csv and test/metadata.csv."})
     languages: list[str] = field(metadata={"help": "Codes or English names; an expert is trained for each in turn."})
     teacher: str | None = field(default=None, metadata={"help": "Larger Whisper to learn from: Hub id or folder."})
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the teacher's states: it runs once, instead of in every epoch (with --teacher)."},
+    )
     dataset_config: list[str] | None = field(
         default=None, metadata={"help": "Configuration on the Hub (ca_es): one for each language, or one for all."}
     )
@@ -96,6 +101,8 @@ def main() -> None:
         script, method, training = parser.parse_args_into_dataclasses()
         script.languages = list(dict.fromkeys(language_code(language) for language in script.languages))
         CLSRConfig(**asdict(method))
+        if script.teacher_cache is not None and script.teacher is None:
+            raise ValueError("--teacher_cache keeps what a teacher says: give a --teacher, or leave it out")
         configs = _dataset_configs(script)
         settings = _settings(script, method, training)
         results = _open_results(Path(training.output_dir), settings, script)
@@ -143,14 +150,20 @@ def train_language(
     full_processor = WhisperProcessor.from_pretrained(script.student)
     model = WhisperForConditionalGeneration.from_pretrained(script.student, dtype=torch.float32)
     model.to(training.device)
+    teacher_processor = None if script.teacher is None else WhisperProcessor.from_pretrained(script.teacher)
     if script.max_audio_seconds is not None:
         set_audio_context(None, processor, script.max_audio_seconds)
+        if teacher_processor is not None:
+            set_audio_context(None, teacher_processor, script.max_audio_seconds)
 
-    def prepare(raw: datasets.Dataset, name: str, at: WhisperProcessor) -> tuple[datasets.Dataset, dict[str, int]]:
+    def prepare(
+        raw: datasets.Dataset, name: str, at: WhisperProcessor, teacher_processor: WhisperProcessor | None = None
+    ) -> tuple[datasets.Dataset, dict[str, int]]:
         prepared, counts = prepare_dataset(
             raw,
             at,
             language,
+            teacher_processor=teacher_processor,
             audio_column=script.audio_column,
             text_column=script.text_column,
             long_audio=script.long_audio,
@@ -160,8 +173,8 @@ def train_language(
         print(f"{language}, {name}: " + ", ".join(f"{count} {key}" for key, count in counts.items() if count))
         return prepared, counts
 
-    train_set, train_counts = prepare(raw_train, "training", processor)
-    eval_set, eval_counts = prepare(raw_eval, "evaluation", processor)
+    train_set, train_counts = prepare(raw_train, "training", processor, teacher_processor)
+    eval_set, eval_counts = prepare(raw_eval, "evaluation", processor, teacher_processor)
 
     def measure(model: torch.nn.Module, dataset: datasets.Dataset, name: str) -> dict[str, float]:
         transcripts = transcribe(
@@ -201,8 +214,15 @@ def train_language(
         teacher = WhisperForConditionalGeneration.from_pretrained(script.teacher, dtype=precision)
         if script.max_audio_seconds is not None:
             set_audio_context(teacher, None, script.max_audio_seconds)
+        if script.teacher_cache is not None:
+            folder = Path(script.teacher_cache) / language
+            teacher = cache_teacher_states(train_set, teacher, teacher_processor, folder)
+            train_set = teacher.dataset
     collator = DataCollatorSpeechSeq2SeqWithPadding(
-        processor, language=language, language_column=training.language_column
+        processor,
+        language=language,
+        language_column=training.language_column,
+        teacher_processor=teacher_processor,
     )
     training = copy.copy(training)
     training.output_dir = str(output_dir / "checkpoints" / language)
@@ -211,6 +231,7 @@ def train_language(
         model=model,
         args=training,
         teacher_model=teacher,
+        teacher_processor=teacher_processor,
         train_dataset=train_set,
         eval_dataset=eval_set,
         data_collator=collator,
@@ -311,7 +332,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What decides about the results: what differs from the defaults, apart from the languages and places."""
     beside = {"output_dir", "overwrite", "languages", "dataset_config"}
-    beside |= {"preprocessing_workers", "resume_from_checkpoint"}
+    beside |= {"preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
     plain = DistillationTrainingArguments(output_dir=training.output_dir)
     differing = {
         item.name: getattr(training, item.name)

@@ -92,6 +92,17 @@ def test_two_languages_give_a_table_results_adapters_and_plots(run, student, tmp
         assert sum(p.numel() for name, p in model.named_parameters() if "clsr_" in name) == row["trainable_parameters"]
 
 
+def test_a_cached_teacher_teaches_as_the_teacher_itself(run, student, tmp_path):
+    results = []
+    for arguments in ((), ("--teacher_cache", tmp_path / "states", "--overwrite")):
+        status, printed = run("--teacher", student, "--max_new_tokens", 8, "--max_audio_seconds", 1, *arguments)
+        assert status == 0, printed
+        results.append(json.loads((tmp_path / "out" / "results.json").read_text()))
+    assert (tmp_path / "states" / "ro" / "teacher" / "teacher.json").exists()
+    for name, mean in results[0]["languages"]["ro"]["gate_means"].items():
+        assert results[1]["languages"]["ro"]["gate_means"][name] == pytest.approx(mean, abs=0.02)
+
+
 def test_the_same_settings_again_show_the_table_without_training(run, tmp_path):
     assert run()[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -135,6 +146,7 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
         (("--text_column", "sentence"), ("ro",), "'sentence'"),
         (("--eval_split", "dev"), ("ro",), "dev/metadata.csv"),
         (("--dataset_config", "a", "b"), ("ro",), "2 values of --dataset_config for 1 languages"),
+        (("--teacher_cache", "states"), ("ro",), "give a --teacher"),
         ((), ("romanain",), "did you mean 'romanian'"),
         ((), ("el",), "no row of language 'el'"),
         (("--max_audio_seconds", 40), ("ro",), "40"),
