@@ -537,6 +537,37 @@ def test_gradient_checkpointing_trains_to_the_same_weights(readable_whisper, tmp
         torch.testing.assert_close(results[1][name], weight, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_half_precision_trains_adapters_in_float32(readable_whisper, tmp_path, dtype):
+    model = clsr(readable_whisper().to(dtype))
+    trainer = distiller(
+        model, readable_whisper(seed=1), tmp_path, max_steps=8, optim="adamw_torch", learning_rate=1e-2
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(weight.dtype == torch.float32 for weight in adapter_weights(model).values())
+
+
+def test_an_output_layer_in_modules_to_save_is_trained_too(readable_whisper, tmp_path):
+    model = clsr(readable_whisper(), modules_to_save=["proj_out"])
+    before = base_state(model)
+    trainer = distiller(model, readable_whisper(seed=1), tmp_path, max_steps=2, label_smoothing_factor=0.1)
+    trainer.train()
+    after = base_state(model)
+    moved = [name for name in after if not torch.equal(after[name], before[name])]
+    assert moved == ["base_model.model.proj_out.modules_to_save.ca.weight"]
+
+
+def test_a_step_without_any_label_moves_nothing_by_nan(readable_whisper, tmp_path):
+    dataset = make_dataset(size=4)
+    for row in dataset:
+        row["labels"] = torch.full_like(row["labels"], -100)
+    model = clsr(readable_whisper())
+    distiller(model, readable_whisper(seed=1), tmp_path, dataset=dataset, max_steps=1).train()
+    assert all(weight.isfinite().all() for weight in adapter_weights(model).values())
+
+
 def test_the_smallest_batch_trains_and_evaluates_with_logging_off(readable_whisper, tmp_path):
     """One utterance with one label: the smallest batch there is."""
     dataset = make_dataset(size=1, lengths=(1,))

@@ -221,13 +221,14 @@ class DistillationTrainer(Seq2SeqTrainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         adapter_names = self._adapter_names(inputs, labels)
-        self._adapters_of_step.update(adapter_names)
         is_step = model.training and num_items_in_batch is not None  # else the batch is for itself
-        num_items, processes = (labels != -100).sum().clamp(min=1), 1
+        num_items, processes = (labels != -100).sum(), 1
         if is_step:
-            num_items = num_items_in_batch
+            num_items = torch.as_tensor(num_items_in_batch)
+            self._adapters_of_step.update(adapter_names)
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes, tokens were added
                 processes = self.accelerator.num_processes // self.get_tp_size()
+        num_items = num_items.clamp(min=1)
         of_teacher = {name: inputs.pop(name, None) for name in TEACHER_INPUTS}
         teaching = None
         if self._teacher is not None:
@@ -265,7 +266,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             sums["ce_sum"] += ce_sum
             sums["kd_sum"] += kd_sum
             sums["labels"] += num_items
-            sums["taught"] += num_items if teaching is not None else 0
+            sums["taught"] += num_items * (teaching is not None)
         sums["gates"] += gates.detach()
         return (loss, outputs) if return_outputs else loss
 
@@ -278,13 +279,14 @@ class DistillationTrainer(Seq2SeqTrainer):
         output: Callable[[torch.Tensor], torch.Tensor],
     ) -> Any:
         """The student's outputs, whose `logits` are what `output` makes of decoder states [batch, tokens, hidden]."""
-        config = self.model.config
+        whisper = self.model.get_base_model()
         if "decoder_input_ids" not in inputs:
+            config = whisper.config
             start = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
             inputs = {**inputs, "decoder_input_ids": start}
-        if model.training and getattr(config, "apply_spec_augment", False):
-            # Whisper masks in place, and the next pass over an accumulated step hears the same tensor.
-            inputs = {**inputs, "input_features": inputs["input_features"].clone()}
+        # A copy: SpecAugment masks in place, and the next pass over an accumulated step hears the same tensor.
+        features = inputs["input_features"].to(whisper.dtype, copy=True)
+        inputs = {**inputs, "input_features": features}
         with self._tuner.route_samples(adapter_names, labels), replaced_output_layer(self.model, output):
             return model(**inputs)
 
