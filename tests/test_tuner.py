@@ -675,6 +675,19 @@ def test_a_skipped_module_has_zero_gradients_not_none(tiny_whisper):
             assert parameter.grad.eq(0).all(), name
 
 
+def test_a_skipped_module_computes_neither_gate_nor_expert(tiny_whisper):
+    model = get_peft_model(tiny_whisper(), CLSRConfig(gate_dim=8, skip_gate_prob=1 - 1e-9), adapter_name="ca").train()
+    called = []
+    for name, module in model.named_modules():
+        if ".clsr_" in name and name.endswith(".ca"):
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    inputs = {"input_features": torch.randn(1, 80, 100), "decoder_input_ids": torch.tensor([[1, 5]])}
+    model(**inputs)
+    assert called == []
+    model.eval()(**inputs)
+    assert len(called) == 4 * (2 + 1 + 1)
+
+
 def test_expert_dropout_drops_the_experts_output_in_training_only():
     torch.manual_seed(0)
     model = randomize(clsr_mlp(expert_dropout=0.4))
