@@ -85,6 +85,17 @@ def test_accumulation_on_two_processes_gives_the_weights_of_one_batch(tmp_path):
     assert_same(one, two)
 
 
+def test_two_processes_resumed_in_the_middle_of_a_later_epoch_end_with_the_same_weights(tmp_path):
+    """Order of batches, skipped gates and noise included, of which each process has its own."""
+    options = (*TWO_LANGUAGES, "--skip_gate_prob", 0.3, "--gate_noise", 5.0, "--max_steps", 4)
+    whole, _ = train(tmp_path / "whole", 2, *options)
+    checkpoint = tmp_path / "whole" / "trainer" / "checkpoint-3"
+    resumed, _ = train(tmp_path / "resumed", 2, *options, "--resume_from_checkpoint", checkpoint)
+    for language, weights in whole.items():
+        for name, weight in weights.items():
+            assert torch.equal(resumed[language][name], weight)
+
+
 def test_adapters_trained_and_saved_under_fsdp2_load_in_one_process(one_process_of_two_languages, tmp_path):
     two = train(tmp_path, 2, *TWO_LANGUAGES, launch=FSDP2)
     assert_same(one_process_of_two_languages, two)

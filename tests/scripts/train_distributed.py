@@ -27,8 +27,8 @@ def build_whisper(seed):
     return WhisperForConditionalGeneration(config)
 
 
-def build_student(languages, skip_gate_prob):
-    quiet = {"gate_dropout": 0.0, "expert_dropout": 0.0, "gate_noise": 0.0, "gate_dim": 8}
+def build_student(languages, skip_gate_prob=0.0, gate_noise=0.0):
+    quiet = {"gate_dropout": 0.0, "expert_dropout": 0.0, "gate_noise": gate_noise, "gate_dim": 8}
     config = {**quiet, "skip_gate_prob": skip_gate_prob, "budget_weight": 2.0}
     model = get_peft_model(build_whisper(0), CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
     for language in languages[1:]:
@@ -69,9 +69,11 @@ def main():
     parser.add_argument("--optim", default="sgd")
     parser.add_argument("--max_steps", type=int, default=2)
     parser.add_argument("--languages", nargs="+", default=["ca"])
+    parser.add_argument("--gate_noise", type=float, default=0.0)
+    parser.add_argument("--resume_from_checkpoint")
     options = parser.parse_args()
 
-    model = build_student(list(dict.fromkeys(options.languages)), options.skip_gate_prob)
+    model = build_student(list(dict.fromkeys(options.languages)), options.skip_gate_prob, options.gate_noise)
     args = DistillationTrainingArguments(
         output_dir=str(options.output / "trainer"),
         per_device_train_batch_size=options.batch_size,
@@ -82,10 +84,11 @@ def main():
         optim=options.optim,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        train_sampling_strategy="sequential",
+        train_sampling_strategy="random" if options.gate_noise else "sequential",
         ddp_find_unused_parameters=False,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=1,
         report_to="none",
         disable_tqdm=True,
         label_names=["labels"],
@@ -98,7 +101,7 @@ def main():
         train_dataset=build_dataset(options.languages),
         data_collator=collate,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=options.resume_from_checkpoint)
     trainer.save_model(str(options.output))
     if args.process_index == 0:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
