@@ -6,7 +6,12 @@ from conftest import SPECIAL_TOKENS, build_tokenizer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from training import adapter_weights, base_state, clsr, collate, distiller, make_dataset, randomize
-from transformers import WhisperFeatureExtractor, WhisperProcessor
+from transformers import (
+    BitsAndBytesConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 from peft_clsr import DataCollatorSpeechSeq2SeqWithPadding, cache_teacher_states, load_teacher_states
 from peft_clsr.trainer.losses import distillation_sum
@@ -28,6 +33,21 @@ def test_a_teacher_may_be_of_half_precision(readable_whisper, tmp_path, dtype):
     losses = []
     for teacher_dtype in (torch.float32, dtype):
         teacher = readable_whisper(seed=1).to(teacher_dtype)
+        trainer = distiller(randomize(clsr(readable_whisper())), teacher, tmp_path, make_dataset(size=4), max_steps=1)
+        losses.append(first_log(trainer)["kd_loss"])
+    assert losses[0] > 0.05
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_teacher_may_be_quantized(readable_whisper, tiny_whisper, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    sizes = {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+    tiny_whisper(seed=1, init_std=0.2, **sizes).save_pretrained(tmp_path / "teacher")
+    losses = []
+    for quantization in (None, BitsAndBytesConfig(load_in_8bit=True)):
+        teacher = WhisperForConditionalGeneration.from_pretrained(
+            tmp_path / "teacher", quantization_config=quantization, dtype=torch.float32
+        )
         trainer = distiller(randomize(clsr(readable_whisper())), teacher, tmp_path, make_dataset(size=4), max_steps=1)
         losses.append(first_log(trainer)["kd_loss"])
     assert losses[0] > 0.05
