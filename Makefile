@@ -26,11 +26,12 @@ PYTEST_ARGS ?= -q -n 2
 test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
-.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke clean
+.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke bench-train clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
+	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning (5 minutes)"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest"
 	@echo "                 the same with the oldest and the newest transformers and PEFT, in environments of their own"
@@ -72,6 +73,10 @@ demo: fetch
 
 demo-smoke: fetch
 	$(BIN)/python examples/train_distilwhisper.py $(SMOKE_ARGS)
+
+# BENCH_ARGS="--rounds 1 --batch_size 1 --kd_labels 1 16" runs every part of it in seconds.
+bench-train: fetch
+	$(BIN)/python benchmarks/train.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache runs/smoke

@@ -54,7 +54,7 @@ class ScriptArguments:
     teacher: str | None = field(default=None, metadata={"help": "Larger Whisper to learn from: Hub id or folder."})
     teacher_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder for the teacher's states: it runs once, instead of in every epoch (with --teacher)."},
+        metadata={"help": "Folder for the teacher's states: it runs once, not in every epoch (with --teacher)."},
     )
     dataset_config: list[str] | None = field(
         default=None, metadata={"help": "Configuration on the Hub (ca_es): one for each language, or one for all."}

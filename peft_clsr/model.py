@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .config import CLSRConfig
@@ -232,7 +234,8 @@ class CLSRModel(BaseTuner):
         outer = routing.adapter_names, routing.labels
         routing.adapter_names, routing.labels = list(adapter_names), labels
         try:
-            yield
+            with _modules_to_save_by_sample(self.model, list(adapter_names)):
+                yield
         finally:
             routing.adapter_names, routing.labels = outer
 
@@ -335,3 +338,29 @@ def _matches_output(peft_config: CLSRConfig, key: str):
     outputs = copy.copy(peft_config)
     outputs.target_modules = peft_config.output_modules
     return check_target_module_exists(outputs, key)
+
+
+@contextmanager
+def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> Iterator[None]:
+    """In the block, modules of `modules_to_save`, too, are taken by the adapter of each sample."""
+    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    active = [wrapper._active_adapter for wrapper in wrappers]
+    hooks = []
+    for wrapper in wrappers:
+        names = [name if name in wrapper.modules_to_save else "__base__" for name in adapter_names]
+        if len(set(names)) == 1:
+            wrapper._active_adapter = [name for name in names[:1] if name != "__base__"]
+        else:  # PEFT's own way, which takes linear layers, embeddings and convolutions alone
+            hooks.append(wrapper.register_forward_pre_hook(partial(_pass_names, names), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for wrapper, names in zip(wrappers, active, strict=True):
+            wrapper._active_adapter = names
+
+
+def _pass_names(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    beams = len(args[0]) // len(names)  # those of a sample stand together
+    return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}

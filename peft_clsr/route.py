@@ -137,6 +137,8 @@ class Routing:
         if not gates:
             return None
         if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in self._trained):
+            if self._labels(module, args, kwargs) is None:
+                return None  # there is no loss to add to, and `budget_loss()` says that there is none
             raise RuntimeError(
                 "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="

@@ -32,7 +32,8 @@ SPECIAL_TOKENS = (
 def build_tokenizer(special_tokens=SPECIAL_TOKENS) -> WhisperTokenizer:
     """A Whisper tokenizer of 256 bytes (one token a byte, no merges) and the special tokens."""
     symbols = [*bytes_to_unicode().values(), *special_tokens]
-    tokenizer = WhisperTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizer = WhisperTokenizer(vocab=vocab, merges=[], pad_token="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     tokenizer.set_prefix_tokens(language=None, task=None)  # looks its ids up again, now that the tokens are special
     return tokenizer

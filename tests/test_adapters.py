@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_layer_status, get_model_status, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from peft_clsr import CLSRConfig, CLSRLayer
@@ -262,3 +263,103 @@ def test_a_plain_network_takes_two_adapters():
     outputs = {name: (model.set_adapter(name), model(x))[1] for name in ("a", "b")}
     assert not torch.allclose(outputs["a"], expected, atol=1e-2)
     torch.testing.assert_close(outputs["b"], expected)
+
+
+# ---------------------------------------------------------------- mixed batches
+
+
+class Network(nn.Module):
+    """A feed-forward network and a head, whose input has a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin0, self.relu, self.lin1, self.head = nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 8), nn.Linear(8, 2)
+
+    def forward(self, X):
+        return self.head(self.lin1(self.relu(self.lin0(X))))
+
+
+def network(*adapters, **config):
+    torch.manual_seed(0)
+    config = CLSRConfig(**QUIET, target_modules=["lin0"], output_modules=["lin1"], **config)
+    model = get_peft_model(Network(), config, adapter_name=adapters[0])
+    for adapter in adapters[1:]:
+        model.add_adapter(adapter, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "clsr_" in name or "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def test_a_mixed_batch_takes_the_modules_to_save_of_each_sample():
+    model, X = network("a", "b", modules_to_save=["head"]), torch.randn(6, 10)
+    names = ["a", "__base__", "b", "b", "a", "__base__"]
+    with torch.no_grad():
+        expected = {name: (model.set_adapter(name), model(X=X))[1] for name in ("b", "a")}
+        with model.disable_adapter():
+            expected["__base__"] = model(X=X)
+        alone = torch.stack([expected[name][row] for row, name in enumerate(names)])
+        torch.testing.assert_close(model(X=X, adapter_names=names), alone)
+        for name in ("a", "b", "__base__"):
+            torch.testing.assert_close(model(X=X, adapter_names=[name] * 6), expected[name])
+        assert torch.equal(model(X=X), expected["a"])  # the active adapter is back
+
+
+def test_a_mixed_batch_in_generation_with_beams_takes_the_modules_to_save_of_each_sample(tiny_whisper, inputs):
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(**QUIET, modules_to_save=["out_proj"]), "ca")
+    model.add_adapter("uk", CLSRConfig(**QUIET, modules_to_save=["out_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    features = inputs["input_features"]
+    options = {"num_beams": 3, "do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+
+    def generate(features, **kwargs):
+        start = torch.full((len(features), 1), model.config.decoder_start_token_id)
+        return model.eval().generate(input_features=features, decoder_input_ids=start, **options, **kwargs)
+
+    mixed = generate(features, adapter_names=["uk", "ca"])
+    alone = [(model.set_adapter(name), generate(features[row : row + 1]))[1] for row, name in enumerate(("uk", "ca"))]
+    assert torch.equal(mixed, torch.cat(alone))
+    assert not torch.equal(mixed, generate(features))
+
+
+def test_a_wrong_number_of_adapter_names_is_refused_whatever_the_input_is_called():
+    model, X = network("a", "b"), torch.randn(6, 10)
+    for call in (lambda **kwargs: model(X, **kwargs), lambda **kwargs: model(X=X, **kwargs)):
+        for names in (["a", "b"], ["__base__"] * 5):
+            with pytest.raises(ValueError, match=f"but got {len(names)} and 6 respectively"):
+                call(adapter_names=names)
+
+
+# ---------------------------------------------------------------- precision and initial weights
+
+
+def test_casting_of_inputs_can_be_switched_off():
+    """PEFT's helper is for hooks that cast weights as they are used, and must be left to."""
+    model, X = network("a").bfloat16(), torch.randn(6, 10)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda module, args: module.float() and None)
+            module.register_forward_hook(lambda module, args, output: module.bfloat16() and None)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="dtype"):
+            model(X)
+        with disable_input_dtype_casting(model):
+            assert model(X).dtype == torch.float32
+        with pytest.raises(RuntimeError, match="dtype"):
+            model(X)
+
+
+def test_without_initial_weights_every_token_goes_to_a_random_expert():
+    torch.manual_seed(0)
+    config = CLSRConfig(**QUIET, target_modules=["lin0"], output_modules=["lin1"], init_weights=False)
+    base, X = Network(), torch.randn(40, 10)
+    with torch.no_grad():
+        expected = base(X)
+        model = get_peft_model(base, config).eval()
+        with model.base_model.record_gates() as gates:
+            assert ((model(X) - expected).abs().amax(dim=1) > 1e-3).all()
+    assert gates["lin0"].eq(1).all()

@@ -17,6 +17,8 @@ from transformers import (
     OPTConfig,
     Qwen2Config,
     Qwen3Config,
+    Speech2TextConfig,
+    Speech2TextForConditionalGeneration,
     T5Config,
     UMT5Config,
 )
@@ -142,6 +144,73 @@ def test_every_gate_and_expert_gets_a_gradient_and_survives_saving(build, inputs
     model(**inputs).loss.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == ("clsr_" in name), name
+    model.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(), tmp_path, subfolder="ca", adapter_name="ca").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_the_budget(build, inputs):
+    """With labels the budget loss would train nothing, silently, and it is refused; without, nothing is lost."""
+    del inputs["labels"]
+    gradients = []
+    for checkpointing in (False, True):
+        model = randomize(clsr(build())).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+            model.enable_input_require_grads()
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+        model(**inputs).logits.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="gate values"):
+        model.base_model.budget_loss()
+
+
+def test_task_types_train_and_generate_with_a_language_a_sample(build, inputs):
+    task_type = "SEQ_2_SEQ_LM" if build().config.is_encoder_decoder else "CAUSAL_LM"
+    config = CLSRConfig(**QUIET, gate_dim=8, task_type=task_type, init_weights=False)
+    model = get_peft_model(build(), config, adapter_name="ca")
+    model.add_adapter("uk", config)
+    with torch.no_grad():
+        without_budget = model.train()(**inputs).loss - model.base_model.budget_loss()
+    config.budget_weight = 0.0
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).loss, without_budget)
+
+    names = ["uk", "__base__", "ca"]
+    prompt = {"input_ids": inputs["input_ids"], "attention_mask": torch.ones_like(inputs["input_ids"])}
+    options = {"num_beams": 2, "do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+    with torch.no_grad():
+        logits = [model.eval()(**inputs, adapter_names=[name] * 3).logits for name in names]
+    assert not any(torch.allclose(logits[a], logits[b], atol=1e-4) for a, b in ((0, 1), (1, 2), (2, 0)))
+    mixed = model.generate(**prompt, **options, adapter_names=names)
+    for row, name in enumerate(names):
+        one = {key: value[row : row + 1] for key, value in prompt.items()}
+        alone = model.generate(**one, **options, adapter_names=[name])
+        assert torch.equal(mixed[row : row + 1], alone), name
+        if name != "__base__":
+            model.set_adapter(name)
+            assert torch.equal(model.generate(**one, **options), alone), name
+
+
+def test_speech_to_text_takes_audio_as_whisper_does(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 60, "conv_channels": 16, "input_feat_per_channel": 8, "max_source_positions": 40}
+        config = Speech2TextConfig(**BART, **sizes, max_target_positions=20, num_conv_layers=2)
+        return Speech2TextForConditionalGeneration(config).eval()
+
+    inputs = {"input_features": torch.randn(2, 40, 8), "labels": torch.randint(3, 60, (2, 6))}
+    base, model = build(), clsr(build())
+    with torch.no_grad():
+        assert (model(**inputs).logits - base(**inputs).logits).abs().max() <= 1e-6
+    loss = randomize(model).train()(**inputs).loss
+    loss.backward()
+    assert all((p.grad is not None) == ("clsr_" in name) for name, p in model.named_parameters())
     model.eval().save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build(), tmp_path, subfolder="ca", adapter_name="ca").eval()
     with torch.no_grad():

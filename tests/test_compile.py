@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from training import QUIET, adapter_weights, clsr, distiller, randomize
+from versions import one_graph_in_training
 
 from peft_clsr import CLSRConfig
 
@@ -57,6 +58,7 @@ def test_other_batch_sizes_and_lengths_work_on_the_compiled_model(model):
             torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@one_graph_in_training
 def test_training_is_one_graph_with_the_same_gradients(model):
     model.train()
     inputs = make_inputs(model)
@@ -84,6 +86,7 @@ def test_generation_with_a_compiled_forward_gives_the_same_tokens(model):
     assert torch.equal(model.generate(input_features=features, decoder_input_ids=start, **options), expected)
 
 
+@one_graph_in_training
 def test_a_compiled_trainer_trains_to_the_same_weights_without_compiling_each_step_anew(tiny_whisper, tmp_path):
     """The output layer, where the losses are made in chunks, stays outside of the graph."""
     results, graphs = [], 0

@@ -136,12 +136,10 @@ def test_a_projection_without_its_partner_is_named(tiny_whisper, targets, output
 
 
 def test_no_module_matched_is_pefts_own_error(tiny_whisper):
-    # PEFT's NoMatchingPeftModuleError is a ValueError.
-    with pytest.raises(ValueError, match="nothing_like_this") as error:
+    with pytest.raises(ValueError, match="Target modules .*nothing_like_this.* not found in the base model"):
         get_peft_model(
             tiny_whisper(), CLSRConfig(target_modules=["nothing_like_this"], output_modules=["nor_like_this"])
         )
-    assert type(error.value).__name__ == "NoMatchingPeftModuleError"
 
 
 def test_a_projection_that_is_not_linear_is_named(tiny_whisper):

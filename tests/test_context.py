@@ -16,6 +16,7 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperProcessor,
 )
+from versions import transformers_own_adapters
 
 from peft_clsr import CLSRConfig
 from peft_clsr.context import set_audio_context
@@ -208,6 +209,7 @@ def test_a_saved_adapter_brings_its_context(whisper, clsr, tmp_path, low_cpu_mem
     assert context_of(alone.unload()) == 150
 
 
+@transformers_own_adapters
 def test_transformers_own_doors_cut_the_context(whisper, tmp_path):
     whisper().save_pretrained(tmp_path / "base")
     base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)

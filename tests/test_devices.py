@@ -1,12 +1,11 @@
 """Bases whose weights are elsewhere: offloaded by accelerate to the CPU or the disk, or on the meta device."""
 
-import peft
 import pytest
 import torch
 from accelerate import cpu_offload
-from packaging.version import parse
 from peft import PeftModel, get_peft_model
 from transformers import WhisperForConditionalGeneration
+from versions import adapters_on_the_disk
 
 from peft_clsr import CLSRConfig
 
@@ -106,10 +105,7 @@ def test_unloading_leaves_the_offloaded_base(plain, offloaded, inputs):
     assert torch.equal(logits_of(base, inputs), logits_of(plain(), inputs))
 
 
-@pytest.mark.skipif(
-    parse(peft.__version__) < parse("0.21"),
-    reason="PEFT 0.20 looks for the weights on the disk under model.model, where the base's names start with model",
-)
+@adapters_on_the_disk
 @pytest.mark.parametrize("offloaded", ["disk"], indirect=True)
 def test_adapters_load_on_a_base_that_rests_on_the_disk(plain, offloaded, inputs):
     model = get_peft_model(plain(), CLSRConfig(**QUIET), adapter_name="ca").eval()

@@ -18,6 +18,7 @@ from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
+from versions import transformers_own_adapters
 
 from peft_clsr import CLSRConfig, CLSRLayer
 
@@ -268,6 +269,7 @@ def test_inject_adapter_in_model_and_its_state_dict(whisper, inputs):
     assert torch.equal(logits_of(model, inputs), expected)
 
 
+@transformers_own_adapters
 def test_transformers_own_adapters(whisper, inputs, tmp_path):
     base_logits = logits_of(whisper(), inputs)
     saved = clsr(whisper(), "ca", "uk")
@@ -295,6 +297,7 @@ def test_transformers_own_adapters(whisper, inputs, tmp_path):
     assert torch.equal(logits_of(model, inputs), expected["ca"])
 
 
+@transformers_own_adapters
 def test_transformers_own_adapters_train_with_the_budget_loss(whisper, inputs):
     model = whisper()
     model.add_adapter(CLSRConfig(**{**QUIET, "gate_budget": 1.0, "budget_weight": 3.0}), "ca")

@@ -1,0 +1,338 @@
+"""
+Time training steps, and measure their memory: full fine-tuning, LoRA, CLSR, and CLSR with distillation.
+
+    make bench-train
+    python benchmarks/train.py --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
+
+Each method is a trainer as a user would set it up. In each round, every method takes one step on the same batch, in
+random order, so that what else the machine does falls on all alike; what counts is the ratios within a round. A step
+is all that `Trainer` does for one: fetch and collate the batch, forward, backward, clip gradients, optimizer step.
+
+A dataset is a folder with `train/metadata.csv`: columns `file_name` (relative to it), `transcription` and `language`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.autograd.profiler import profile
+from tqdm import tqdm
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging
+
+from peft_clsr import (
+    CLSRConfig,
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    cache_teacher_states,
+)
+from peft_clsr.context import set_audio_context
+from peft_clsr.trainer.data import prepare_dataset
+from peft_clsr.trainer.losses import Teaching, chunked_losses, cross_entropy_sum, distillation_sum
+
+FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
+LIVE, CACHED = "CLSR + KD, live teacher", "CLSR + KD, cached teacher"
+METHODS = (FULL, LORA, CLSR, LOW_RANK, LIVE, CACHED)
+# Of a step's time: method, what it is compared with, and the ratio that must hold.
+BOUNDS = ((CLSR, LORA, 1.6), (CACHED, CLSR, 1.1))
+
+WARMUP_ROUNDS = 1  # makes the optimizer's states
+MILLION = 1e6
+
+
+def prepare(path: str, processor: Any, num_examples: int) -> datasets.Dataset:
+    """The first examples of a folder of recordings, as features and labels."""
+    folder = Path(path) / "train"
+    table = datasets.Dataset.from_csv(str(folder / "metadata.csv"))
+    recordings = table.add_column("audio", [str(folder / name) for name in table["file_name"]])
+    dataset, _ = prepare_dataset(recordings, processor)
+    if len(dataset) < num_examples:
+        raise SystemExit(f"{path} has {len(dataset)} examples that fit, {num_examples} are needed: fewer --rounds")
+    return dataset.select(range(num_examples))
+
+
+def build_trainers(
+    base: WhisperForConditionalGeneration, processor: Any, dataset: datasets.Dataset, batch_size: int, folder: str
+) -> dict[str, Seq2SeqTrainer]:
+    """A trainer for each method, with a student of its own; teachers are the unchanged base."""
+    language = dataset["language"][0]
+    settings = {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch_size,
+        "train_sampling_strategy": "sequential",  # the same batches for all
+        "remove_unused_columns": False,
+        "bf16": torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+    }
+
+    def plain(model: nn.Module) -> Seq2SeqTrainer:
+        return Seq2SeqTrainer(
+            model=model,
+            args=Seq2SeqTrainingArguments(**settings),
+            train_dataset=dataset.remove_columns("language"),  # Whisper's forward takes none
+            data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
+        )
+
+    def clsr(train_dataset: datasets.Dataset = dataset, teacher: Any = None, **config: Any) -> DistillationTrainer:
+        model = get_peft_model(copy.deepcopy(base), CLSRConfig(language=language, **config), adapter_name=language)
+        model.base_model.set_gate_progress(0.5)  # the middle of training: gates are noisy
+        return DistillationTrainer(
+            model=model,
+            args=DistillationTrainingArguments(**settings),
+            teacher_model=teacher,
+            train_dataset=train_dataset,
+            data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
+            processing_class=processor,
+        )
+
+    cached = cache_teacher_states(dataset, copy.deepcopy(base), processor, Path(folder) / "states")
+    lora = LoraConfig(r=32, target_modules=["fc1", "fc2"])
+    return {
+        FULL: plain(copy.deepcopy(base)),
+        LORA: plain(get_peft_model(copy.deepcopy(base), lora)),
+        CLSR: clsr(),
+        LOW_RANK: clsr(expert_rank=32),
+        LIVE: clsr(teacher=copy.deepcopy(base)),
+        CACHED: clsr(train_dataset=cached.dataset, teacher=cached),
+    }
+
+
+def training_steps(trainer: Seq2SeqTrainer) -> Iterator[None]:
+    """Trains; takes a step at each `next`. What `Trainer.train` does around a step, and nothing else."""
+    trainer.create_optimizer()
+    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    while True:
+        batches = iter(trainer.get_train_dataloader())
+        while True:
+            batch, num_items = trainer.get_batch_samples(batches, 1, trainer.args.device)
+            if not batch:
+                break
+            trainer.training_step(model, batch[0], num_items)
+            trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+            optimizer.step()
+            model.zero_grad()
+            yield
+
+
+def time_steps(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, by method and round."""
+    seconds = {method: [] for method in steps}
+    order = random.Random(0)
+    for number in tqdm(range(rounds), desc="rounds", unit="round", leave=False):
+        for method in order.sample(list(steps), len(steps)):
+            torch.manual_seed(number)  # the same modules are skipped, whatever the method
+            synchronize()
+            start = time.perf_counter()
+            steps[method]()
+            synchronize()
+            seconds[method].append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most memory that tensors made in `run` take together, beside those that were there before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(profile_memory=True) as profiler:
+        run()
+    # The CPU's allocator keeps no count, but tells the profiler of all memory taken and given back.
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def held_bytes(trainer: Seq2SeqTrainer) -> int:
+    """What a method keeps between steps: weights, the optimizer's states, and what it has of a teacher."""
+    modules = [trainer.model]
+    teacher = getattr(trainer, "teacher_model", None)
+    if teacher is not None:
+        modules.append(teacher if isinstance(teacher, nn.Module) else teacher.output_layer)
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    tensors += [value for state in trainer.optimizer.state.values() for value in state.values()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def kd_bytes(output_weight: torch.Tensor, positions: int) -> dict[str, int]:
+    """
+    The memory that KD adds to CE, forward and backward, from decoder states at so many label positions: as the trainer
+    computes both, and by the same formulas on whole logits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, hidden = output_weight.shape
+    states, teacher_states = torch.randn(2, positions, hidden, generator=generator).to(output_weight)
+    labels = torch.randint(vocabulary, (positions,), generator=generator).to(output_weight.device)
+    teacher_output = nn.Linear(hidden, vocabulary, bias=False, device="meta")
+    teacher_output.weight = nn.Parameter(output_weight.clone(), requires_grad=False)
+
+    def chunked(kd_weight: float) -> None:
+        teaching = Teaching(teacher_states, teacher_output)
+        student = states.clone().requires_grad_()
+        chunked_losses(student, output_weight, None, labels, teaching, kd_weight=kd_weight)[0].backward()
+
+    def plain(kd_weight: float) -> None:
+        student = states.clone().requires_grad_()
+        logits = F.linear(student, output_weight)
+        loss = cross_entropy_sum(logits, labels)
+        if kd_weight:
+            loss = loss + kd_weight * distillation_sum(logits, teacher_output(teacher_states), labels)
+        loss.backward()
+
+    return {
+        name: peak_bytes(lambda run=run: run(2.0)) - peak_bytes(lambda run=run: run(0.0))
+        for name, run in (("in chunks", chunked), ("whole logits", plain))
+    }
+
+
+def ratio(seconds: dict[str, list[float]], method: str, reference: str) -> dict[str, float]:
+    """Median and quartiles of the rounds' ratios of a method's step to another's."""
+    quartiles = np.quantile(np.divide(seconds[method], seconds[reference]), [0.25, 0.5, 0.75])
+    return dict(zip(("lower", "median", "upper"), quartiles.tolist(), strict=True))
+
+
+def machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = ("torch", "transformers", "peft", "accelerate")
+    return {
+        "device": gpu or platform.machine(),
+        "precision": "bfloat16 autocast" if gpu else "float32",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """Tables in Markdown."""
+
+    def spread(value: dict[str, float]) -> str:
+        return f"{value['median']:.2f} ({value['lower']:.2f} to {value['upper']:.2f})"
+
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in (results["machine"] | results["settings"]).items()),
+        "",
+        "| method | step, s | to LoRA | to CLSR | trained, M | kept, MB | a step's peak, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, row in results["methods"].items():
+        counts = (row[name] / MILLION for name in ("trained_parameters", "held_bytes", "peak_bytes"))
+        trained, held, peak = (f"{count:,.1f}" for count in counts)
+        times = f"{row['seconds']:.2f} | {spread(row['to_lora'])} | {spread(row['to_clsr'])}"
+        lines.append(f"| {method} | {times} | {trained} | {held} | {peak} |")
+    added = {name: value / MILLION for name, value in results["kd_bytes"].items()}
+    shape = " x ".join(map(str, results["settings"]["kd_labels"]))
+    lines += [
+        "",
+        f"KD at {shape} labels adds {added['in chunks']:,.0f} MB in chunks, "
+        f"{added['whole logits']:,.0f} MB on whole logits.",
+        *(
+            f"{bound['method']} to {bound['reference']}: {bound['ratio']:.2f}, at most {bound['at_most']} expected: "
+            f"{'holds' if bound['holds'] else 'DOES NOT HOLD'}"
+            for bound in results["bounds"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to train: folder or Hub id")
+    parser.add_argument("--dataset", default=".cache/tuxpaint-ro", help="folder of recordings in one language")
+    parser.add_argument("--audio_seconds", type=float, default=4.0, help="context of student and teacher")
+    parser.add_argument("--batch_size", type=int, default=8, help="examples a step")
+    parser.add_argument("--rounds", type=int, default=20, help="timed steps of each method")
+    parser.add_argument(
+        "--kd_labels", type=int, nargs=2, default=[16, 128], help="batch and tokens at which KD's memory is measured"
+    )
+    parser.add_argument("--output", type=Path, default=Path("results/train.json"), help="where results are written")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+
+    processor = WhisperProcessor.from_pretrained(arguments.student)
+    base = WhisperForConditionalGeneration.from_pretrained(arguments.student, dtype=torch.float32)
+    set_audio_context(base, processor, arguments.audio_seconds)
+    num_batches = WARMUP_ROUNDS + arguments.rounds + 1  # one for the memory
+    dataset = prepare(arguments.dataset, processor, num_batches * arguments.batch_size)
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = build_trainers(base, processor, dataset, arguments.batch_size, folder)
+        generators = {method: training_steps(trainer) for method, trainer in trainers.items()}
+        steps = {method: lambda generator=generator: next(generator) for method, generator in generators.items()}
+        time_steps(steps, WARMUP_ROUNDS)
+        seconds = time_steps(steps, arguments.rounds)
+        peaks = {}
+        for method, step in steps.items():
+            torch.manual_seed(0)  # as above
+            peaks[method] = peak_bytes(step)
+
+    results = {
+        "machine": machine(),
+        "settings": {
+            "student": arguments.student,
+            "audio_seconds": arguments.audio_seconds,
+            "batch_size": arguments.batch_size,
+            "labels_per_batch": sum(map(len, dataset["labels"])) / num_batches,
+            "rounds": arguments.rounds,
+            "kd_labels": arguments.kd_labels,
+        },
+        "methods": {
+            method: {
+                "seconds": float(np.median(seconds[method])),
+                "to_lora": ratio(seconds, method, LORA),
+                "to_clsr": ratio(seconds, method, CLSR),
+                "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                "held_bytes": held_bytes(trainer),
+                "peak_bytes": peaks[method],
+                "all_seconds": seconds[method],
+            }
+            for method, trainer in trainers.items()
+        },
+        "kd_bytes": kd_bytes(
+            base.proj_out.weight.detach().to(trainers[CLSR].args.device), math.prod(arguments.kd_labels)
+        ),
+    }
+    results["bounds"] = []
+    for method, reference, at_most in BOUNDS:
+        measured = ratio(seconds, method, reference)["median"]
+        bound = {"method": method, "reference": reference, "ratio": measured, "at_most": at_most}
+        results["bounds"].append({**bound, "holds": measured <= at_most})
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(format_results(results))
+    print(f"results: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
