@@ -30,7 +30,7 @@ def register_hotswap() -> None:
         return swap(model, state_dict, adapter_name, config, *args, **kwargs)
 
     hotswap.hotswap_adapter_from_state_dict = hotswap_adapter_from_state_dict
-    hotswap.CONFIG_KEYS_TO_CHECK[PeftType.CLSR] = ["expert_rank", "gate_dim"]
+    hotswap.CONFIG_KEYS_TO_CHECK[PeftType.CLSR] = ["expert_rank", "gate_dim", "max_audio_seconds"]
 
 
 @torch.no_grad()

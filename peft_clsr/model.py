@@ -18,6 +18,7 @@ from .config import CLSRConfig
 from .context import check_audio_context, cut_positions, set_positions
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
 from .route import Route, Routing
+from .safe_loading import check_adapter_name
 
 # Input and output projections of the FFN by `model_type`. What stands between them is elementwise in all of these.
 _FC = (("fc1",), ("fc2",))
@@ -75,6 +76,7 @@ class CLSRModel(BaseTuner):
         model.accepts_loss_kwargs = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        check_adapter_name(adapter_name)  # saving makes a folder of it
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         seconds = self.peft_config[adapter_name].max_audio_seconds
         if seconds is not None:  # not in _post_injection_hook: PEFT calls that for the first adapter only

@@ -191,6 +191,16 @@ def test_hotswapping_puts_another_language_in_place(whisper, inputs, tmp_path, r
     assert all(p.requires_grad for name, p in model.named_parameters() if "clsr_" in name)
 
 
+def test_a_language_of_another_context_is_not_swapped_in(whisper, inputs, tmp_path):
+    short = clsr(whisper(), "uk", max_audio_seconds=0.5)
+    short.save_pretrained(tmp_path)
+    model = clsr(whisper(), "ca")
+    expected = logits_of(model, inputs)
+    with pytest.raises(ValueError, match=r"max_audio_seconds, None != 0\.5"):
+        hotswap_adapter(model, str(tmp_path), subfolder="uk", adapter_name="ca", torch_device="cpu")
+    assert torch.equal(logits_of(model, inputs), expected)
+
+
 def test_a_compiled_model_is_swapped_without_recompilation(whisper, inputs, tmp_path):
     model = clsr(whisper(), "ca", "uk")
     expected = {name: logits_of(model, inputs, name) for name in ("uk", "ca")}

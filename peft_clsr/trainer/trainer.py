@@ -27,12 +27,13 @@ from .arguments import DistillationTrainingArguments
 from .callbacks import EpochCallback, GateScheduleCallback
 from .losses import Teaching, chunked_losses
 from .output_layer import output_layer, replaced_output_layer
+from .publishing import LanguagePublisher
 from .sampler import LanguageBatchIterable, LanguageBatchSampler
 from .teacher_states import TeacherStates
 from .teaching import TEACHER_INPUTS, Teacher
 
 
-class DistillationTrainer(Seq2SeqTrainer):
+class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     """
     Trains CLSR adapters with labels, a frozen teacher and the gate budget (Ferraz et al., ICASSP 2024):
     `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`.
