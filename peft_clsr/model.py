@@ -77,6 +77,7 @@ class CLSRModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_adapter_name(adapter_name)  # saving makes a folder of it
+        _check_name_is_no_part_of_the_model(model, adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         seconds = self.peft_config[adapter_name].max_audio_seconds
         if seconds is not None:  # not in _post_injection_hook: PEFT calls that for the first adapter only
@@ -333,6 +334,22 @@ class CLSRModel(BaseTuner):
             yield self.routing.recorded
         finally:
             self.routing.recorded = outer
+
+
+def _check_name_is_no_part_of_the_model(model: nn.Module, adapter_name: str) -> None:
+    """
+    PEFT 0.20 and 0.21 take a weight for an adapter's if the adapter's name is a part of the weight's, and leave it out
+    when they save another adapter: one named "encoder" would lose all others the half of their weights.
+    """
+    layers = [key for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    inside = tuple(f"{key}." for key in layers)
+    parts = {"weight", "bias", "base_layer", "modules_to_save", *CLSRLayer.adapter_layer_names}
+    parts |= {part for key, _ in model.named_modules() if not key.startswith(inside) for part in key.split(".")}
+    if adapter_name in parts:
+        raise ValueError(
+            f"adapter name {adapter_name!r} is a part of the names of the model's own modules, with which PEFT would "
+            "lose weights of other adapters in saving: take a language code, such as 'ca' or 'pt-BR'"
+        )
 
 
 def _matches_output(peft_config: CLSRConfig, key: str):

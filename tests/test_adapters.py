@@ -82,8 +82,20 @@ def test_set_adapter_makes_one_adapter_trainable_and_inference_mode_none(tiny_wh
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_names_that_are_parts_of_other_names_and_of_modules(tiny_whisper, inputs):
-    names = ("ca", "ca_valencia", "c", "fc1", "encoder", "base")
+@pytest.mark.parametrize("name", ["encoder", "fc1", "0", "weight", "clsr_expert", "modules_to_save"])
+def test_a_name_of_the_models_own_is_refused(tiny_whisper, name):
+    """PEFT would take it for that of an adapter in the names of weights, and leave those out in saving another."""
+    with pytest.raises(ValueError, match=f"adapter name '{name}' is a part of the names"):
+        clsr(tiny_whisper(), name)
+    model = clsr(tiny_whisper(), "ca")
+    before = set(model.state_dict())
+    with pytest.raises(ValueError, match=f"adapter name '{name}' is a part of the names"):
+        model.add_adapter(name, CLSRConfig())
+    assert set(model.state_dict()) == before and list(model.peft_config) == ["ca"]
+
+
+def test_names_that_are_parts_of_other_names(tiny_whisper, inputs):
+    names = ("ca", "ca_valencia", "c", "base", "enc")
     model = clsr(tiny_whisper(init_std=0.2), *names)
     logits = {name: logits_of(model, inputs, name) for name in names}
     model.delete_adapter("ca")
