@@ -52,7 +52,6 @@ from peft_clsr.trainer.losses import Teaching, chunked_losses, cross_entropy_sum
 
 FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
 LIVE, CACHED = "CLSR + KD, live teacher", "CLSR + KD, cached teacher"
-METHODS = (FULL, LORA, CLSR, LOW_RANK, LIVE, CACHED)
 # Of a step's time: method, what it is compared with, and the ratio that must hold.
 BOUNDS = ((CLSR, LORA, 1.6), (CACHED, CLSR, 1.1))
 
