@@ -2,7 +2,7 @@
 Train language experts for a Whisper: measure the base model, train, measure again, show a table.
 
     python examples/train_distilwhisper.py --student openai/whisper-base --teacher openai/whisper-large-v2 \
-        --dataset google/fleurs --dataset_config ca_es --languages ca --output_dir runs/ca
+        --dataset my-org/my-speech --dataset_config ca --languages ca --output_dir runs/ca
 
     python examples/train_distilwhisper.py --student openai/whisper-small --dataset my_recordings --languages ca uk \
         --text_column transcription --output_dir runs/mine
@@ -38,7 +38,7 @@ from peft_clsr import (
     cache_teacher_states,
 )
 from peft_clsr.context import set_audio_context
-from peft_clsr.evaluation import error_rates, gate_means, transcribe
+from peft_clsr.evaluation import error_rates, gate_means, make_compute_metrics, transcribe
 from peft_clsr.languages import language_code
 from peft_clsr.plots import plot_gate_means
 from peft_clsr.trainer.data import prepare_dataset
@@ -236,6 +236,7 @@ def train_language(
         eval_dataset=eval_set,
         data_collator=collator,
         processing_class=processor,
+        compute_metrics=make_compute_metrics(processor) if training.predict_with_generate else None,
     )
     resume = None
     if training.resume_from_checkpoint and Path(training.output_dir).is_dir():
@@ -296,7 +297,8 @@ def load_recordings(
     else:
         try:
             dataset = datasets.load_dataset(name, dataset_config, split=split)
-        except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        # A RuntimeError: the dataset is a script, which datasets 4 and later do not run.
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, RuntimeError) as error:
             raise ValueError(
                 f"dataset {name!r} is neither a folder here nor a dataset that the Hub gives us: {error}"
             ) from error

@@ -97,6 +97,7 @@ def push_language(
     Raises:
         ValueError: no adapter of that language, weights or results that are not finite, or a card that cannot be read.
         HfHubHTTPError: the Hub refuses, or goes on failing.
+        ConnectionError: hf-xet cannot upload the weights.
 
     Example:
 

@@ -84,6 +84,9 @@ class CLSRModel(BaseTuner):
             table = cut_positions(model, seconds)
             self.routing.full_positions = table if table is not None else self.routing.full_positions
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, past the hooks that add the budget loss
+
     def _prepare_adapter_config(self, peft_config: CLSRConfig, model_config: dict) -> CLSRConfig:
         if peft_config.target_modules is None and peft_config.output_modules is None:
             model_type = model_config.get("model_type")
@@ -114,6 +117,9 @@ class CLSRModel(BaseTuner):
                 f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
                 f"{type(model).__name__} takes input_features: leave task_type out"
             )
+        cut = (config.max_audio_seconds for config in self.peft_config.values() if config is not peft_config)
+        if peft_config.max_audio_seconds is None:  # it is trained at the context that another adapter cut
+            peft_config.max_audio_seconds = next((seconds for seconds in cut if seconds is not None), None)
         if peft_config.max_audio_seconds is not None:
             others = {name: config for name, config in self.peft_config.items() if config is not peft_config}
             check_audio_context(model, peft_config.max_audio_seconds, others)

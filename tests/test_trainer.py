@@ -549,6 +549,34 @@ def test_a_base_in_half_precision_trains_adapters_in_float32(readable_whisper, t
     assert all(weight.dtype == torch.float32 for weight in adapter_weights(model).values())
 
 
+def test_logits_of_a_half_precision_base_under_autocast_reach_the_metrics(readable_whisper, tmp_path):
+    dataset, seen = make_dataset(size=3), []
+    trainer = distiller(
+        clsr(readable_whisper().to(torch.bfloat16)), None, tmp_path, dataset=dataset, eval_dataset=dataset, bf16=True
+    )
+    trainer.compute_metrics = lambda prediction: seen.append(prediction.predictions) or {}
+    trainer.evaluate()
+    logits = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert logits.shape == (3, 5, trainer.model.config.vocab_size)
+
+
+def test_a_budget_without_weight_is_logged_alike_in_micro_batches(readable_whisper, tmp_path):
+    logged = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        trainer = distiller(
+            randomize(clsr(readable_whisper(), budget_weight=0.0, gate_budget=0.1)),
+            None,
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        logged.append(trainer.state.log_history[0]["budget_loss"])
+    assert logged[0] > 0.2
+    assert logged[1] == pytest.approx(logged[0], abs=1e-4)
+
+
 def test_an_output_layer_in_modules_to_save_is_trained_too(readable_whisper, tmp_path):
     model = clsr(readable_whisper(), modules_to_save=["proj_out"])
     before = base_state(model)

@@ -222,6 +222,93 @@ def test_languages_are_found_by_the_config_too(readable_whisper, tmp_path):
     assert any(not torch.equal(weight, start[name]) for name, weight in adapter_weights(model, "mine").items())
 
 
+def test_gradient_checkpointing_runs_each_language_again_by_its_own_expert(readable_whisper, tmp_path):
+    """The recomputation comes in the backward pass, after the forward that was told the languages."""
+    results = []
+    for checkpointing in (False, True):
+        model = randomize(clsr(readable_whisper(), ("ca", "bg"), skip_gate_prob=0.2, expert_dropout=0.2))
+        randomize(model, seed=6)
+        trainer = distiller(
+            model,
+            model,
+            tmp_path,
+            dataset=make_dataset(languages=("bg", "ca")),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        )
+        trainer.train()
+        results.append(adapter_weights(model))
+    for name, weight in results[0].items():
+        torch.testing.assert_close(results[1][name], weight, atol=1e-7, rtol=1e-6)
+
+
+def test_a_language_that_is_not_the_active_adapter_is_the_only_one_trained(readable_whisper, tmp_path):
+    """Whether or not the collator passes the language on."""
+    for collator in (collate, lambda rows: {k: v for k, v in collate(rows).items() if k != "language"}):
+        model = randomize(clsr(readable_whisper(), ("ca", "bg")))
+        start = adapter_weights(model)
+        trainer = distiller(model, None, tmp_path, dataset=make_dataset(languages=("bg",)), max_steps=1)
+        trainer.data_collator = collator
+        trainer.train()
+        assert all(torch.equal(weight, start[name]) for name, weight in adapter_weights(model, "ca").items())
+        assert any(not torch.equal(weight, start[name]) for name, weight in adapter_weights(model, "bg").items())
+        assert not any(p.requires_grad for name, p in model.named_parameters() if ".ca." in name)
+
+
+def test_batches_without_their_language_are_refused_where_several_are_trained(readable_whisper, tmp_path):
+    trainer = distiller(
+        clsr(readable_whisper(), ("ca", "bg")), None, tmp_path, dataset=make_dataset(languages=("ca", "bg"))
+    )
+    trainer.data_collator = lambda rows: {k: v for k, v in collate(rows).items() if k != "language"}
+    with pytest.raises(ValueError, match="the batch has no 'language', and there are the adapters ca, bg"):
+        trainer.train()
+
+
+def test_the_best_checkpoint_brings_an_adapter_named_default_back_too(readable_whisper, tmp_path):
+    model = randomize(clsr(readable_whisper(), ("default", "ca")))
+    model.peft_config["default"].language = "bg"
+    dataset = make_dataset(size=4, languages=("ca", "bg"))
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 3}
+    options |= {"per_device_train_batch_size": 2, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first, as the loss falls
+    trainer = distiller(model, None, tmp_path, dataset=dataset, eval_dataset=dataset, learning_rate=50.0, **options)
+    trainer.train()
+    best = max(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best, abs=1e-5)
+    assert not trainer.state.best_model_checkpoint.endswith("checkpoint-3")
+
+
+def test_a_stream_has_an_order_for_each_pass_and_is_resumed_in_any(readable_whisper, tmp_path):
+    rows = make_dataset(size=8, languages=("ca", "bg"))
+
+    class Stream(torch.utils.data.IterableDataset):
+        epoch, epochs = 0, []
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+            self.epochs.append(epoch)
+
+        def __iter__(self):
+            order = torch.randperm(8, generator=torch.Generator().manual_seed(self.epoch))
+            return iter([rows[index] for index in order])
+
+    def train(folder, resume=None):
+        model = randomize(clsr(readable_whisper(), ("ca", "bg")))
+        Stream.epochs = []
+        options = {"max_steps": 7, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}
+        distiller(model, None, folder, dataset=Stream(), **options).train(resume_from_checkpoint=resume)
+        return adapter_weights(model), Stream.epochs
+
+    whole, epochs = train(tmp_path)
+    assert epochs[:4] == [0, 1, 2, 3]
+    for stop in (1, 4, 6):
+        resumed, _ = train(tmp_path / str(stop), resume=str(tmp_path / f"checkpoint-{stop}"))
+        assert all(torch.equal(weight, whole[name]) for name, weight in resumed.items())
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -247,6 +334,15 @@ def test_a_dataset_without_languages_is_refused_where_there_are_several_adapters
 def test_an_empty_dataset_is_refused(readable_whisper, tmp_path):
     with pytest.raises(ValueError, match="the training dataset is empty"):
         distiller(clsr(readable_whisper()), None, tmp_path, dataset=[])
+
+
+def test_grouping_raw_examples_by_length_is_refused_with_the_remedy(readable_whisper, tmp_path):
+    dataset = [{"audio": "a.wav", "text": "a"}, {"audio": "b.wav", "text": "b"}]
+    trainer = distiller(
+        clsr(readable_whisper()), None, tmp_path, dataset=dataset, train_sampling_strategy="group_by_length"
+    )
+    with pytest.raises(ValueError, match=r"neither 'length' \(length_column_name\) nor 'labels'"):
+        trainer.train()
 
 
 def test_modules_to_save_of_several_languages_are_refused(readable_whisper, tmp_path):

@@ -26,8 +26,7 @@ class LanguageBatchSampler(Sampler[list[int]]):
 
     The order depends on `seed` and the epoch alone. Set the epoch on the prepared `DataLoader`, as `Trainer` does; it
     is passed on to the sampler (accelerate 1.7 or newer), except through `accelerate.skip_first_batches` on several
-    processes: to resume in the middle of an epoch there, set it on the sampler too. accelerate before 1.14 wants
-    `even_batches=False` on several processes, which changes nothing here.
+    processes: to resume in the middle of an epoch there, set it on the sampler too.
 
     Args:
         languages (`Sequence[str]`): Language of each example of the dataset, in its order.

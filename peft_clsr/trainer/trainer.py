@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import Seq2SeqTrainer
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_utils import EvalLoopOutput, has_length
@@ -44,7 +46,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     positions and never stand in memory as a whole.
 
     Beside `loss`, training logs `ce_loss`, `kd_loss`, `budget_loss` (all without their weights) and `gate_mean`;
-    evaluation, with hard gates, gives the same with its prefix, over all tokens of the dataset.
+    evaluation, with hard gates, gives the same with its prefix, over all tokens of the dataset (on several processes,
+    examples that fill the last batch up count twice, as in Trainer's own loss).
 
     A dataset of several languages (in the column `language_column`) trains the adapter of each on its own examples
     alone, in batches of one language. Adapters are found by name or by the `language` of their config.
@@ -134,8 +137,10 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         return self.accelerator.unwrap_model(self.model).base_model
 
     def _set_trainable(self, model: PeftModel) -> None:
-        """Train the adapters of all languages of the dataset; PEFT trains the active one alone."""
+        """Train the adapters of the dataset's languages, and no others; PEFT trains the active one."""
         if self._trained_adapters:
+            others = [name for name in model.peft_config if name not in self._trained_adapters]
+            model.set_requires_grad(others, requires_grad=False)
             model.set_requires_grad(self._trained_adapters, requires_grad=True)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -145,8 +150,13 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     def _adapter_names(self, inputs: dict[str, Any], labels: torch.Tensor) -> list[str]:
         """The adapter of each example of a batch; takes the languages out of `inputs`."""
         languages = inputs.pop("language", None)
+        if languages is None and len(self._trained_adapters) > 1:
+            raise ValueError(
+                f"the batch has no 'language', and there are the adapters {', '.join(self._trained_adapters)} to "
+                "train: let the collator pass it on (its language_column is the dataset's column)"
+            )
         if languages is None:
-            return [self._tuner.active_adapters[0]] * len(labels)
+            return [*self._trained_adapters, *self._tuner.active_adapters][:1] * len(labels)
         return [adapter_of_language(self._tuner.peft_config, language) for language in languages]
 
     def get_train_dataloader(self) -> DataLoader:
@@ -158,9 +168,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             batches = LanguageBatchIterable(
                 dataset, self._train_batch_size, args.language_column, args.world_size, args.process_index
             )
-            self._follow_epochs(batches)
             workers = args.dataloader_num_workers
-            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, num_workers=workers)
+            return DataLoader(_Passes(batches), batch_size=None, collate_fn=self.data_collator, num_workers=workers)
         sampler = LanguageBatchSampler(
             _column(dataset, args.language_column) or ["all"] * len(dataset),
             self._train_batch_size,
@@ -183,8 +192,13 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
 
     def _lengths(self, dataset: Any) -> list[int]:
         """Lengths to group by: the column that the arguments name, or else numbers of labels (features are equal)."""
-        lengths = _column(dataset, self.args.length_column_name)
-        return [len(labels) for labels in _column(dataset, "labels")] if lengths is None else list(lengths)
+        lengths, labels = _column(dataset, self.args.length_column_name), _column(dataset, "labels")
+        if lengths is None and labels is None:
+            raise ValueError(
+                f"the dataset has neither {self.args.length_column_name!r} (length_column_name) nor 'labels' to group "
+                "by their length: prepare it with prepare_dataset, or add the column"
+            )
+        return [len(row) for row in labels] if lengths is None else lengths
 
     def _follow_epochs(self, sampler: Any) -> None:
         self.remove_callback(EpochCallback)  # of an earlier call of train()
@@ -217,8 +231,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         Raises:
             ValueError: `inputs` have no labels.
         """
-        if inputs.get("labels") is None:
-            raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")
+        _check_labels(inputs)
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         adapter_names = self._adapter_names(inputs, labels)
@@ -237,14 +250,12 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
                 teaching = self._teacher.teaching(inputs["input_features"], labels, model.training, **of_teacher)
         losses: list[tuple[torch.Tensor, ...]] = []
 
-        def output(hidden_states: torch.Tensor) -> torch.Tensor:
+        def output(hidden_states: torch.Tensor, logits_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
             losses.append(self._losses(hidden_states, labels, teaching, model.training))
-            return hidden_states if return_outputs else losses[0][0]
+            return logits_of(hidden_states) if return_outputs else losses[0][0]
 
         outputs = self._run_student(model, inputs, labels, adapter_names, output)
         weighted_sum, ce_sum, kd_sum = losses[0]
-        if return_outputs:
-            outputs["logits"] = output_layer(self.model)(outputs["logits"])
 
         gates = self._gates_by_adapter(adapter_names)
         if not is_step:
@@ -261,8 +272,11 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         if model.training:
             sums["ce_loss"] += processes * ce_sum / num_items
             sums["kd_loss"] += processes * kd_sum / num_items
-            sums["budget_loss"] += processes * budget_losses.detach().sum()
-            sums["steps"] += 1 / getattr(self, "current_gradient_accumulation_steps", 1)
+            batches = getattr(self, "current_gradient_accumulation_steps", 1)
+            # Without a budget to hold, batches are not counted beforehand, and each is the whole for itself.
+            whole = 1 if self._gates_of_step is not None else batches
+            sums["budget_loss"] += processes * budget_losses.detach().sum() / whole
+            sums["steps"] += 1 / batches
         else:
             sums["ce_sum"] += ce_sum
             sums["kd_sum"] += kd_sum
@@ -277,9 +291,12 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         inputs: dict[str, Any],
         labels: torch.Tensor,
         adapter_names: list[str],
-        output: Callable[[torch.Tensor], torch.Tensor],
+        output: Callable[..., torch.Tensor],
     ) -> Any:
-        """The student's outputs, whose `logits` are what `output` makes of decoder states [batch, tokens, hidden]."""
+        """
+        The student's outputs, whose `logits` are what `output` makes of decoder states [batch, tokens, hidden] and the
+        function that would make logits of them.
+        """
         whisper = self.model.get_base_model()
         if "decoder_input_ids" not in inputs:
             config = whisper.config
@@ -288,7 +305,10 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         # A copy: SpecAugment masks in place, and the next pass over an accumulated step hears the same tensor.
         features = inputs["input_features"].to(whisper.dtype, copy=True)
         inputs = {**inputs, "input_features": features}
-        with self._tuner.route_samples(adapter_names, labels), replaced_output_layer(self.model, output):
+        with (
+            self._tuner.route_samples(adapter_names, labels),
+            replaced_output_layer(self.model, lambda hidden_states: output(hidden_states, logits_of)) as logits_of,
+        ):
             return model(**inputs)
 
     def _losses(
@@ -357,13 +377,19 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         self._batches_of_step = list(batches) if len(batches) > 1 and has_budget else []
         return batches, num_items_in_batch
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor | Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        _check_labels(inputs)
         if self._batches_of_step:
             # Which side of the budget an accumulated step is on must be known before its first backward pass.
             model.train()
             self._gates_of_step = self._count_gates(model, self._batches_of_step)
             self._batches_of_step = []
-        loss = super().training_step(model, *args, **kwargs)
+        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
+        # Through the backward pass too, in which gradient checkpointing runs the forward again.
+        with self._tuner.route_samples(adapter_names):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients:
             self._gates_of_step = None
             self._keep_absent_languages()
@@ -379,7 +405,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
                 labels = inputs.pop("labels")
                 adapter_names = self._adapter_names(inputs, labels)
                 inputs = {name: value for name, value in inputs.items() if name not in TEACHER_INPUTS}
-                self._run_student(model, inputs, labels, adapter_names, lambda states: states.new_zeros(()))
+                self._run_student(model, inputs, labels, adapter_names, lambda states, _: states.new_zeros(()))
                 total = total + self._gates_by_adapter(adapter_names)
         return self._over_processes(total)
 
@@ -468,13 +494,34 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     def _load_best_model(self) -> None:
         # Trainer looks for the weights in the checkpoint itself, which is where PEFT puts an adapter "default" only.
         checkpoint = Path(self.state.best_model_checkpoint)
-        folders = [(name, checkpoint / name) for name in self.model.peft_config if (checkpoint / name).is_dir()]
+        folders = {name: checkpoint if name == "default" else checkpoint / name for name in self.model.peft_config}
+        folders = {name: folder for name, folder in folders.items() if (folder / CONFIG_NAME).is_file()}
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or not folders:
             super()._load_best_model()
             return
-        for name, folder in folders:
+        for name, folder in folders.items():
             self.model.load_adapter(str(folder), name, is_trainable=True)
         self._set_trainable(self.model)
+
+
+class _Passes(IterableDataset):
+    """
+    Pass after pass over batches without a length. Trainer takes such data for one epoch of all steps: to it, a resumed
+    run is one that skips batches, through as many passes as they came from.
+    """
+
+    def __init__(self, batches: LanguageBatchIterable) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for epoch in count():
+            self.batches.set_epoch(epoch)
+            yield from self.batches
+
+
+def _check_labels(inputs: dict[str, Any]) -> None:
+    if inputs.get("labels") is None:
+        raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:

@@ -22,4 +22,5 @@ if __name__ == "__main__":
     processor = WhisperProcessor.from_pretrained(sys.argv[2])
     states = cache_teacher_states(dataset, teacher, processor, sys.argv[3], batch_size=2, shard_size=3)
     process = PartialState()
-    print(f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}")
+    line = f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}\n"
+    sys.stdout.write(line)  # in one piece: both processes write to one pipe
