@@ -24,3 +24,4 @@ if __name__ == "__main__":
     process = PartialState()
     line = f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}\n"
     sys.stdout.write(line)  # in one piece: both processes write to one pipe
+    process.destroy_process_group()

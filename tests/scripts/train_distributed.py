@@ -106,6 +106,7 @@ def main():
     if args.process_index == 0:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         (options.output / "run.json").write_text(json.dumps({"processes": args.world_size, "logs": logs}))
+    trainer.accelerator.end_training()  # or gloo's threads may outlive what they work on, and abort
 
 
 if __name__ == "__main__":
