@@ -31,7 +31,7 @@ test-newest: REQUIREMENTS = --upgrade transformers peft
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
-	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning (5 minutes)"
+	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest"
 	@echo "                 the same with the oldest and the newest transformers and PEFT, in environments of their own"
