@@ -1,5 +1,6 @@
 """Cache a teacher's states under `accelerate launch`: `cache_distributed.py DATASET TEACHER CACHE`."""
 
+import os
 import sys
 
 import datasets
@@ -24,4 +25,6 @@ if __name__ == "__main__":
     process = PartialState()
     line = f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}\n"
     sys.stdout.write(line)  # in one piece: both processes write to one pipe
-    process.destroy_process_group()
+    sys.stdout.flush()
+    process.wait_for_everyone()
+    os._exit(0)  # as train_distributed.py does

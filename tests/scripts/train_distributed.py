@@ -6,6 +6,7 @@ Train adapters of a tiny Whisper for two steps and save them: one process or sev
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -106,8 +107,10 @@ def main():
     if args.process_index == 0:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         (options.output / "run.json").write_text(json.dumps({"processes": args.world_size, "logs": logs}))
-    trainer.accelerator.end_training()  # or gloo's threads may outlive what they work on, and abort
+    trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
     main()
+    # Past the interpreter's own end, which holds the GIL while torch 2.13 joins gloo's threads, which may wait for it.
+    os._exit(0)
