@@ -158,13 +158,12 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back, as parts may be frozen in another."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode in the block; every module gets its own mode back, as parts may be frozen in another."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
@@ -216,7 +215,12 @@ def transcribe(
         return torch.stack([torch.as_tensor(example["input_features"], dtype=model.dtype) for example in examples])
 
     transcripts: list[str] = []
-    with _evaluation_mode(model), _quiet_generation(), tqdm(total=len(dataset), desc=desc, unit="utt") as progress:
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(),
+        _quiet_generation(),
+        tqdm(total=len(dataset), desc=desc, unit="utt") as progress,
+    ):
         for input_features in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
             tokens = model.generate(
                 input_features=input_features.to(model.device),
@@ -251,7 +255,7 @@ def gate_means(
     """
     sums: dict[str, float] = {}
     tokens: dict[str, int] = {}
-    with _evaluation_mode(model):
+    with evaluation_mode(model), torch.inference_mode():
         for batch in tqdm(DataLoader(dataset, batch_size=batch_size, collate_fn=collator), desc="gate means"):
             # What else the collator makes is for a teacher.
             batch = {key: batch[key].to(model.device) for key in ("input_features", "attention_mask", "labels")}

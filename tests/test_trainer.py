@@ -14,6 +14,7 @@ from training import (
     distiller,
     make_args,
     make_dataset,
+    make_uneven_dataset,
     randomize,
 )
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
@@ -357,13 +358,7 @@ def test_distillation_trainer_accumulates_gradients(
 @pytest.mark.parametrize("gate_budget", [0.0, 1.0])
 def test_the_budget_loss_of_uneven_micro_batches_is_that_of_one_batch(readable_whisper, tmp_path, gate_budget):
     """Batches of unequal audio and labels count by their routed tokens."""
-    frames, dataset = (100, 20, 60, 30), make_dataset(size=4, lengths=(2, 9, 4, 5))
-    for row, length in zip(dataset, frames, strict=True):
-        row["attention_mask"] = (torch.arange(100) < length).long()
-
-    def collate_with_mask(rows):
-        return {**collate(rows), "attention_mask": torch.stack([row["attention_mask"] for row in rows])}
-
+    dataset = make_uneven_dataset()
     results = []
     for batch_size, accumulation in ((4, 1), (1, 4)):
         model = randomize(clsr(readable_whisper(), gate_budget=gate_budget, budget_weight=3.0))
@@ -378,7 +373,6 @@ def test_the_budget_loss_of_uneven_micro_batches_is_that_of_one_batch(readable_w
             ce_weight=0.0,
             learning_rate=1.0,
         )
-        trainer.data_collator = collate_with_mask
         start = adapter_weights(model)
         trainer.train()
         results.append((adapter_weights(model), [e for e in trainer.state.log_history if "loss" in e]))
@@ -394,20 +388,14 @@ def test_the_budget_loss_of_uneven_micro_batches_is_that_of_one_batch(readable_w
 @pytest.mark.parametrize("bf16", [False, True])
 def test_an_accumulated_step_is_exact_with_micro_batches_on_both_sides_of_the_budget(readable_whisper, tmp_path, bf16):
     """All three losses, uneven labels and audio; also under autocast."""
-    frames, dataset = (100, 20, 60, 30), make_dataset(size=4, lengths=(2, 9, 4, 5))
-    for row, length in zip(dataset, frames, strict=True):
-        row["attention_mask"] = (torch.arange(100) < length).long()
-
-    def collate_with_mask(rows):
-        return {**collate(rows), "attention_mask": torch.stack([row["attention_mask"] for row in rows])}
-
+    dataset = make_uneven_dataset()
     model = randomize(clsr(readable_whisper())).train()
     means = []
     for row in dataset:
-        model(**collate_with_mask([row]))
+        model(**collate([row]))
         means.append(model.base_model.gate_mean().item())
     budget = sorted(means)[1] + 1e-4  # two of the micro-batches have more
-    model(**collate_with_mask(dataset))
+    model(**collate(dataset))
     assert abs(model.base_model.gate_mean().item() - budget) > 1e-5
 
     results = []
@@ -424,7 +412,6 @@ def test_an_accumulated_step_is_exact_with_micro_batches_on_both_sides_of_the_bu
             train_sampling_strategy="sequential",
             bf16=bf16,
         )
-        trainer.data_collator = collate_with_mask
         start = adapter_weights(model)
         trainer.train()
         moved = {name: weight - start[name] for name, weight in adapter_weights(model).items()}

@@ -25,7 +25,17 @@ def make_dataset(size=8, lengths=(5,), vocabulary=24, seed=0, languages=None):
 def collate(rows):
     labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
     batch = {"input_features": torch.stack([row["input_features"] for row in rows]), "labels": labels}
+    if "attention_mask" in rows[0]:
+        batch["attention_mask"] = torch.stack([row["attention_mask"] for row in rows])
     return {**batch, "language": [row["language"] for row in rows]} if "language" in rows[0] else batch
+
+
+def make_uneven_dataset():
+    """Four utterances of unequal audio and labels."""
+    dataset = make_dataset(size=4, lengths=(2, 9, 4, 5))
+    for row, length in zip(dataset, (100, 20, 60, 30), strict=True):
+        row["attention_mask"] = (torch.arange(100) < length).long()
+    return dataset
 
 
 def make_args(cls, folder, **kwargs):

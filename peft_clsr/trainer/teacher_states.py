@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import WhisperProcessor
 
+from ..evaluation import evaluation_mode
 from .teacher import linear_layer, teacher_decoder_states, teacher_hash, teacher_output_layer
 from .teacher_inputs import TeacherBatch, check_dataset, check_teacher, in_one_piece, input_hashes, teacher_batches
 
@@ -106,7 +106,7 @@ def cache_teacher_states(
     check_dataset(dataset)
     check_teacher(teacher, dataset, processor)
     key = teacher_hash(teacher)
-    with _evaluation_mode(teacher):
+    with evaluation_mode(teacher):
         with process.main_process_first():
             dataset = in_one_piece(dataset)
             if process.is_main_process and not (folder / "teacher").exists():
@@ -298,13 +298,3 @@ def _read(shard: _Shard) -> datasets.Dataset:
 def _process() -> PartialState:
     # Without being told, accelerate sees no processes of one run where there is no accelerator.
     return PartialState(cpu=infer_device() == "cpu")
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

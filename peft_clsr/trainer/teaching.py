@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from ..evaluation import evaluation_mode
 from .losses import Teaching
 from .output_layer import output_layer
 from .teacher import teacher_decoder_states
@@ -137,10 +138,5 @@ class Teacher:
             )
         if not self.is_student:
             return teacher_decoder_states(self.model, input_features, labels)
-        was_training = self.student.training
-        self.student.eval()
-        try:
-            with self.student.base_model.route_samples(["__base__"] * len(labels)):
-                return teacher_decoder_states(self.student, input_features, labels)
-        finally:
-            self.student.train(was_training)
+        with evaluation_mode(self.student), self.student.base_model.route_samples(["__base__"] * len(labels)):
+            return teacher_decoder_states(self.student, input_features, labels)
