@@ -20,6 +20,7 @@ def _add_peft_type() -> None:
 _add_peft_type()  # before the config, whose default is the member
 
 from .config import CLSRConfig  # noqa: E402
+from .generation import register_language_routing  # noqa: E402
 from .hotswap import register_hotswap  # noqa: E402
 from .layer import CLSRLayer  # noqa: E402
 from .loading import register_safe_loading  # noqa: E402
@@ -30,6 +31,7 @@ if _registered is None:
     register_peft_method(name="clsr", config_cls=CLSRConfig, model_cls=CLSRModel)
     register_hotswap()
     register_safe_loading()
+    register_language_routing()
 elif _registered.__module__ != CLSRConfig.__module__:
     raise ImportError(
         f"this version of PEFT has a method CLSR of its own ({_registered.__module__}.{_registered.__name__}): use it "

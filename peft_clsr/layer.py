@@ -252,7 +252,7 @@ class InputLinear(nn.Module, CLSRLayer):
                 raise ValueError(
                     f"{len(names)} adapter_names for a batch of {len(x)}: Whisper runs a part of a batch again for "
                     "audio longer than its context, for timestamps and for several temperatures, and the names would "
-                    "fall on other samples. Give one language a call there"
+                    "fall on other samples. Give `language=[...]` in their place, which goes with the samples"
                 )
             # Tokens of a sample stand together; with beams, those of its beams do.
             samples = x.reshape(len(names), -1, x.shape[-1])  # [samples, tokens, in_features]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .config import CLSRConfig
@@ -19,6 +17,7 @@ from .context import check_audio_context, cut_positions, set_positions
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
 from .route import Route, Routing
 from .safe_loading import check_adapter_name
+from .samples import BASE, route_samples
 
 # Input and output projections of the FFN by `model_type`. What stands between them is elementwise in all of these.
 _FC = (("fc1",), ("fc2",))
@@ -207,7 +206,7 @@ class CLSRModel(BaseTuner):
             return
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
+        unknown = sorted(set(adapter_names) - set(self.peft_config) - {BASE})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         main_input = kwargs.get(getattr(self.model, "main_input_name", "input_ids"))
@@ -234,19 +233,22 @@ class CLSRModel(BaseTuner):
                 [batch, tokens], -100 for padding: which decoder tokens count in the gate budget, where the forward is
                 given decoder inputs instead of labels.
         """
-        if self.training and len(set(adapter_names)) > 1:
-            raise ValueError(
-                f"a batch of the adapters {sorted(set(adapter_names))} in training mode, expected one: make batches "
-                "of one language with LanguageBatchSampler (DistillationTrainer does), or call model.eval()"
-            )
-        routing = self.routing
-        outer = routing.adapter_names, routing.labels
-        routing.adapter_names, routing.labels = list(adapter_names), labels
-        try:
-            with _modules_to_save_by_sample(self.model, list(adapter_names)):
-                yield
-        finally:
-            routing.adapter_names, routing.labels = outer
+        with route_samples(self.model, self.routing, adapter_names, labels):
+            yield
+
+    @property
+    def route_by_language(self) -> bool:
+        """
+        Whether Whisper's `generate` routes each sample by its language, `True` at first: by the adapter of that
+        language, or by the shared FFNs alone where there is none. Otherwise, all are routed by the active adapter.
+
+        `adapter_names` given to `generate` come before both. In `forward`, the active adapter counts, always.
+        """
+        return self.routing.route_by_language
+
+    @route_by_language.setter
+    def route_by_language(self, value: bool) -> None:
+        self.routing.route_by_language = bool(value)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         check_one_adapter(adapter_name)
@@ -269,7 +271,7 @@ class CLSRModel(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(merge=merge, **kwargs)
         self._restore_context()
-        self.routing.detach()
+        self.routing.detach(model)
         model.__dict__.pop("accepts_loss_kwargs", None)
         return model
 
@@ -363,29 +365,3 @@ def _matches_output(peft_config: CLSRConfig, key: str):
     outputs = copy.copy(peft_config)
     outputs.target_modules = peft_config.output_modules
     return check_target_module_exists(outputs, key)
-
-
-@contextmanager
-def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> Iterator[None]:
-    """In the block, modules of `modules_to_save`, too, are taken by the adapter of each sample."""
-    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    active = [wrapper._active_adapter for wrapper in wrappers]
-    hooks = []
-    for wrapper in wrappers:
-        names = [name if name in wrapper.modules_to_save else "__base__" for name in adapter_names]
-        if len(set(names)) == 1:
-            wrapper._active_adapter = [name for name in names[:1] if name != "__base__"]
-        else:  # PEFT's own way, which takes linear layers, embeddings and convolutions alone
-            hooks.append(wrapper.register_forward_pre_hook(partial(_pass_names, names), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for wrapper, names in zip(wrappers, active, strict=True):
-            wrapper._active_adapter = names
-
-
-def _pass_names(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    beams = len(args[0]) // len(names)  # those of a sample stand together
-    return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}

@@ -10,6 +10,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from .config import CLSRConfig
+    from .generation import LanguageRouting
 
 
 class Route:
@@ -72,6 +73,8 @@ class Routing:
         self.adapter_names: list[str] | None = None  # of each sample; None: the active adapter
         self.labels: torch.Tensor | None = None  # of a batch whose forward is not given them
         self.full_positions: torch.Tensor | None = None  # [positions, hidden] of the encoder, where an adapter cut it
+        self.route_by_language = True
+        self.language_routing: LanguageRouting | None = None  # of the call of Whisper's `generate` that is under way
         self._hooks: list[Any] = []
         self._forget()
 
@@ -86,24 +89,27 @@ class Routing:
         return {
             "gate_progress": self.gate_progress,
             "full_positions": self.full_positions,
+            "route_by_language": self.route_by_language,
             "_hooks": self._hooks,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.recorded = self.adapter_names = self.labels = None
+        self.recorded = self.adapter_names = self.labels = self.language_routing = None
         self._forget()
         self.__dict__.update(state)
 
     def attach(self, model: nn.Module) -> None:
-        """Hook the forward of the base model; once."""
+        """Hook the forward of the base model, and let its `generate` find this; once."""
         if not self._hooks:
+            model.clsr_routing = self
             self._hooks = [
                 model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 model.register_forward_hook(self._after_forward, with_kwargs=True),
             ]
 
-    def detach(self) -> None:
+    def detach(self, model: nn.Module) -> None:
         """Leave the base model as it was."""
+        model.__dict__.pop("clsr_routing", None)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

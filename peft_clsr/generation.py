@@ -1,0 +1,149 @@
+"""
+Whisper's `generate`, made to route each sample by its language.
+
+The decoder's prompt holds a language token, whether the language was given, comes from the generation config or was
+detected, and the prompt stays with its sample wherever Whisper runs a part of a batch again: audio longer than the
+context, timestamps, several temperatures. So the prompt says which adapter a sample takes. transformers has no hook
+where prompts are known before the encoder runs, so three functions are wrapped here, and nowhere else; they do nothing
+for models without CLSR layers:
+
+- `WhisperGenerationMixin.generate`, where the routing begins and ends, and a language has more names;
+- `WhisperGenerationMixin.detect_language`: the base detects, as an expert knows one language;
+- `GenerationMixin.generate`, which Whisper's calls with the prompts of the samples that it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin
+from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+
+from .languages import adapter_for_language, language_code
+from .layer import CLSRLayer
+from .route import Routing
+from .samples import BASE, route_samples
+
+
+def register_language_routing() -> None:
+    """Wrap the functions named above; once."""
+    WhisperGenerationMixin.generate = _routed_by_language(WhisperGenerationMixin.generate)
+    WhisperGenerationMixin.detect_language = _by_the_base(WhisperGenerationMixin.detect_language)
+    GenerationMixin.generate = _followed(GenerationMixin.generate)
+
+
+class LanguageRouting:
+    """
+    The routing of one call of Whisper's `generate`.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): The base model, with CLSR layers.
+        routing (`Routing`): The model's.
+        generation_config (`GenerationConfig`): Knows the language tokens, such as `{"<|ca|>": 50270}`.
+    """
+
+    def __init__(self, model: nn.Module, routing: Routing, generation_config: GenerationConfig) -> None:
+        self.model, self.routing = model, routing
+        self.start_token = generation_config.decoder_start_token_id
+        self.languages = {token_id: token[2:-2] for token, token_id in generation_config.lang_to_id.items()}
+        layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
+        self.adapters = {name: config for layer in layers for name, config in layer.clsr_config.items()}
+        # transformers lets an adapter of another method be active beside ours
+        self.active = next((name for name in layers[0].active_adapters if name in self.adapters), None)
+        self.adapter_of = functools.cache(self._adapter_of)
+        self.samples = ExitStack()  # of the samples that are run now
+
+    def __enter__(self) -> None:
+        self.routing.language_routing = self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.routing.language_routing = None
+        self.samples.close()
+
+    def follow(self, prompts: torch.Tensor) -> None:
+        """Route the samples that run next by their prompts [samples, tokens]: what the decoder is to begin with."""
+        self.samples.close()
+        languages = [self._language_of(prompt) for prompt in prompts.tolist()]
+        if any(languages):
+            names = [self.adapter_of(language) for language in languages]
+            self.samples.enter_context(route_samples(self.model, self.routing, names))
+
+    def _language_of(self, prompt: list[int]) -> str | None:
+        """The language whose token follows the start of the transcript; before that stands text that was said."""
+        starts = [index for index, token in enumerate(prompt[:-1]) if token == self.start_token]
+        return self.languages.get(prompt[starts[-1] + 1]) if starts else None
+
+    def _adapter_of(self, language: str | None) -> str:
+        if language is None:
+            return self.active or BASE
+        return adapter_for_language(self.adapters, language, self.active) or BASE
+
+
+def _routed_by_language(generate: Callable) -> Callable:
+    signature = inspect.signature(generate)
+
+    @functools.wraps(generate)
+    def routed(self, *args: Any, **kwargs: Any) -> Any:
+        routing = _routing(self)
+        if routing is None:
+            return generate(self, *args, **kwargs)
+        call = signature.bind(self, *args, **kwargs)
+        generation_config = call.arguments.get("generation_config") or self.generation_config
+        if not getattr(generation_config, "lang_to_id", None):  # the model knows English only
+            return generate(self, *args, **kwargs)
+        language = call.arguments.get("language")
+        if language is not None:
+            call.arguments["language"] = _whisper_languages(language, generation_config.lang_to_id)
+        if not _routes_by_language(routing):
+            return generate(*call.args, **call.kwargs)
+        with LanguageRouting(self, routing, generation_config):
+            return generate(*call.args, **call.kwargs)
+
+    return routed
+
+
+def _by_the_base(detect_language: Callable) -> Callable:
+    @functools.wraps(detect_language)
+    def detected(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        routing = _routing(self)
+        if routing is None or not _routes_by_language(routing):
+            return detect_language(self, *args, **kwargs)
+        with route_samples(self, routing, [BASE]):
+            return detect_language(self, *args, **kwargs)
+
+    return detected
+
+
+def _followed(generate: Callable) -> Callable:
+    @functools.wraps(generate)
+    def followed(self, *args: Any, **kwargs: Any) -> Any:
+        routing = _routing(self)
+        if routing is not None and routing.language_routing is not None:
+            prompts = kwargs.get("decoder_input_ids")
+            if prompts is not None:
+                routing.language_routing.follow(prompts)
+        return generate(self, *args, **kwargs)
+
+    return followed
+
+
+def _routing(model: nn.Module) -> Routing | None:
+    return getattr(model, "clsr_routing", None)
+
+
+def _routes_by_language(routing: Routing) -> bool:
+    """Whether nothing else says how samples are routed."""
+    return routing.route_by_language and (routing.adapter_names is None or routing.language_routing is not None)
+
+
+def _whisper_languages(language: str | list[str], tokens: dict[str, int]) -> str | list[str]:
+    """Names of languages as Whisper's own `generate` takes them; a token that the model knows stays as it is."""
+    if isinstance(language, (list, tuple)):
+        return [_whisper_languages(name, tokens) for name in language]
+    return language if language in tokens or language is None else language_code(language)
