@@ -8,8 +8,9 @@ Train language experts for a Whisper: measure the base model, train, measure aga
         --text_column transcription --output_dir runs/mine
 
 A dataset is a Hub id, or a folder with `train/metadata.csv` and `test/metadata.csv` (columns `file_name`, relative to
-the csv, and `transcription`; with a column `language`, each language takes its own rows). `{language}` in `--dataset`
-or `--dataset_config` stands for the code of the language in turn. All options: `--help`.
+the csv, and `transcription`; with a column `language`, each language takes its own rows). `{language}` stands for the
+code of the language in turn in `--dataset`, and for the language as you wrote it in `--dataset_config`: `--languages
+ca_es uk_ua --dataset google/fleurs --dataset_config {language}`. All options: `--help`.
 """
 
 from __future__ import annotations
@@ -99,11 +100,12 @@ def main() -> None:
     try:
         # Everything that can be wrong with the arguments, before anything is loaded or written.
         script, method, training = parser.parse_args_into_dataclasses()
-        script.languages = list(dict.fromkeys(language_code(language) for language in script.languages))
+        spellings = {language_code(language): language for language in script.languages}
+        script.languages = list(spellings)
         CLSRConfig(**asdict(method))
         if script.teacher_cache is not None and script.teacher is None:
             raise ValueError("--teacher_cache keeps what a teacher says: give a --teacher, or leave it out")
-        configs = _dataset_configs(script)
+        configs = _dataset_configs(script, spellings)
         settings = _settings(script, method, training)
         results = _open_results(Path(training.output_dir), settings, script)
         _check_resume(training.resume_from_checkpoint)
@@ -305,8 +307,8 @@ def load_recordings(
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def _dataset_configs(script: ScriptArguments) -> list[str | None]:
-    """The configuration of the dataset for each language."""
+def _dataset_configs(script: ScriptArguments, spellings: dict[str, str]) -> list[str | None]:
+    """The configuration of the dataset for each language, by the user's spelling: FLEURS has "ca_es"."""
     configs = script.dataset_config or [None]
     if len(configs) == 1:
         configs = configs * len(script.languages)
@@ -316,7 +318,7 @@ def _dataset_configs(script: ScriptArguments) -> list[str | None]:
             "their order, or one for all"
         )
     return [
-        config and config.replace("{language}", language)
+        config and config.replace("{language}", spellings[language])
         for config, language in zip(configs, script.languages, strict=True)
     ]
 

@@ -428,23 +428,33 @@ def _small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
 def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tuple[str, Path]:
     """The name for an adapter, and the folder in the cache with its files."""
     try:
-        subfolder = language_code(language)
+        code = language_code(language)
     except ValueError:
         check_adapter_name(language)
-        subfolder = language  # a name of its own
-    folder = _download(api, repo_id, subfolder, revision)
-    if (folder / CONFIG_NAME).is_file():
-        return subfolder, folder
+        code = language  # a name of its own
+    for subfolder in _names(language, code):
+        folder = _download(api, repo_id, subfolder, revision)
+        if (folder / CONFIG_NAME).is_file():
+            return subfolder, folder
     # Not under its code: under a name of its own, or the repository itself.
     snapshot = _small_files(api, repo_id, revision)
     there = read_languages(snapshot)
-    found = [entry for entry in there if entry.code == subfolder]
+    found = [entry for entry in there if entry.code == code]
     if len(found) != 1:
         raise ValueError(
             f"{repo_id} has {'several folders' if found else 'nothing'} for {language!r}; it has "
             + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in there) or "no language")
         )
     return found[0].subfolder or found[0].code, _download(api, repo_id, found[0].subfolder, snapshot.name)
+
+
+def _names(language: str, code: str) -> list[str]:
+    """Folders that a language may have: of that very name, such as "ca_valencia", or of its code."""
+    try:
+        check_adapter_name(language)
+    except ValueError:  # "<|ca|>"
+        return [code]
+    return list(dict.fromkeys([language, code]))
 
 
 def _download(api: HfApi, repo_id: str, subfolder: str, revision: str | None) -> Path:

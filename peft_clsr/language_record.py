@@ -207,9 +207,12 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
     if subfolder:
         check_adapter_name(subfolder)
     language = config.get("language")
-    if language is None and subfolder not in LANGUAGES:
-        return None  # for no language in particular
-    code = language_code(language or subfolder)
+    try:
+        code = language_code(language or subfolder)
+    except ValueError:
+        if language is None:
+            return None  # for no language in particular
+        raise
     record = read_record(folder, digest)
     return HubLanguage(
         code=code,

@@ -22,7 +22,7 @@ from training import QUIET, collate, make_args, make_dataset, randomize
 from transformers import WhisperForConditionalGeneration
 
 from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments
-from peft_clsr.hub import list_languages, load_language, push_language, update_model_card
+from peft_clsr.hub import list_languages, load_language, push_folder, push_language, update_model_card
 from peft_clsr.language_record import HubLanguage
 
 REPO = "me/experts"
@@ -829,3 +829,16 @@ def test_the_trainer_refuses_to_push_an_adapter_for_no_language(hub, whisper, tm
     model = get_peft_model(whisper(), CLSRConfig(**QUIET))
     with pytest.raises(ValueError, match="adapter 'default' is for no language"):
         trainer_of(model, tmp_path)
+
+
+def test_a_folder_of_the_very_name_comes_before_that_of_the_language(hub, whisper, inputs, tmp_path):
+    model = experts(whisper(), "ca")
+    model.add_adapter("ca_valencia", CLSRConfig(language="ca", **QUIET))
+    model.set_adapter("ca_valencia")
+    randomize(model).eval()
+    model.save_pretrained(tmp_path)
+    push_folder(tmp_path, REPO)
+    loaded = load_language(whisper(), REPO, "ca_valencia")
+    assert loaded.active_adapter == "ca_valencia"
+    assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
+    assert load_language(whisper(), REPO, "ca_es").active_adapter == "ca"
