@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from .gate import GateLinear, gate_logits
 from .gradients import with_zero_gradients
 from .route import Route
 
-# Below this many tokens, sorting them costs more than computing both paths (decoding one token at a time).
-MIN_TOKENS_TO_SORT = 16
+# An accelerator waits for the host to learn which tokens go where; for fewer tokens than this, it computes all paths.
+MIN_TOKENS_TO_GROUP = 16
 
 MERGE_ERROR = (
     "a CLSR adapter cannot be merged: each token is routed to the shared FFN or to the expert, which no single weight "
@@ -142,35 +143,54 @@ class CLSRLayer(BaseTunerLayer):
             expert = self.clsr_expert[adapter_name]
             result = expert(self._cast_input_dtype(x, expert.weight.dtype))
         else:
-            A, B = self.clsr_expert_A[adapter_name], self.clsr_expert_B[adapter_name]
             shared = self.base_layer(x) if shared is None else shared
-            result = shared + B(A(self._cast_input_dtype(x, A.weight.dtype)))
+            result = self._add_low_rank(shared, x, adapter_name)
         return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
 
-    def _apply_path(self, x: torch.Tensor, path: str | None, shared: torch.Tensor | None = None) -> torch.Tensor:
-        if path is None:
-            return self.base_layer(x) if shared is None else shared
-        return self._apply_expert(x, path, shared)
-
-    def _apply_hard(self, x: torch.Tensor) -> torch.Tensor:
+    def _add_low_rank(
+        self,
+        result: torch.Tensor,
+        x: torch.Tensor,
+        adapter_name: str,
+        scale: torch.Tensor | None = None,
+        in_place: bool = False,
+    ) -> torch.Tensor:
         """
-        The projection [..., out_features] of each row of `x` by the path that the route gives it.
+        `result` [..., out_features] plus a low-rank expert's own product of `x` [..., in_features].
 
-        Where the route has an order, rows are taken as sorted, and stay so.
+        `scale` [..., 1] multiplies the product where it is `rank` wide.
         """
+        A, B = self.clsr_expert_A[adapter_name], self.clsr_expert_B[adapter_name]
+        hidden = A(self._cast_input_dtype(x, A.weight.dtype))
+        if scale is not None:
+            hidden = hidden * scale
+        if not _is_plain(B, hidden) or result.dtype != hidden.dtype:
+            return (result + B(hidden.to(B.weight.dtype))).to(result.dtype)
+        rows = result.flatten(0, -2)  # a product that is added as it is made, in one operation
+        add = rows.addmm_ if in_place else partial(torch.addmm, rows)
+        return add(hidden.flatten(0, -2), B.weight.t()).view(result.shape)
+
+    def _apply_path(self, x: torch.Tensor, path: str | None) -> torch.Tensor:
+        return self.base_layer(x) if path is None else self._apply_expert(x, path)
+
+    def _apply_all(self, x: torch.Tensor) -> torch.Tensor:
+        """The projection [..., out_features] of each row of `x` by the path that the route chose, of all paths."""
         route = self.route
-        if len(route.groups) == 1:
-            return self._apply_path(x, route.groups[0][0])
-        if route.groups:
-            rows = x.reshape(-1, x.shape[-1]).split([size for _, size in route.groups])
-            groups = zip(rows, route.groups, strict=True)
-            return torch.cat([self._apply_path(group, path) for group, (path, _) in groups]).view(*x.shape[:-1], -1)
-        shared = result = self.base_layer(x)
+        result = self.base_layer(x)
+        in_place = not torch.is_grad_enabled() and _is_plain(self.base_layer, x)
         choice = route.choice.view(*x.shape[:-1], 1)
         for index, path in enumerate(route.paths):
-            if path is not None:
-                result = torch.where(choice == index, self._apply_expert(x, path, shared), result)
+            if path in self.clsr_expert_B:
+                result = self._add_low_rank(result, x, path, choice == index, in_place)
+            elif path is not None:
+                result = torch.where(choice == index, self._apply_expert(x, path), result)
         return result
+
+    def _new_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Room for the projections of `x` [..., in_features], as rows: [tokens, out_features]."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return x.new_empty(x.shape[:-1].numel(), self.out_features, dtype=dtype)
 
 
 class InputLinear(nn.Module, CLSRLayer):
@@ -215,9 +235,27 @@ class InputLinear(nn.Module, CLSRLayer):
             if not route.is_skipped:
                 result = torch.cat([shared, self._apply_expert(x, adapter_names[0], shared)], dim=-1)
             return self._with_all_gradients(result, adapter_names[0])
-        if route.order is not None:
-            x = x.reshape(-1, x.shape[-1])[route.order].view(x.shape)
-        return self._apply_hard(x)
+        if not route.groups:
+            return self._apply_all(x)
+        if len(route.groups) == 1:
+            return self._apply_path(x, route.groups[0][0])
+        rows, result, start = x.reshape(-1, x.shape[-1]), self._new_rows(x), 0
+        for path, tokens in route.groups:
+            end = start + len(tokens)
+            self._write_path(rows.index_select(0, tokens), path, result[start:end])
+            start = end
+        return result.view(*x.shape[:-1], -1)
+
+    def _write_path(self, x: torch.Tensor, path: str | None, out: torch.Tensor) -> None:
+        """Write the projection of `x` [tokens, in_features] by one path into `out` [tokens, out_features]."""
+        linear = self.base_layer if path is None else self.clsr_expert[path] if path in self.clsr_expert else None
+        # Where this is possible, it spares a tensor as large as `out`, whose memory costs about as much as the gate.
+        if linear is None or torch.is_grad_enabled() or not _is_plain(linear, x):
+            out.copy_(self._apply_path(x, path))
+        elif linear.bias is None:
+            torch.mm(x, linear.weight.t(), out=out)
+        else:
+            torch.addmm(linear.bias, x, linear.weight.t(), out=out)
 
     def _choose_soft(self, x: torch.Tensor, adapter_name: str) -> None:
         """Set a soft route for the tokens of `x` [..., in_features]."""
@@ -265,17 +303,23 @@ class InputLinear(nn.Module, CLSRLayer):
         gate_values = (choice > 0).float().view(x.shape[:-1])
         route.routing.add(route.name, gate_values, self.clsr_config[adapter_names[0]], trains=False)
 
-        if torch.compiler.is_compiling():  # the sizes of the groups would be shapes that depend on data
+        # Low-rank experts are products on top of the shared one, so that there is nothing to group.
+        has_full = any(name in self.clsr_expert for name in adapter_names)
+        waits = x.device.type != "cpu" and (not has_full or len(choice) < MIN_TOKENS_TO_GROUP)
+        if (
+            torch.compiler.is_compiling() or waits
+        ):  # compiled, the sizes of the groups would be shapes that depend on data
             route.choice, route.paths = choice, paths
             return
         sizes = torch.bincount(choice, minlength=len(paths)).tolist()
-        groups = [(path, size) for path, size in zip(paths, sizes, strict=True) if size]
-        if len(groups) > 1 and len(choice) < MIN_TOKENS_TO_SORT:
+        used = [path for path, size in zip(paths, sizes, strict=True) if size]
+        if len(used) <= 1:
+            route.groups = [(used[0] if used else None, None)]
+        elif has_full:
+            tokens = choice.argsort(stable=True).split(sizes)
+            route.groups = [group for group, size in zip(zip(paths, tokens, strict=True), sizes, strict=True) if size]
+        else:
             route.choice, route.paths = choice, paths
-            return
-        route.groups = groups or [(None, 0)]
-        if len(groups) > 1:
-            route.order = choice.argsort(stable=True)
 
 
 class OutputLinear(nn.Module, CLSRLayer):
@@ -302,19 +346,54 @@ class OutputLinear(nn.Module, CLSRLayer):
         if route.is_skipped:
             result = self.base_layer(x)
         elif route.gate is not None:
-            shared_half, expert_half = x.chunk(2, dim=-1)
-            shared = self.base_layer(shared_half)
-            expert = self._apply_expert(expert_half, adapter_names[0])
-            expert = F.dropout(expert, self.clsr_config[adapter_names[0]].expert_dropout)
-            result = (shared + route.gate.view(*shared.shape[:-1], 1) * (expert - shared)).to(shared.dtype)
+            result = self._blend(x, adapter_names[0])
+        elif not route.groups:
+            result = self._apply_all(x)
+        elif len(route.groups) == 1:
+            result = self._apply_path(x, route.groups[0][0])
         else:
-            result = self._apply_hard(x)
-            if route.order is not None:
-                rows = result.reshape(-1, result.shape[-1])
-                result = torch.empty_like(rows).index_copy(0, route.order, rows).view(result.shape)
+            rows, result = x.reshape(-1, x.shape[-1]), self._new_rows(x)
+            groups = rows.split([len(tokens) for _, tokens in route.groups])
+            for (path, tokens), group in zip(route.groups, groups, strict=True):
+                result.index_copy_(0, tokens, self._apply_path(group, path))
+            result = result.view(*x.shape[:-1], -1)
         result = self._with_all_gradients(result, adapter_names[0])
         route.clear()
         return result
+
+    def _blend(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """
+        The projections of both halves of `x` [..., 2 · in_features], blended by the gate: [..., out_features].
+
+        For a low-rank expert, the shared weight takes the blend of both halves, in one product; `expert_dropout` is then
+        on the expert's own product alone.
+        """
+        shared_half, expert_half = x.chunk(2, dim=-1)
+        gate = self.route.gate.view(*x.shape[:-1], 1)
+        dropout = self.clsr_config[adapter_name].expert_dropout
+        if adapter_name in self.clsr_expert:
+            shared = self.base_layer(shared_half)
+            expert = F.dropout(self._apply_expert(expert_half, adapter_name), dropout)
+            return (shared + gate * (expert - shared)).to(shared.dtype)
+        shared = self.base_layer(torch.lerp(shared_half, expert_half, gate.to(x.dtype)))
+        A, B = self.clsr_expert_A[adapter_name], self.clsr_expert_B[adapter_name]
+        own = F.dropout(B(A(self._cast_input_dtype(expert_half, A.weight.dtype))), dropout)
+        return (shared + gate * own).to(shared.dtype)
+
+
+def _is_plain(linear: nn.Module, x: torch.Tensor) -> bool:
+    """
+    Whether a linear layer is no more than the product of `x` with a weight, which may then be computed in another way:
+    not quantized, sharded, offloaded, hooked, or of another precision.
+    """
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.dtype == x.dtype
+        and not torch.is_autocast_enabled(x.device.type)
+        and "forward" not in vars(linear)  # accelerate's way to offload
+        and not (linear._forward_hooks or linear._forward_pre_hooks)
+    )
 
 
 def _several_processes() -> bool:

@@ -22,8 +22,8 @@ class Route:
     - `gate` float32 [..., 1]: soft, both paths of an adapter are computed and blended;
     - `is_skipped`: soft, the shared FFN alone is computed;
     - `choice` int64 [tokens], an index into `paths`: hard, all paths are computed and selected;
-    - `groups`, a list of paths with their numbers of tokens: hard, tokens are taken in `order` int64 [tokens] (as they
-      come where that is `None`) and each group by its path.
+    - `groups`, paths with the indices of their tokens, int64: hard, the input projections gather each group and take it
+      by its path; the output projection puts tokens back. A single group has `None` for indices: all as they come.
 
     Args:
         routing (`Routing`): The model's.
@@ -40,8 +40,7 @@ class Route:
         self.is_skipped = False
         self.choice: torch.Tensor | None = None
         self.paths: list[str | None] = []
-        self.groups: list[tuple[str | None, int]] = []
-        self.order: torch.Tensor | None = None
+        self.groups: list[tuple[str | None, torch.Tensor | None]] = []
 
     @property
     def is_soft(self) -> bool:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import peft_clsr
 from peft_clsr import CLSRConfig
+from peft_clsr.gate import gate_logits
 
 FEATURE_FRAMES = 100  # two frames a token: 50 encoder tokens
 QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
@@ -394,22 +395,54 @@ def test_hard_routing_gives_each_row_its_own_path(rows, pattern):
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "is_sorted"), [(15, False), (300, True)])
-def test_many_tokens_are_sorted_and_few_are_not(rows, is_sorted):
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("gates", ["mixed", "shared", "expert"])
+def test_tokens_of_full_experts_are_grouped_and_those_of_low_rank_experts_are_not(rank, gates):
     torch.manual_seed(0)
-    mlp = randomize(clsr_mlp()).eval().base_model.model
-    x = torch.randn(rows, 12)
-    to_expert = SlowFFN(mlp.lin0, mlp.lin1, F.relu, hard=True).gate_values(x).bool()
+    mlp = randomize(clsr_mlp(expert_rank=rank)).eval().base_model.model
+    x = torch.randn(300, 12)
+    to_expert = gate_logits(x, mlp.lin0.clsr_gate_in["default"], mlp.lin0.clsr_gate_out["default"]) >= 0
+    if gates != "mixed":
+        x = x[to_expert == (gates == "expert")]
     mlp.lin0(x)
     route = mlp.lin0.route
-    assert (route.order is not None) == is_sorted and (route.choice is None) == is_sorted
-    if is_sorted:
-        num_shared = int(rows - to_expert.sum())
-        assert route.groups == [(None, num_shared), ("default", rows - num_shared)]
-        assert not to_expert[route.order[:num_shared]].any()
-        assert to_expert[route.order[num_shared:]].all()
-    mlp.lin1(torch.randn(rows, 20))
+    if gates != "mixed":
+        assert route.groups == [(None if gates == "shared" else "default", None)] and route.choice is None
+    elif rank is None:
+        assert [path for path, _ in route.groups] == [None, "default"] and route.choice is None
+        for (_, tokens), expected in zip(route.groups, (~to_expert, to_expert), strict=True):
+            assert torch.equal(tokens, expected.nonzero().squeeze(1))
+    else:
+        assert not route.groups and torch.equal(route.choice.bool(), to_expert)
+    mlp.lin1(torch.randn(len(x), 20))
     assert not route.is_set
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_low_rank_expert_in_training_takes_one_product_with_each_shared_weight(dropout):
+    torch.manual_seed(0)
+    mlp = randomize(clsr_mlp(expert_rank=2, expert_dropout=dropout)).train().base_model.model
+    into, out = mlp.lin0, mlp.lin1
+    calls = []
+    for layer in (into, out):
+        layer.base_layer.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
+    x = torch.randn(7, 12)
+    torch.manual_seed(1)
+    hidden = F.relu(into(x))
+    gate = into.route.gate.detach()
+    actual = out(hidden)
+    assert calls == [(7, 12), (7, 20)]
+
+    shared, expert = hidden.chunk(2, dim=-1)
+    own = expert @ out.clsr_expert_A["default"].weight.T @ out.clsr_expert_B["default"].weight.T
+    if dropout == 0:
+        weighted = (1 - gate) * out.base_layer(shared) + gate * (out.base_layer(expert) + own)
+        torch.testing.assert_close(actual, weighted, atol=1e-5, rtol=1e-5)
+    else:  # of the expert's own product alone: each element is dropped, or doubled
+        without = (1 - gate) * out.base_layer(shared) + gate * out.base_layer(expert)
+        kept = (actual - without) / (gate * own)
+        assert kept.lt(0.01).any() and kept.gt(1.9).any()
+        assert torch.minimum(kept.abs(), (kept - 2).abs()).max() < 1e-2
 
 
 def test_random_initial_weights_change_the_output():
