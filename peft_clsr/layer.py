@@ -220,6 +220,7 @@ class InputLinear(nn.Module, CLSRLayer):
             return self._with_all_gradients(result, None)
         if self.owns_gate:
             route.clear()
+            route.paths = [None, *adapter_names]
             if self.training:
                 self._choose_soft(x, adapter_names[0])
             else:
@@ -280,46 +281,52 @@ class InputLinear(nn.Module, CLSRLayer):
     def _choose_hard(self, x: torch.Tensor, adapter_names: list[str]) -> None:
         """Set a hard route for the tokens of `x` [..., in_features]."""
         route = self.route
-        paths: list[str | None] = [None, *adapter_names]
         names = route.routing.adapter_names
-        if names is None or set(names) == {paths[1]}:
-            to_expert = gate_logits(x, self.clsr_gate_in[paths[1]], self.clsr_gate_out[paths[1]]) >= 0
-            choice = to_expert.flatten().long()
+        if names is None or set(names) == {adapter_names[0]}:
+            name = adapter_names[0]
+            choice = gate_logits(x, self.clsr_gate_in[name], self.clsr_gate_out[name]) >= 0
         else:
-            if "encoder" in route.name.split(".") and len(x) != len(names):
-                raise ValueError(
-                    f"{len(names)} adapter_names for a batch of {len(x)}: Whisper runs a part of a batch again for "
-                    "audio longer than its context, for timestamps and for several temperatures, and the names would "
-                    "fall on other samples. Give `language=[...]` in their place, which goes with the samples"
-                )
-            # Tokens of a sample stand together; with beams, those of its beams do.
-            samples = x.reshape(len(names), -1, x.shape[-1])  # [samples, tokens, in_features]
-            choice = torch.zeros(samples.shape[:2], dtype=torch.long, device=x.device)
-            for index, name in enumerate(adapter_names, start=1):
-                of_name = [row for row, sample_name in enumerate(names) if sample_name == name]
-                logits = gate_logits(samples[of_name], self.clsr_gate_in[name], self.clsr_gate_out[name])
-                choice[of_name] = (logits >= 0).long() * index
-            choice = choice.flatten()
-        gate_values = (choice > 0).float().view(x.shape[:-1])
-        route.routing.add(route.name, gate_values, self.clsr_config[adapter_names[0]], trains=False)
+            choice = self._choose_by_sample(x, names, adapter_names)
+        if route.routing.listens:
+            route.routing.add(route.name, (choice > 0).float(), self.clsr_config[adapter_names[0]], trains=False)
 
-        # Low-rank experts are products on top of the shared one, so that there is nothing to group.
+        # Low-rank experts are products on top of the shared one: there is nothing to group.
         has_full = any(name in self.clsr_expert for name in adapter_names)
-        waits = x.device.type != "cpu" and (not has_full or len(choice) < MIN_TOKENS_TO_GROUP)
-        if (
-            torch.compiler.is_compiling() or waits
-        ):  # compiled, the sizes of the groups would be shapes that depend on data
-            route.choice, route.paths = choice, paths
+        # Compiled, the sizes of groups would be shapes that depend on data; and an accelerator would be waited for.
+        if torch.compiler.is_compiling() or (
+            x.device.type != "cpu" and (not has_full or choice.numel() < MIN_TOKENS_TO_GROUP)
+        ):
+            route.choice = choice
             return
-        sizes = torch.bincount(choice, minlength=len(paths)).tolist()
-        used = [path for path, size in zip(paths, sizes, strict=True) if size]
-        if len(used) <= 1:
-            route.groups = [(used[0] if used else None, None)]
+        count = choice.count_nonzero().item()
+        if count == 0:
+            route.groups = [(None, None)]
+        elif count == choice.numel() and len(adapter_names) == 1:
+            route.groups = [(adapter_names[0], None)]
         elif has_full:
-            tokens = choice.argsort(stable=True).split(sizes)
-            route.groups = [group for group, size in zip(zip(paths, tokens, strict=True), sizes, strict=True) if size]
+            choice = choice.flatten().long()
+            sizes = choice.bincount(minlength=len(route.paths)).tolist()
+            groups = zip(route.paths, choice.argsort(stable=True).split(sizes), strict=True)
+            route.groups = [(path, tokens) for path, tokens in groups if len(tokens)]
         else:
-            route.choice, route.paths = choice, paths
+            route.choice = choice
+
+    def _choose_by_sample(self, x: torch.Tensor, names: list[str], adapter_names: list[str]) -> torch.Tensor:
+        """The path of each token, int64 as `x` without its last dimension: 0, or 1 + an index into `adapter_names`."""
+        if "encoder" in self.route.name.split(".") and len(x) != len(names):
+            raise ValueError(
+                f"{len(names)} adapter_names for a batch of {len(x)}: Whisper runs a part of a batch again for "
+                "audio longer than its context, for timestamps and for several temperatures, and the names would "
+                "fall on other samples. Give `language=[...]` in their place, which goes with the samples"
+            )
+        # Tokens of a sample stand together; with beams, those of its beams do.
+        samples = x.reshape(len(names), -1, x.shape[-1])  # [samples, tokens, in_features]
+        choice = torch.zeros(samples.shape[:2], dtype=torch.long, device=x.device)
+        for index, name in enumerate(adapter_names, start=1):
+            of_name = [row for row, sample_name in enumerate(names) if sample_name == name]
+            logits = gate_logits(samples[of_name], self.clsr_gate_in[name], self.clsr_gate_out[name])
+            choice[of_name] = (logits >= 0).long() * index
+        return choice.view(x.shape[:-1])
 
 
 class OutputLinear(nn.Module, CLSRLayer):
@@ -339,14 +346,15 @@ class OutputLinear(nn.Module, CLSRLayer):
         Returns:
             `torch.Tensor`: [..., out_features], tokens in their own order.
         """
-        adapter_names, route = self._routed_adapters(), self.route
-        if not adapter_names or not route.is_set:
+        route = self.route
+        if not route.is_set:
             result = self.base_layer(x, *args, **kwargs)
             return self._with_all_gradients(result, None)
+        adapter_name = route.paths[1]
         if route.is_skipped:
             result = self.base_layer(x)
         elif route.gate is not None:
-            result = self._blend(x, adapter_names[0])
+            result = self._blend(x, adapter_name)
         elif not route.groups:
             result = self._apply_all(x)
         elif len(route.groups) == 1:
@@ -357,7 +365,7 @@ class OutputLinear(nn.Module, CLSRLayer):
             for (path, tokens), group in zip(route.groups, groups, strict=True):
                 result.index_copy_(0, tokens, self._apply_path(group, path))
             result = result.view(*x.shape[:-1], -1)
-        result = self._with_all_gradients(result, adapter_names[0])
+        result = self._with_all_gradients(result, adapter_name)
         route.clear()
         return result
 
@@ -365,8 +373,8 @@ class OutputLinear(nn.Module, CLSRLayer):
         """
         The projections of both halves of `x` [..., 2 · in_features], blended by the gate: [..., out_features].
 
-        For a low-rank expert, the shared weight takes the blend of both halves, in one product; `expert_dropout` is then
-        on the expert's own product alone.
+        For a low-rank expert, the shared weight takes the blend of both halves, in one product; so `expert_dropout` is
+        on the expert's own product.
         """
         shared_half, expert_half = x.chunk(2, dim=-1)
         gate = self.route.gate.view(*x.shape[:-1], 1)

@@ -17,13 +17,13 @@ class Route:
     """
     Carries the choice of one FFN from its input projections to its output projection.
 
-    Exactly one of the following describes a choice, and none does between forwards or where the adapter is off. A path
-    is the name of an adapter, or `None` for the shared FFN.
+    `paths` are those that the FFN has: `None` for the shared one, and names of adapters. Exactly one of the following
+    describes a choice among them, and none does between forwards or where the adapter is off.
     - `gate` float32 [..., 1]: soft, both paths of an adapter are computed and blended;
     - `is_skipped`: soft, the shared FFN alone is computed;
-    - `choice` int64 [tokens], an index into `paths`: hard, all paths are computed and selected;
-    - `groups`, paths with the indices of their tokens, int64: hard, the input projections gather each group and take it
-      by its path; the output projection puts tokens back. A single group has `None` for indices: all as they come.
+    - `choice` [...], an index into `paths`, or boolean where there are two: hard, all paths are computed and selected;
+    - `groups`, paths with the indices of their tokens, int64: hard, the input projections gather each group and take
+      it by its path; the output projection puts tokens back. A single group takes all tokens as they come.
 
     Args:
         routing (`Routing`): The model's.
@@ -113,6 +113,11 @@ class Routing:
             hook.remove()
         self._hooks = []
         self._forget()
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody asks for gate values."""
+        return self.recorded is not None or self._gates is not None
 
     def add(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, trains: bool) -> None:
         """
