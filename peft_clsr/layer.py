@@ -46,6 +46,7 @@ class CLSRLayer(BaseTunerLayer):
         self.clsr_expert_A = nn.ModuleDict({})
         self.clsr_expert_B = nn.ModuleDict({})
         self._disable_adapters = False
+        self._resting: set[str] = set()  # adapters on the CPU until they are used
         self.merged_adapters = []
 
         self.in_features = self.get_base_layer().in_features
@@ -99,6 +100,21 @@ class CLSRLayer(BaseTunerLayer):
 
     def unmerge(self) -> None:
         pass  # nothing is ever merged
+
+    def offload(self, adapter_name: str) -> None:
+        """Move an adapter's weights to the CPU, until a forward routes by it."""
+        self._move_adapter(adapter_name, torch.device("cpu"))
+        self._resting.add(adapter_name)
+
+    def _bring_in(self, adapter_names: Iterable[str], device: torch.device) -> None:
+        for name in self._resting.intersection(adapter_names):
+            self._move_adapter(name, device)
+            self._resting.discard(name)
+
+    def _move_adapter(self, adapter_name: str, device: torch.device) -> None:
+        for modules in self.adapter_layer_names:
+            if adapter_name in getattr(self, modules):
+                getattr(self, modules)[adapter_name].to(device)
 
     def _routed_adapters(self) -> list[str]:
         """
@@ -218,6 +234,8 @@ class InputLinear(nn.Module, CLSRLayer):
             route.clear()
             result = self.base_layer(x, *args, **kwargs)
             return self._with_all_gradients(result, None)
+        if self._resting:
+            self._bring_in(adapter_names, x.device)
         if self.owns_gate:
             route.clear()
             route.paths = [None, *adapter_names]
@@ -350,6 +368,8 @@ class OutputLinear(nn.Module, CLSRLayer):
         if not route.is_set:
             result = self.base_layer(x, *args, **kwargs)
             return self._with_all_gradients(result, None)
+        if self._resting:
+            self._bring_in(route.paths[1:], x.device)
         adapter_name = route.paths[1]
         if route.is_skipped:
             result = self.base_layer(x)

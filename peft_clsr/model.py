@@ -250,6 +250,37 @@ class CLSRModel(BaseTuner):
     def route_by_language(self, value: bool) -> None:
         self.routing.route_by_language = bool(value)
 
+    def offload(self, adapter_names: str | list[str] | None = None) -> None:
+        """
+        Let experts and gates rest on the CPU, to have more languages than the accelerator's memory holds.
+
+        Each comes back by itself, layer by layer, when a forward first routes by it, and stays. A compiled model is
+        compiled anew then. On a model that is on the CPU, nothing moves.
+
+        Args:
+            adapter_names (`str` or `list[str]`, *optional*): Adapters; by default all but the active one.
+
+        Raises:
+            ValueError: there is no adapter of a name.
+
+        Example:
+
+        ```py
+        >>> model.base_model.offload()
+        >>> model.generate(input_features=features, language="uk")  # brings "uk" in, if it is not the active one
+        ```
+        """
+        if adapter_names is None:
+            adapter_names = [name for name in self.peft_config if name not in self.active_adapters]
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        unknown = sorted(set(names) - set(self.peft_config))
+        if unknown:
+            raise ValueError(f"adapters {unknown} are not on the model, which has {sorted(self.peft_config)}")
+        for layer in self.model.modules():
+            if isinstance(layer, CLSRLayer):
+                for name in names:
+                    layer.offload(name)
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         check_one_adapter(adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
