@@ -15,12 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +28,10 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import MILLION, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd.profiler import profile
-from tqdm import tqdm
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
@@ -56,7 +52,6 @@ LIVE, CACHED = "CLSR + KD, live teacher", "CLSR + KD, cached teacher"
 BOUNDS = ((CLSR, LORA, 1.6), (CACHED, CLSR, 1.1))
 
 WARMUP_ROUNDS = 1  # makes the optimizer's states
-MILLION = 1e6
 
 
 def prepare(path: str, processor: Any, num_examples: int) -> datasets.Dataset:
@@ -134,28 +129,6 @@ def training_steps(trainer: Seq2SeqTrainer) -> Iterator[None]:
             yield
 
 
-def time_steps(
-    steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each step, by method and round."""
-    seconds = {method: [] for method in steps}
-    order = random.Random(0)
-    for number in tqdm(range(rounds), desc="rounds", unit="round", leave=False):
-        for method in order.sample(list(steps), len(steps)):
-            torch.manual_seed(number)  # the same modules are skipped, whatever the method
-            synchronize()
-            start = clock()
-            steps[method]()
-            synchronize()
-            seconds[method].append(clock() - start)
-    return seconds
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def peak_bytes(run: Callable[[], Any]) -> int:
     """The most memory that tensors made in `run` take together, beside those that were there before."""
     if torch.cuda.is_available():
@@ -215,29 +188,8 @@ def kd_bytes(output_weight: torch.Tensor, positions: int) -> dict[str, int]:
     }
 
 
-def ratio(seconds: dict[str, list[float]], method: str, reference: str) -> dict[str, float]:
-    """Median and quartiles of the rounds' ratios of a method's step to another's."""
-    quartiles = np.quantile(np.divide(seconds[method], seconds[reference]), [0.25, 0.5, 0.75])
-    return dict(zip(("lower", "median", "upper"), quartiles.tolist(), strict=True))
-
-
-def machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    packages = ("torch", "transformers", "peft", "accelerate")
-    return {
-        "device": gpu or platform.machine(),
-        "precision": "bfloat16 autocast" if gpu else "float32",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def format_results(results: dict[str, Any]) -> str:
     """Tables in Markdown."""
-
-    def spread(value: dict[str, float]) -> str:
-        return f"{value['median']:.2f} ({value['lower']:.2f} to {value['upper']:.2f})"
 
     lines = [
         ", ".join(f"{name} {value}" for name, value in (results["machine"] | results["settings"]).items()),
@@ -248,7 +200,7 @@ def format_results(results: dict[str, Any]) -> str:
     for method, row in results["methods"].items():
         counts = (row[name] / MILLION for name in ("trained_parameters", "held_bytes", "peak_bytes"))
         trained, held, peak = (f"{count:,.1f}" for count in counts)
-        times = f"{row['seconds']:.2f} | {spread(row['to_lora'])} | {spread(row['to_clsr'])}"
+        times = f"{row['seconds']:.2f} | {format_ratio(row['to_lora'])} | {format_ratio(row['to_clsr'])}"
         lines.append(f"| {method} | {times} | {trained} | {held} | {peak} |")
     added = {name: value / MILLION for name, value in results["kd_bytes"].items()}
     shape = " x ".join(map(str, results["settings"]["kd_labels"]))
@@ -256,11 +208,7 @@ def format_results(results: dict[str, Any]) -> str:
         "",
         f"KD at {shape} labels adds {added['in chunks']:,.0f} MB in chunks, "
         f"{added['whole logits']:,.0f} MB on whole logits.",
-        *(
-            f"{bound['method']} to {bound['reference']}: {bound['ratio']:.2f}, at most {bound['at_most']} expected: "
-            f"{'holds' if bound['holds'] else 'DOES NOT HOLD'}"
-            for bound in results["bounds"]
-        ),
+        *map(format_bound, results["bounds"]),
     ]
     return "\n".join(lines)
 
@@ -305,7 +253,7 @@ def main() -> None:
             peaks[method] = peak_bytes(step)
 
     results = {
-        "machine": machine(),
+        "machine": machine("bfloat16 autocast" if torch.cuda.is_available() else "float32"),
         "settings": {
             "student": arguments.student,
             "audio_seconds": arguments.audio_seconds,
@@ -331,11 +279,10 @@ def main() -> None:
             base.proj_out.weight.detach().to(trainers[CLSR].args.device), math.prod(arguments.kd_labels)
         ),
     }
-    results["bounds"] = []
-    for method, reference, at_most in BOUNDS:
-        measured = ratio(seconds, method, reference)["median"]
-        bound = {"method": method, "reference": reference, "ratio": measured, "at_most": at_most}
-        results["bounds"].append({**bound, "holds": measured <= at_most})
+    results["bounds"] = [
+        check_bound(ratio(seconds, method, reference)["median"], method, reference, at_most)
+        for method, reference, at_most in BOUNDS
+    ]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(format_results(results))

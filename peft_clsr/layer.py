@@ -158,10 +158,15 @@ class CLSRLayer(BaseTunerLayer):
         if adapter_name in self.clsr_expert:
             expert = self.clsr_expert[adapter_name]
             result = expert(self._cast_input_dtype(x, expert.weight.dtype))
+        elif shared is None:
+            result = self._add_low_rank(self.base_layer(x), x, adapter_name, in_place=self._owns_product_of(x))
         else:
-            shared = self.base_layer(x) if shared is None else shared
             result = self._add_low_rank(shared, x, adapter_name)
         return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
+
+    def _owns_product_of(self, x: torch.Tensor) -> bool:
+        """Whether nobody else may hold on to what the base layer makes of `x`, so that it may be written over."""
+        return not torch.is_grad_enabled() and _is_plain(self.base_layer, x)
 
     def _add_low_rank(
         self,
@@ -193,11 +198,10 @@ class CLSRLayer(BaseTunerLayer):
         """The projection [..., out_features] of each row of `x` by the path that the route chose, of all paths."""
         route = self.route
         result = self.base_layer(x)
-        in_place = not torch.is_grad_enabled() and _is_plain(self.base_layer, x)
         choice = route.choice.view(*x.shape[:-1], 1)
         for index, path in enumerate(route.paths):
             if path in self.clsr_expert_B:
-                result = self._add_low_rank(result, x, path, choice == index, in_place)
+                result = self._add_low_rank(result, x, path, choice == index, self._owns_product_of(x))
             elif path is not None:
                 result = torch.where(choice == index, self._apply_expert(x, path), result)
         return result
