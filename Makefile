@@ -26,12 +26,13 @@ PYTEST_ARGS ?= -q -n 2
 test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
-.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke bench-train clean
+.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke bench-train bench-infer clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
 	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning"
+	@echo "make bench-infer time of inference, against the base, LoRA and both paths"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest"
 	@echo "                 the same with the oldest and the newest transformers and PEFT, in environments of their own"
@@ -45,7 +46,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		echo "No virtual environment could be made with '$(PYTHON)'." \
 			"On Debian and Ubuntu: apt-get install python3-venv (or name another Python: make venv PYTHON=python3.12)." >&2; \
 		exit 1; }
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,plots,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
 lint: venv
@@ -77,6 +78,12 @@ demo-smoke: fetch
 # BENCH_ARGS="--rounds 1 --batch_size 1 --kd_labels 1 16" runs every part of it in seconds.
 bench-train: fetch
 	$(BIN)/python benchmarks/train.py $(BENCH_ARGS)
+
+# With the demo's adapter, where `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
+BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
+
+bench-infer: fetch
+	$(BIN)/python benchmarks/infer.py --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache runs/smoke
