@@ -100,3 +100,18 @@ def test_a_compiled_trainer_trains_to_the_same_weights_without_compiling_each_st
     assert 0 < graphs <= 4  # once more when the schedule leaves 0
     for name, weight in results[0].items():
         torch.testing.assert_close(results[1][name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_generation_by_language_with_a_compiled_forward_gives_the_same_tokens(model):
+    features = make_inputs(model)["input_features"]
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "cache_implementation": "static"}
+    options |= {"input_features": features, "language": ["ca", "fr", "ro"]}
+    model.add_adapter("ro", CLSRConfig(gate_dim=8, **QUIET))
+    expected = model.generate(**options)
+    whisper = model.get_base_model()
+    whisper.forward = torch.compile(whisper.forward, backend="aot_eager", fullgraph=True)
+    assert torch.equal(model.generate(**options), expected)
+    options["language"] = ["ro", "ca", "ca"]
+    routed = model.generate(**options)
+    del whisper.forward
+    assert torch.equal(model.generate(**options), routed)
