@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationMixin
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
 from .languages import adapter_for_language, language_code
@@ -45,13 +45,13 @@ class LanguageRouting:
     Args:
         model (`WhisperForConditionalGeneration`): The base model, with CLSR layers.
         routing (`Routing`): The model's.
-        generation_config (`GenerationConfig`): Knows the language tokens, such as `{"<|ca|>": 50270}`.
+        tokens (`dict[str, int]`): Ids of the language tokens, such as `{"<|ca|>": 50270}`.
     """
 
-    def __init__(self, model: nn.Module, routing: Routing, generation_config: GenerationConfig) -> None:
+    def __init__(self, model: nn.Module, routing: Routing, tokens: dict[str, int]) -> None:
         self.model, self.routing = model, routing
-        self.start_token = generation_config.decoder_start_token_id
-        self.languages = {token_id: token[2:-2] for token, token_id in generation_config.lang_to_id.items()}
+        self.start_token = model.generation_config.decoder_start_token_id
+        self.languages = {token_id: token[2:-2] for token, token_id in tokens.items()}
         layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
         self.adapters = {name: config for layer in layers for name, config in layer.clsr_config.items()}
         # transformers lets an adapter of another method be active beside ours
@@ -94,15 +94,17 @@ def _routed_by_language(generate: Callable) -> Callable:
         if routing is None:
             return generate(self, *args, **kwargs)
         call = signature.bind(self, *args, **kwargs)
-        generation_config = call.arguments.get("generation_config") or self.generation_config
-        if not getattr(generation_config, "lang_to_id", None):  # the model knows English only
+        # A config of the call takes from the model's what it does not say.
+        configs = (call.arguments.get("generation_config"), self.generation_config)
+        tokens = next((config.lang_to_id for config in configs if getattr(config, "lang_to_id", None)), None)
+        if tokens is None:  # the model knows English only
             return generate(self, *args, **kwargs)
         language = call.arguments.get("language")
         if language is not None:
-            call.arguments["language"] = _whisper_languages(language, generation_config.lang_to_id)
+            call.arguments["language"] = _whisper_languages(language, tokens)
         if not _routes_by_language(routing):
             return generate(*call.args, **call.kwargs)
-        with LanguageRouting(self, routing, generation_config):
+        with LanguageRouting(self, routing, tokens):
             return generate(*call.args, **call.kwargs)
 
     return routed

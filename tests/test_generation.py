@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from peft import get_peft_model, inject_adapter_in_model
+from transformers import GenerationConfig
 
 from peft_clsr import CLSRConfig
 
@@ -144,6 +145,14 @@ def test_the_language_of_the_generation_config_counts(model):
 
 def tokens_of(segments):
     return [segment["tokens"].tolist() for segment in segments]
+
+
+def test_a_generation_config_of_the_call_need_not_know_languages(model):
+    features = make_features()
+    size = model.config.vocab_size
+    config = GenerationConfig(max_new_tokens=8, min_new_tokens=8, suppress_tokens=list(range(size - 51, size)))
+    tokens = model.generate(input_features=features, language=LANGUAGES, generation_config=config)
+    assert torch.equal(tokens, generate(model, features, LANGUAGES))
 
 
 def test_long_audio_is_routed_sample_by_sample(model):
