@@ -9,7 +9,7 @@ machine does falls on all alike; what counts is the ratios to the base within a 
 FFNs, so that all methods but trained adapters make the same tokens, whichever path they take. "Both paths" is what the
 reference implementation of the method does: it computes the shared FFN and the expert of every token.
 
-A dataset is a folder with recordings in `test/`.
+A dataset is a folder with OGG recordings in `test/`.
 """
 
 from __future__ import annotations
@@ -128,8 +128,9 @@ def build_methods(
     for folder in adapters:
         config = CLSRConfig.from_pretrained(folder)
         config.max_audio_seconds = None  # the context is that of all methods here
-        model = PeftModel.from_pretrained(sharing_weights(base), folder, config.language, config=config)
-        methods[f"CLSR, trained, {folder}"] = Method(model.eval(), config.language)
+        language = config.language or Path(folder).name
+        model = PeftModel.from_pretrained(sharing_weights(base), folder, language, config=config)
+        methods[f"CLSR, trained, {folder}"] = Method(model.eval(), language)
     lora = LoraConfig(r=32, target_modules=["fc1", "fc2"])
     methods[LORA] = Method(get_peft_model(sharing_weights(base), lora).eval())
     # In training mode a layer computes both paths; nothing is drawn at random here, and nothing else is in that mode.
@@ -247,6 +248,8 @@ def main() -> None:
     processor = WhisperProcessor.from_pretrained(arguments.model)
     base = WhisperForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype).to(device).eval()
     files = sorted(Path(arguments.dataset, "test").glob("*.ogg"))[: max(arguments.batch_sizes)]
+    if len(files) < max(arguments.batch_sizes):
+        raise SystemExit(f"{arguments.dataset}/test has {len(files)} OGG files, --batch_sizes asks for more")
     audio = [read_audio(file) for file in files]
     features = processor(audio, sampling_rate=16_000, return_tensors="pt").input_features.to(device, dtype)
     tokens = torch.randint(0, 50_000, (len(features), arguments.new_tokens), device=device)

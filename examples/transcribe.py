@@ -49,7 +49,7 @@ from transformers.utils import logging
 from peft_clsr.context import POSITIONS_PER_SECOND
 from peft_clsr.hub import list_languages, load_language
 from peft_clsr.language_record import HubLanguage, read_languages
-from peft_clsr.languages import adapter_for_language, language_code
+from peft_clsr.languages import inference_adapter, language_code
 from peft_clsr.trainer.audio import read_audio
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
@@ -340,15 +340,15 @@ def choose_adapters(sources: Sequence[str], languages: Collection[str]) -> list[
         raise ValueError(
             "adapters on one model share its context, and these have different ones: "
             + ", ".join(f"{code} {f'{seconds:g} s' if seconds else 'all'}" for code, seconds in contexts.items())
-            + ". Transcribe their languages one by one, with --language"
+            + ". Give those of one context, and only recordings of their languages: a folder or a table of their own"
         )
     seconds = next(iter(contexts.values()), None)
     missing = sorted(set(languages) - set(chosen))
     if seconds and (missing or not languages):
         raise ValueError(
             f"the adapters cut the model's context to {seconds:g} s, at which the base model is no use: "
-            + (f"transcribe {', '.join(missing)} without them" if missing else "say which languages there are")
-            + f", with --language some of {', '.join(sorted(chosen))}"
+            + (f"transcribe {', '.join(missing)} without them" if missing else "name the languages with --language")
+            + f" (there are adapters for {', '.join(sorted(chosen))})"
         )
     return adapters
 
@@ -446,7 +446,7 @@ def transcribe(
     return [
         Transcript(
             language=language,
-            adapter=adapter_for_language(adapters, language, active=None),
+            adapter=inference_adapter(adapters, language, active=None),
             seconds=length,
             segments=make_segments(segments, processor.tokenizer, length),
         )

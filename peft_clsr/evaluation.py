@@ -194,6 +194,9 @@ def transcribe(
     """
     Transcribe a prepared dataset greedily, with the language given, and a progress bar.
 
+    As in any `generate`, the adapter is that of the language, or none, whatever is active; to hear a language with the
+    active adapter of another, set `model.base_model.route_by_language = False`.
+
     Args:
         model (`nn.Module`): A Whisper or a `PeftModel` around one, at the context of the dataset's features.
         processor (`WhisperProcessor`): Decodes the tokens.

@@ -25,7 +25,8 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
-from .languages import adapter_for_language, language_code
+from .context import POSITIONS_PER_SECOND
+from .languages import inference_adapter, language_code
 from .layer import CLSRLayer
 from .route import Routing
 from .samples import BASE, route_samples
@@ -57,14 +58,17 @@ class LanguageRouting:
         # transformers lets an adapter of another method be active beside ours
         self.active = next((name for name in layers[0].active_adapters if name in self.adapters), None)
         self.adapter_of = functools.cache(self._adapter_of)
+        self.outer = routing.language_routing, routing.adapter_names  # of a call that this one is in
+        self.names: list[str] | None = None
         self.samples = ExitStack()  # of the samples that are run now
 
     def __enter__(self) -> None:
         self.routing.language_routing = self
+        self.names = self.routing.adapter_names = None
 
     def __exit__(self, *exception: Any) -> None:
-        self.routing.language_routing = None
         self.samples.close()
+        self.routing.language_routing, self.routing.adapter_names = self.outer
 
     def follow(self, prompts: torch.Tensor) -> None:
         """Route the samples that run next by their prompts [samples, tokens]: what the decoder is to begin with."""
@@ -73,6 +77,7 @@ class LanguageRouting:
         if any(languages):
             names = [self.adapter_of(language) for language in languages]
             self.samples.enter_context(route_samples(self.model, self.routing, names))
+        self.names = self.routing.adapter_names
 
     def _language_of(self, prompt: list[int]) -> str | None:
         """The language whose token follows the start of the transcript; before that stands text that was said."""
@@ -82,7 +87,7 @@ class LanguageRouting:
     def _adapter_of(self, language: str | None) -> str:
         if language is None:
             return self.active or BASE
-        return adapter_for_language(self.adapters, language, self.active) or BASE
+        return inference_adapter(self.adapters, language, self.active) or BASE
 
 
 def _routed_by_language(generate: Callable) -> Callable:
@@ -99,7 +104,9 @@ def _routed_by_language(generate: Callable) -> Callable:
         tokens = next((config.lang_to_id for config in configs if getattr(config, "lang_to_id", None)), None)
         if tokens is None:  # the model knows English only
             return generate(self, *args, **kwargs)
-        language = call.arguments.get("language")
+        _check_context(self, routing, call.arguments)
+        languages = (call.arguments.get("language"), *(getattr(config, "language", None) for config in configs))
+        language = next((language for language in languages if language is not None), None)
         if language is not None:
             call.arguments["language"] = _whisper_languages(language, tokens)
         if not _routes_by_language(routing):
@@ -108,6 +115,20 @@ def _routed_by_language(generate: Callable) -> Callable:
             return generate(*call.args, **call.kwargs)
 
     return routed
+
+
+def _check_context(model: nn.Module, routing: Routing, arguments: dict[str, Any]) -> None:
+    """Say why features are longer than a context that an adapter cut; Whisper says that they are over 30 s."""
+    features, context = arguments.get("input_features"), model.config.max_source_positions
+    timestamps = arguments.get("return_timestamps") or getattr(model.generation_config, "return_timestamps", None)
+    if routing.full_positions is None or features is None or timestamps or features.shape[-1] <= 2 * context:
+        return
+    seconds = context / POSITIONS_PER_SECOND
+    raise ValueError(
+        f"the features have {features.shape[-1]} frames, and the model's context is {2 * context}, {seconds:g} s, to "
+        f"which an adapter cut it: cut the processor alike, set_audio_context(None, processor, {seconds:g}), or give "
+        "return_timestamps=True to hear longer audio in windows of the context"
+    )
 
 
 def _by_the_base(detect_language: Callable) -> Callable:
@@ -140,8 +161,9 @@ def _routing(model: nn.Module) -> Routing | None:
 
 
 def _routes_by_language(routing: Routing) -> bool:
-    """Whether nothing else says how samples are routed."""
-    return routing.route_by_language and (routing.adapter_names is None or routing.language_routing is not None)
+    """Whether nothing else says how samples are routed: nothing, or what a call of `generate` read off prompts."""
+    read = None if routing.language_routing is None else routing.language_routing.names
+    return routing.route_by_language and routing.adapter_names is read
 
 
 def _whisper_languages(language: str | list[str], tokens: dict[str, int]) -> str | list[str]:

@@ -377,6 +377,11 @@ def load_language(
     >>> model = load_language(model, "me/whisper-small-experts", ["uk", "romanian"])
     ```
     """
+    if Path(repo_id).is_dir():
+        raise ValueError(
+            f"{repo_id} is a folder here, expected a repository on the Hub: take PeftModel.from_pretrained(model, "
+            f'{repo_id!r}, subfolder="ca", adapter_name="ca") for the first adapter, and load_adapter for others'
+        )
     api = HfApi(token=token)
     folders: dict[str, Path] = {}
     if language is None:

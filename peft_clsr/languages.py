@@ -118,7 +118,7 @@ def adapter_of_language(adapters: Mapping[str, Any], language: str) -> str:
     return names[0]
 
 
-def adapter_for_language(adapters: Mapping[str, Any], language: str, active: str | None) -> str | None:
+def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | None) -> str | None:
     """
     The adapter by which inference routes a sample of a language.
 
@@ -140,9 +140,9 @@ def adapter_for_language(adapters: Mapping[str, Any], language: str, active: str
 
     ```py
     >>> adapters = {"mine": CLSRConfig(language="ca"), "uk": CLSRConfig()}
-    >>> adapter_for_language(adapters, "ca", active="uk")
+    >>> inference_adapter(adapters, "ca", active="uk")
     'mine'
-    >>> adapter_for_language(adapters, "ro", active="uk") is None
+    >>> inference_adapter(adapters, "ro", active="uk") is None
     True
     ```
     """

@@ -112,9 +112,11 @@ class CLSRLayer(BaseTunerLayer):
             self._resting.discard(name)
 
     def _move_adapter(self, adapter_name: str, device: torch.device) -> None:
-        for modules in self.adapter_layer_names:
-            if adapter_name in getattr(self, modules):
-                getattr(self, modules)[adapter_name].to(device)
+        # Moved in inference mode, weights could not be trained any more.
+        with torch.inference_mode(False), torch.no_grad():
+            for modules in self.adapter_layer_names:
+                if adapter_name in getattr(self, modules):
+                    getattr(self, modules)[adapter_name].to(device)
 
     def _routed_adapters(self) -> list[str]:
         """
@@ -165,7 +167,7 @@ class CLSRLayer(BaseTunerLayer):
         return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
 
     def _owns_product_of(self, x: torch.Tensor) -> bool:
-        """Whether nobody else may hold on to what the base layer makes of `x`, so that it may be written over."""
+        """Whether no hook of the base layer may hold on to what it makes of `x`, so that it may be written over."""
         return not torch.is_grad_enabled() and _is_plain(self.base_layer, x)
 
     def _add_low_rank(
@@ -173,23 +175,23 @@ class CLSRLayer(BaseTunerLayer):
         result: torch.Tensor,
         x: torch.Tensor,
         adapter_name: str,
-        scale: torch.Tensor | None = None,
+        is_chosen: torch.Tensor | None = None,
         in_place: bool = False,
     ) -> torch.Tensor:
         """
         `result` [..., out_features] plus a low-rank expert's own product of `x` [..., in_features].
 
-        `scale` [..., 1] multiplies the product where it is `rank` wide.
+        `is_chosen`, boolean [..., 1], leaves out the product of other rows.
         """
         A, B = self.clsr_expert_A[adapter_name], self.clsr_expert_B[adapter_name]
         hidden = A(self._cast_input_dtype(x, A.weight.dtype))
-        if scale is not None:
-            hidden = hidden * scale
+        if is_chosen is not None:
+            hidden = torch.where(is_chosen, hidden, 0)  # not a product with 0, which of an overflow makes NaN
         if not _is_plain(B, hidden) or result.dtype != hidden.dtype:
             return (result + B(hidden.to(B.weight.dtype))).to(result.dtype)
-        rows = result.flatten(0, -2)  # a product that is added as it is made, in one operation
+        rows = result.view(-1, result.shape[-1])  # a product that is added as it is made, in one operation
         add = rows.addmm_ if in_place else partial(torch.addmm, rows)
-        return add(hidden.flatten(0, -2), B.weight.t()).view(result.shape)
+        return add(hidden.view(-1, hidden.shape[-1]), B.weight.t()).view(result.shape)
 
     def _apply_path(self, x: torch.Tensor, path: str | None) -> torch.Tensor:
         return self.base_layer(x) if path is None else self._apply_expert(x, path)
@@ -320,15 +322,13 @@ class InputLinear(nn.Module, CLSRLayer):
         ):
             route.choice = choice
             return
-        count = choice.count_nonzero().item()
-        if count == 0:
-            route.groups = [(None, None)]
-        elif count == choice.numel() and len(adapter_names) == 1:
-            route.groups = [(adapter_names[0], None)]
+        choice_of_rows = choice.flatten().long()
+        sizes = choice_of_rows.bincount(minlength=len(route.paths)).tolist()
+        used = [path for path, size in zip(route.paths, sizes, strict=True) if size]
+        if len(used) <= 1:
+            route.groups = [(used[0] if used else None, None)]
         elif has_full:
-            choice = choice.flatten().long()
-            sizes = choice.bincount(minlength=len(route.paths)).tolist()
-            groups = zip(route.paths, choice.argsort(stable=True).split(sizes), strict=True)
+            groups = zip(route.paths, choice_of_rows.argsort(stable=True).split(sizes), strict=True)
             route.groups = [(path, tokens) for path, tokens in groups if len(tokens)]
         else:
             route.choice = choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -81,7 +82,12 @@ class CLSRModel(BaseTuner):
         seconds = self.peft_config[adapter_name].max_audio_seconds
         if seconds is not None:  # not in _post_injection_hook: PEFT calls that for the first adapter only
             table = cut_positions(model, seconds)
-            self.routing.full_positions = table if table is not None else self.routing.full_positions
+            if table is not None:
+                self.routing.full_positions = table
+                configs = self.peft_config.items()
+                others = [name for name, config in configs if getattr(config, "max_audio_seconds", 0) is None]
+                if others:
+                    _warn_of_context(others, seconds, adapter_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, past the hooks that add the budget loss
@@ -116,11 +122,21 @@ class CLSRModel(BaseTuner):
                 f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
                 f"{type(model).__name__} takes input_features: leave task_type out"
             )
-        cut = (config.max_audio_seconds for config in self.peft_config.values() if config is not peft_config)
+        # Adapters of other methods may stand beside ours.
+        others = {
+            name: config
+            for name, config in self.peft_config.items()
+            if config is not peft_config and isinstance(config, CLSRConfig)
+        }
+        cut = (config.max_audio_seconds for config in others.values())
         if peft_config.max_audio_seconds is None:  # it is trained at the context that another adapter cut
-            peft_config.max_audio_seconds = next((seconds for seconds in cut if seconds is not None), None)
+            seconds = peft_config.max_audio_seconds = next((seconds for seconds in cut if seconds is not None), None)
+            if seconds is not None and peft_config.inference_mode:  # or was trained at another, and is loaded now
+                names = [name for name, config in self.peft_config.items() if config is peft_config]
+                _warn_of_context(
+                    names, seconds, next(name for name, config in others.items() if config.max_audio_seconds)
+                )
         if peft_config.max_audio_seconds is not None:
-            others = {name: config for name, config in self.peft_config.items() if config is not peft_config}
             check_audio_context(model, peft_config.max_audio_seconds, others)
         inputs: dict[str, list[nn.Linear]] = {}
         outputs: dict[str, list[nn.Linear]] = {}
@@ -255,7 +271,7 @@ class CLSRModel(BaseTuner):
         Let experts and gates rest on the CPU, to have more languages than the accelerator's memory holds.
 
         Each comes back by itself, layer by layer, when a forward first routes by it, and stays. A compiled model is
-        compiled anew then. On a model that is on the CPU, nothing moves.
+        compiled anew then. Call it after `model.to(device)`, which moves all. On a model on the CPU, nothing moves.
 
         Args:
             adapter_names (`str` or `list[str]`, *optional*): Adapters; by default all but the active one.
@@ -389,6 +405,14 @@ def _check_name_is_no_part_of_the_model(model: nn.Module, adapter_name: str) -> 
             f"adapter name {adapter_name!r} is a part of the names of the model's own modules, with which PEFT would "
             "lose weights of other adapters in saving: take a language code, such as 'ca' or 'pt-BR'"
         )
+
+
+def _warn_of_context(names: list[str], seconds: float, adapter_name: str) -> None:
+    warnings.warn(
+        f"adapters {names} were not made for the audio context of {seconds:g} s that adapter {adapter_name!r} has, "
+        "and all adapters on a model share one, as does the base: keep those of other contexts on models of their own",
+        stacklevel=2,
+    )
 
 
 def _matches_output(peft_config: CLSRConfig, key: str):

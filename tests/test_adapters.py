@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import get_layer_status, get_model_status, get_peft_model
+from peft import LoraConfig, get_layer_status, get_model_status, get_peft_model, inject_adapter_in_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
@@ -375,3 +375,10 @@ def test_without_initial_weights_every_token_goes_to_a_random_expert():
         with model.base_model.record_gates() as gates:
             assert ((model(X) - expected).abs().amax(dim=1) > 1e-3).all()
     assert gates["lin0"].eq(1).all()
+
+
+def test_an_adapter_of_another_method_may_be_there_first(tiny_whisper):
+    whisper = tiny_whisper()
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), whisper, "lora")
+    inject_adapter_in_model(CLSRConfig(language="ca", gate_dim=4), whisper, "ca")
+    assert any(isinstance(module, CLSRLayer) for module in whisper.modules())

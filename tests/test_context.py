@@ -307,3 +307,15 @@ def test_a_model_at_a_cut_context_trains(whisper, clsr):
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "clsr_" in name)
     assert model.get_base_model().model.encoder.embed_positions.weight.grad is None
+
+
+@pytest.mark.parametrize("names", [("short", "long"), ("long", "short")])
+def test_adapters_of_different_contexts_on_one_model_are_warned_of(tiny_whisper, tmp_path, names):
+    for name, seconds in (("short", 0.5), ("long", None)):
+        config = CLSRConfig(gate_dim=4, max_audio_seconds=seconds)
+        get_peft_model(tiny_whisper(), config, adapter_name=name).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny_whisper(), tmp_path, subfolder=names[0], adapter_name=names[0])
+    with pytest.warns(
+        UserWarning, match=r"adapters \['long'\] were not made for the audio context of 0.5 s that .*'short'"
+    ):
+        model.load_adapter(tmp_path / names[1], names[1])

@@ -356,3 +356,34 @@ def test_modules_to_save_follow_the_language(tiny_whisper):
     tokens = generate(model.eval(), features, LANGUAGES)
     assert torch.equal(tokens, one_by_one(model, features, LANGUAGES))
     assert not torch.equal(tokens, generate(model, features, ["bg"] * len(LANGUAGES)))
+
+
+def test_a_call_within_a_call_leaves_the_outer_one_its_routes(model):
+    features, seconds = make_features(seconds=3), [3, 1, 3, 2, 3]
+    mask = torch.tensor([[1] * 100 * length + [0] * 100 * (3 - length) for length in seconds])
+    options = {"return_timestamps": True, "return_segments": True, "max_new_tokens": 12, "attention_mask": mask}
+    expected = model.generate(input_features=features, language=LANGUAGES, **options)["segments"]
+
+    def within(input_ids, scores):
+        generate(model, make_features(2), ["fr", "bg"], max_new_tokens=1, min_new_tokens=1)
+        return scores
+
+    outputs = model.generate(input_features=features, language=LANGUAGES, logits_processor=[within], **options)
+    assert [tokens_of(segments) for segments in outputs["segments"]] == [tokens_of(segments) for segments in expected]
+
+
+def test_the_language_of_the_generation_config_may_be_an_alias(model):
+    features = make_features(1)
+    expected = generate(model, features, "ca")
+    model.generation_config.language = "ca_es"
+    assert torch.equal(generate(model, features, None), expected)
+
+
+def test_features_over_a_context_that_an_adapter_cut_are_refused_with_the_remedy(base):
+    model = get_peft_model(base(), CLSRConfig(language="ca", max_audio_seconds=0.5), adapter_name="ca").eval()
+    with pytest.raises(
+        ValueError, match=r"have 100 frames, .* is 50, 0.5 s, .*set_audio_context\(None, processor, 0.5\)"
+    ):
+        generate(model, make_features(1), "ca")
+    generate(model, make_features(1)[..., :50], "ca")
+    generate(model, make_features(1), "ca", return_timestamps=True)

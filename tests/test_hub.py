@@ -842,3 +842,8 @@ def test_a_folder_of_the_very_name_comes_before_that_of_the_language(hub, whispe
     assert loaded.active_adapter == "ca_valencia"
     assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
     assert load_language(whisper(), REPO, "ca_es").active_adapter == "ca"
+
+
+def test_a_folder_in_the_place_of_a_repository_is_refused_with_the_remedy(whisper, tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder here, .* PeftModel.from_pretrained\(model, "):
+        load_language(whisper(), str(tmp_path), "ca")

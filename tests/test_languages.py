@@ -5,7 +5,7 @@ from langcodes import Language
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from peft_clsr import CLSRConfig
-from peft_clsr.languages import adapter_for_language, adapter_of_language, language_code
+from peft_clsr.languages import adapter_of_language, inference_adapter, language_code
 
 # The configurations of google/fleurs for languages that Whisper knows; "ca_es" where the first part is the code.
 FLEURS = """
@@ -204,10 +204,10 @@ TWO = {"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca"), "uk": ANY
     ],
 )
 def test_inference_routes_by_the_adapter_of_a_language_else_by_the_base(adapters, language, active, name):
-    assert adapter_for_language(adapters, language, active) == name
+    assert inference_adapter(adapters, language, active) == name
 
 
 @pytest.mark.parametrize("active", ["uk", "default", None])
 def test_inference_does_not_choose_among_several_adapters_of_a_language(active):
     with pytest.raises(ValueError, match=r"'ca' has several adapters on the model \(a, b\).*model.set_adapter\('a'\)"):
-        adapter_for_language(TWO, "ca", active)
+        inference_adapter(TWO, "ca", active)

@@ -73,6 +73,20 @@ def test_offloaded_experts_come_in_when_they_are_used(model, moves):
     assert len(moves) == 16
 
 
+def test_an_expert_that_comes_in_at_inference_can_be_trained(model, monkeypatch):
+    """A move between precisions stands for one between devices, as it makes new tensors too."""
+    to = nn.Module.to
+    dtypes = iter([torch.float64] * 16 + [torch.float32] * 16)
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: to(module, next(dtypes)))
+    model.base_model.offload("ro")
+    with torch.inference_mode():
+        model.generate(input_features=features(), language="ro", max_new_tokens=2)
+    model.set_adapter("ro")
+    labels = torch.zeros(2, 3, dtype=torch.long)
+    model.train()(input_features=features(), labels=labels).loss.backward()
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if ".ro." in name)
+
+
 def test_offloading_an_unknown_adapter_is_refused(model, moves):
     with pytest.raises(ValueError, match=r"adapters \['xx'\] are not on the model, which has \['be', 'bg'"):
         model.base_model.offload(["ca", "xx"])

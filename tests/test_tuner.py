@@ -445,6 +445,20 @@ def test_a_low_rank_expert_in_training_takes_one_product_with_each_shared_weight
         assert torch.minimum(kept.abs(), (kept - 2).abs()).max() < 1e-2
 
 
+def test_what_a_low_rank_expert_makes_of_others_tokens_does_not_matter():
+    """In half precision its product of a token that is not its own may overflow."""
+    mlp = clsr_mlp(expert_rank=2).eval().base_model.model
+    into = mlp.lin0
+    expected = into.base_layer(x := torch.ones(2, 12))
+    with torch.no_grad():
+        into.clsr_expert_A["default"].weight.fill_(math.inf)
+        into.clsr_gate_in["default"].weight.fill_(1)
+        into.clsr_gate_out["default"].weight.fill_(-1)  # to the shared path, where the gate's input is positive
+        x[1] = 0  # a logit of 0: to the expert
+        assert torch.equal(into(x)[0], expected[0])
+    assert into.route.choice.tolist() == [False, True]
+
+
 def test_random_initial_weights_change_the_output():
     model, x = clsr_mlp(init_weights=False).eval(), torch.randn(30, 12)
     assert not torch.allclose(model(x), MLP()(x), atol=1e-2)
