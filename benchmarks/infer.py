@@ -61,6 +61,7 @@ class Method:
     def generate(self, features: torch.Tensor, new_tokens: int) -> torch.Tensor:
         languages = self.languages if isinstance(self.languages, str) else self.languages[: len(features)]
         options = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        options["force_unique_generate_call"] = True  # or a timestamp among so many tokens would start another window
         return self.model.generate(input_features=features, language=languages, task="transcribe", **options)
 
 
