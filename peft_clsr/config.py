@@ -37,7 +37,8 @@ class CLSRConfig(PeftConfig):
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3):
-            Dropout on the expert's output in training, in [0, 1); of a low-rank expert, on its own product alone.
+            Dropout on the expert's output in training, in [0, 1); of a low-rank expert, on the input of its
+            output projection.
         expert_rank (`int`, *optional*):
             Makes the expert the shared FFN plus a low-rank difference, `shared(x) + B(A(x))` for each projection: far
             fewer parameters to train and share. A full copy of the FFN by default.

@@ -23,7 +23,8 @@ MIN_TOKENS_TO_GROUP = 16
 MERGE_ERROR = (
     "a CLSR adapter cannot be merged: each token is routed to the shared FFN or to the expert, which no single weight "
     "can do. Use the model with its adapter as it is (hard routing costs about what the base model does), "
-    "save_pretrained() for the adapter alone, or unload() for the unchanged base model"
+    "save_pretrained() for the adapter alone, unload() for the unchanged base model, or freeze_routing() of "
+    "peft_clsr.freeze for a plain Whisper of one language, at a cost that it measures"
 )
 
 
@@ -398,7 +399,7 @@ class OutputLinear(nn.Module, CLSRLayer):
         The projections of both halves of `x` [..., 2 · in_features], blended by the gate: [..., out_features].
 
         For a low-rank expert, the shared weight takes the blend of both halves, in one product; so `expert_dropout` is
-        on the expert's own product.
+        on what goes into the expert's projection, which makes noise of all that it says, too.
         """
         shared_half, expert_half = x.chunk(2, dim=-1)
         gate = self.route.gate.view(*x.shape[:-1], 1)
@@ -407,9 +408,10 @@ class OutputLinear(nn.Module, CLSRLayer):
             shared = self.base_layer(shared_half)
             expert = F.dropout(self._apply_expert(expert_half, adapter_name), dropout)
             return (shared + gate * (expert - shared)).to(shared.dtype)
+        expert_half = F.dropout(expert_half, dropout)
         shared = self.base_layer(torch.lerp(shared_half, expert_half, gate.to(x.dtype)))
         A, B = self.clsr_expert_A[adapter_name], self.clsr_expert_B[adapter_name]
-        own = F.dropout(B(A(self._cast_input_dtype(expert_half, A.weight.dtype))), dropout)
+        own = B(A(self._cast_input_dtype(expert_half, A.weight.dtype)))
         return (shared + gate * own).to(shared.dtype)
 
 
