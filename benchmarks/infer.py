@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import MILLION, check_bound, format_bound, format_ratio, machine, ratio, time_steps
+from measure import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -236,11 +236,7 @@ def main() -> None:
         "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", help="of all weights"
     )
     parser.add_argument("--compile", action="store_true", help="compile the forward of encoder and decoder")
-    parser.add_argument(
-        "--cpu_time",
-        action="store_true",
-        help="count CPU seconds instead of those on the clock: on a CPU that others use too, with OMP_NUM_THREADS=1",
-    )
+    add_clock_argument(parser)
     parser.add_argument("--output", type=Path, default=Path("results/infer.json"), help="where results are written")
     arguments = parser.parse_args()
     logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -15,6 +16,14 @@ import torch
 from tqdm import tqdm
 
 MILLION = 1e6
+
+
+def add_clock_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="count CPU seconds instead of those on the clock: on a CPU that others use too, with OMP_NUM_THREADS=1",
+    )
 
 
 def time_steps(

@@ -28,7 +28,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import MILLION, check_bound, format_bound, format_ratio, machine, ratio, time_steps
+from measure import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd.profiler import profile
@@ -222,11 +222,7 @@ def main() -> None:
     parser.add_argument("--audio_seconds", type=float, default=4.0, help="context of student and teacher")
     parser.add_argument("--batch_size", type=int, default=8, help="examples a step")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each method")
-    parser.add_argument(
-        "--cpu_time",
-        action="store_true",
-        help="count CPU seconds instead of those on the clock: on a CPU that others use too, with OMP_NUM_THREADS=1",
-    )
+    add_clock_argument(parser)
     parser.add_argument(
         "--kd_labels", type=int, nargs=2, default=[16, 128], help="batch and tokens at which KD's memory is measured"
     )

@@ -155,20 +155,29 @@ def test_a_generation_config_of_the_call_need_not_know_languages(model):
     assert torch.equal(tokens, generate(model, features, LANGUAGES))
 
 
+SECONDS = [3, 1, 3, 2, 3]  # of audio in each sample
+
+
+def long_audio(model, **kwargs):
+    """The segments of samples that Whisper runs as long as their audio is not at its end."""
+    mask = torch.tensor([[1] * 100 * length + [0] * 100 * (3 - length) for length in SECONDS])
+    kwargs |= {"input_features": make_features(seconds=3), "attention_mask": mask, "language": LANGUAGES}
+    outputs = model.generate(**kwargs, return_timestamps=True, return_segments=True, max_new_tokens=12)
+    return [tokens_of(segments) for segments in outputs["segments"]]
+
+
 def test_long_audio_is_routed_sample_by_sample(model):
-    """Whisper runs the samples on whose audio is not at its end."""
-    features, seconds = make_features(seconds=3), [3, 1, 3, 2, 3]
-    mask = torch.tensor([[1] * 100 * length + [0] * 100 * (3 - length) for length in seconds])
-    options = {"return_timestamps": True, "return_segments": True, "max_new_tokens": 12}
     sizes = encoder_batches(model)
-    mixed = model.generate(input_features=features, attention_mask=mask, language=LANGUAGES, **options)
+    mixed = long_audio(model)
     assert len(set(sizes)) > 1 and max(sizes) == len(LANGUAGES)
+    features = make_features(seconds=3)
+    options = {"return_timestamps": True, "return_segments": True, "max_new_tokens": 12}
     for row, code in enumerate(LANGUAGES):
-        audio = features[row : row + 1, :, : 100 * seconds[row]]
+        audio = features[row : row + 1, :, : 100 * SECONDS[row]]
         alone = by_hand(
             model, code, lambda audio=audio, code=code: model.generate(input_features=audio, language=code, **options)
         )
-        assert tokens_of(mixed["segments"][row]) == tokens_of(alone["segments"][0])
+        assert mixed[row] == tokens_of(alone["segments"][0])
 
 
 def encoder_batches(model):
@@ -359,17 +368,11 @@ def test_modules_to_save_follow_the_language(tiny_whisper):
 
 
 def test_a_call_within_a_call_leaves_the_outer_one_its_routes(model):
-    features, seconds = make_features(seconds=3), [3, 1, 3, 2, 3]
-    mask = torch.tensor([[1] * 100 * length + [0] * 100 * (3 - length) for length in seconds])
-    options = {"return_timestamps": True, "return_segments": True, "max_new_tokens": 12, "attention_mask": mask}
-    expected = model.generate(input_features=features, language=LANGUAGES, **options)["segments"]
-
     def within(input_ids, scores):
         generate(model, make_features(2), ["fr", "bg"], max_new_tokens=1, min_new_tokens=1)
         return scores
 
-    outputs = model.generate(input_features=features, language=LANGUAGES, logits_processor=[within], **options)
-    assert [tokens_of(segments) for segments in outputs["segments"]] == [tokens_of(segments) for segments in expected]
+    assert long_audio(model, logits_processor=[within]) == long_audio(model)
 
 
 def test_the_language_of_the_generation_config_may_be_an_alias(model):
