@@ -96,19 +96,19 @@ def fetch_whisper(target: Path) -> None:
         folder.rename(target)
 
 
-def fetch_stamps(target: Path) -> None:
-    """Unpack Debian's package of Tux Paint stamps to the folder `target`, with private apt folders, without root."""
+def fetch_package(package: str, target: Path) -> None:
+    """Unpack a Debian package to the folder `target`, with private apt folders, without root."""
     if target.is_dir():
         print(f"{target}: already there")
         return
     remedy = (
-        f"The demo's recordings come from a Debian package, {STAMPS_PACKAGE}: it needs a network and the programs "
-        "apt-get and dpkg of Debian or Ubuntu. Elsewhere, give examples/train_distilwhisper.py a dataset of your own."
+        f"What is missing comes from a Debian package, {package}: it needs a network and the programs apt-get and "
+        "dpkg of Debian or Ubuntu. Elsewhere, give examples/train_distilwhisper.py a dataset of your own."
     )
     for program in ("apt-get", "dpkg"):
         if shutil.which(program) is None:
             raise FetchError(f"'{program}' was not found. {remedy}")
-    print(f"{target}: fetching {STAMPS_PACKAGE} (161 MB)")
+    print(f"{target}: fetching {package}")
     with scratch_folder(target) as download:
         # The system's own package lists may be empty, old, or not ours to write.
         lists, archives = download / "lists", download / "archives"
@@ -124,22 +124,26 @@ def fetch_stamps(target: Path) -> None:
             settings["APT::Sandbox::User"] = "root"  # apt's own user may not be allowed into the cache folder
         apt_get = ["apt-get", *(f"-o{name}={value}" for name, value in settings.items())]
         run([*apt_get, "--quiet", "update"], remedy)
-        run([*apt_get, "download", STAMPS_PACKAGE], remedy, cwd=download)
-        (package,) = download.glob(f"{STAMPS_PACKAGE}_*.deb")
-        print(f"Unpacking {package.name}")
-        run(["dpkg", "-x", str(package), str(download / "package")], remedy)
+        run([*apt_get, "download", package], remedy, cwd=download)
+        (archive,) = download.glob(f"{package}_*.deb")
+        print(f"Unpacking {archive.name}")
+        run(["dpkg", "-x", str(archive), str(download / "package")], remedy)
         (download / "package").rename(target)
 
 
 def read_transcripts(stamps: Path) -> dict[str, dict[Path, str]]:
     """Read the descriptions in the unpacked package: language to recording to the text that it reads aloud.
 
-    `NAME.txt` has the English description on its first line and `LANG.utf8=TEXT` on others, which `NAME_desc_LANG.ogg`
-    reads.
+    `NAME.txt` has the English description on its first line, which `NAME_desc.ogg` reads, and `LANG.utf8=TEXT` on
+    others, which `NAME_desc_LANG.ogg` reads.
     """
     transcripts = collections.defaultdict(dict)
     for description in sorted(stamps.rglob("*.txt")):
-        for line in description.read_text(encoding="utf-8", errors="replace").splitlines():
+        english, *translations = description.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        recording = description.with_name(f"{description.stem}_desc.ogg")
+        if recording.is_file():
+            transcripts["en"][recording] = " ".join(english.split())
+        for line in translations:
             key, separator, text = line.partition(".utf8=")
             recording = description.with_name(f"{description.stem}_desc_{key}.ogg")
             if separator and "/" not in key and recording.is_file():
@@ -147,7 +151,7 @@ def read_transcripts(stamps: Path) -> dict[str, dict[Path, str]]:
     return transcripts
 
 
-def why_unusable(recording: Path, text: str) -> str | None:
+def why_unusable(recording: Path, text: str, max_seconds: float = MAX_SECONDS) -> str | None:
     """Say why a recording cannot be used, or return None where it can."""
     import soundfile
 
@@ -157,23 +161,27 @@ def why_unusable(recording: Path, text: str) -> str | None:
         return "unreadable"
     if info.frames == 0:
         return "empty"
-    if info.duration > MAX_SECONDS:
-        return f"longer than {MAX_SECONDS:g} s"
+    if info.duration > max_seconds:
+        return f"longer than {max_seconds:g} s"
     if len(text) / info.duration > MAX_CHARACTERS_PER_SECOND:
         return f"faster than {MAX_CHARACTERS_PER_SECOND:g} characters a second"
     return None
 
 
-def make_dataset(stamps: Path, language: str, target: Path) -> None:
-    """Write the recordings of one language to `target`, in the layout of `datasets`' "audiofolder".
+def choose_recordings(
+    stamps: Path, language: str, max_seconds: float = MAX_SECONDS
+) -> tuple[list[tuple[Path, str]], dict[str, int]]:
+    """Choose the recordings of one language that can be used, each text once, with its first such recording.
 
-    Each text is used once, with its first usable recording, and stands in one split only: the test split has the
-    `TEST_UTTERANCES` texts whose SHA-256 comes first, train the others. Texts are the same if they are so once
-    normalized and without diacritics.
+    Texts are the same if they are so once normalized and without diacritics.
+
+    Returns:
+        `tuple`: recordings and texts, ordered by the SHA-256 of the normalized text, and how many were dropped for
+        what reason.
+
+    Raises:
+        FetchError: If the package has no recordings in the language.
     """
-    if target.is_dir():
-        print(f"{target}: already there")
-        return
     from tqdm import tqdm
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
@@ -193,38 +201,59 @@ def make_dataset(stamps: Path, language: str, target: Path) -> None:
         elif key in chosen:
             reason = "of a text that another recording reads"
         else:
-            reason = why_unusable(recording, text)
+            reason = why_unusable(recording, text, max_seconds)
         if reason:
             dropped[reason] += 1
         else:
             chosen[key] = (recording, text)
-
     keys = sorted(chosen, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
-    if len(keys) <= TEST_UTTERANCES:
+    return [chosen[key] for key in keys], dict(dropped.most_common())
+
+
+def write_split(folder: Path, rows: list[dict[str, str]], recordings: list[Path]) -> None:
+    """Write `metadata.csv` with `rows`, each with a `file_name`, and the recordings of these names, to `folder`."""
+    folder.mkdir(parents=True)
+    with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    for row, recording in zip(rows, recordings, strict=True):
+        try:
+            os.link(recording, folder / row["file_name"])
+        except OSError:  # a file system without hard links
+            shutil.copyfile(recording, folder / row["file_name"])
+
+
+def recording_name(recording: Path, stamps: Path) -> str:
+    """The name of a recording in a folder without subfolders."""
+    return "__".join(recording.relative_to(stamps).parts)
+
+
+def make_dataset(stamps: Path, language: str, target: Path) -> None:
+    """Write the recordings of one language to `target`, in the layout of `datasets`' "audiofolder".
+
+    Each text stands in one split only: the test split has the first `TEST_UTTERANCES`, train the others.
+    """
+    if target.is_dir():
+        print(f"{target}: already there")
+        return
+    chosen, dropped = choose_recordings(stamps, language)
+    if len(chosen) <= TEST_UTTERANCES:
         raise FetchError(
-            f"Language '{language}' has {len(keys)} usable texts; expected more than the {TEST_UTTERANCES} of the "
+            f"Language '{language}' has {len(chosen)} usable texts; expected more than the {TEST_UTTERANCES} of the "
             "test split: choose another language."
         )
-    splits = {"train": keys[TEST_UTTERANCES:], "test": keys[:TEST_UTTERANCES]}
+    splits = {"train": chosen[TEST_UTTERANCES:], "test": chosen[:TEST_UTTERANCES]}
     with scratch_folder(target) as scratch:
-        folder = scratch / "dataset"
-        for split, split_keys in splits.items():
-            (folder / split).mkdir(parents=True)
-            with open(folder / split / "metadata.csv", "w", encoding="utf-8", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(["file_name", "transcription", "language"])
-                for key in tqdm(split_keys, desc=f"Writing {language} {split}", unit="recording"):
-                    recording, text = chosen[key]
-                    name = "__".join(recording.relative_to(stamps).parts)
-                    copy = folder / split / name
-                    try:
-                        os.link(recording, copy)
-                    except OSError:  # a file system without hard links
-                        shutil.copyfile(recording, copy)
-                    rows.writerow([name, text, language])
-        folder.rename(target)
+        for split, utterances in splits.items():
+            rows = [
+                {"file_name": recording_name(recording, stamps), "transcription": text, "language": language}
+                for recording, text in utterances
+            ]
+            write_split(scratch / "dataset" / split, rows, [recording for recording, _ in utterances])
+        (scratch / "dataset").rename(target)
     print(f"{target}: {len(splits['train'])} utterances for training, {len(splits['test'])} for testing")
-    for reason, count in dropped.most_common():
+    for reason, count in dropped.items():
         print(f"  dropped {count} recordings {reason}")
 
 
@@ -242,7 +271,7 @@ def main() -> None:
         print(f"{dataset}: already there")
         return
     stamps = cache / STAMPS_PACKAGE
-    fetch_stamps(stamps)
+    fetch_package(STAMPS_PACKAGE, stamps)
     make_dataset(stamps / "usr/share/tuxpaint/stamps", arguments.language, dataset)
 
 

@@ -187,6 +187,7 @@ def transcribe(
     dataset: Any,
     language: str,
     *,
+    task: str = "transcribe",
     batch_size: int = 8,
     max_new_tokens: int | None = None,
     desc: str = "transcribing",
@@ -201,7 +202,8 @@ def transcribe(
         model (`nn.Module`): A Whisper or a `PeftModel` around one, at the context of the dataset's features.
         processor (`WhisperProcessor`): Decodes the tokens.
         dataset: Examples with `input_features` [mels, frames], as `prepare_dataset` gives them.
-        language (`str`): Name or code, "catalan" or "ca".
+        language (`str`): What is spoken: name or code, "catalan" or "ca".
+        task (`str`, *optional*, defaults to `"transcribe"`): Or "translate", to English.
         batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
         max_new_tokens (`int`, *optional*):
             Longest transcript in tokens, without the four of the prompt. All that the decoder allows by default; less
@@ -228,7 +230,7 @@ def transcribe(
             tokens = model.generate(
                 input_features=input_features.to(model.device),
                 language=language,
-                task="transcribe",
+                task=task,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,

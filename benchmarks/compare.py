@@ -1,0 +1,229 @@
+"""
+The paper's comparison, on real speech: train and measure a grid of runs, one `results.json` a run.
+
+    python benchmarks/speech.py                  # the speech, once
+    python benchmarks/compare.py --jobs 2        # the grid; called again, what is missing of it
+    python benchmarks/compare.py --groups tuning main --languages ro --seeds 0
+    python benchmarks/compare.py --student openai/whisper-small --teacher openai/whisper-large-v3 --results_dir small
+
+The groups of the grid, each of which answers a question:
+- `tuning`: which learning rate, and which rank of LoRA, suits each method, on the validation split of Romanian;
+- `main`: every method, language and seed, each method as tuning chose it;
+- `budget`, `gate`, `kd`, `rank`, `size`, `student`: what one setting does to the low-rank experts with a teacher,
+  in Romanian; `size` and `student` beside other methods;
+- `untouched`: what the runs in Romanian did to other languages and to translation.
+
+All methods see the same utterances, in batches of one size, for as many steps. The teacher, if it is "finetuned", is
+trained first: the student itself, in full, on all languages. Tables and figures: `benchmarks/report.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiment import (
+    ALL_LANGUAGES,
+    BASE,
+    CLSR,
+    FINETUNED,
+    FULL,
+    FULL_CONTEXT,
+    LORA,
+    LOW_RANK,
+    ZERO_SHOT,
+    Places,
+    Run,
+    execute,
+    measure_untouched,
+)
+from speech import LANGUAGES
+
+TUNING_LANGUAGE = "ro"
+# What tuning tries: learning rate and rank.
+CANDIDATES = {
+    FULL: [(2e-5, None), (5e-5, None), (1e-4, None)],
+    LORA: [(5e-4, 64), (1e-3, 64), (2e-3, 64), (1e-3, 32), (2e-3, 32)],
+    CLSR: [(2e-4, None), (5e-4, None), (1e-3, None)],
+    LOW_RANK: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
+}
+# What the other groups change of the low-rank experts with a teacher.
+CHANGES = {
+    "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.75}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
+    "gate": [
+        {"skip_gate_prob": 0.0},
+        {"gate_noise": 0.0},
+        {"expert_dropout": 0.05},
+        {"gate_budget": 1.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "expert_dropout": 0.05},  # nearly LoRA with KD
+    ],
+    "kd": [{"teacher": None}, {"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
+    "rank": [{"rank": 8}, {"rank": 32}],
+}
+GROUPS = ("tuning", "main", *CHANGES, "size", "student", "untouched")
+TRAIN_SIZES = (100, 200)  # beside the default
+DECODER_LAYERS = 3  # of the smaller student
+
+
+class Grid:
+    """The runs of each group; `settings` are those that all of them share."""
+
+    def __init__(self, places: Places, teacher: str, languages: list[str], seeds: list[int], **settings: Any) -> None:
+        self.places, self.teacher, self.languages, self.seeds = places, teacher, languages, seeds
+        self.settings = settings
+
+    @property
+    def methods(self) -> list[tuple[str, str | None]]:
+        """Those that are trained, with their teachers."""
+        return [(FULL, None), (LORA, None), (CLSR, None), (CLSR, self.teacher), (LOW_RANK, self.teacher)]
+
+    def teacher_run(self) -> Run:
+        return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, **self.settings)
+
+    def tuning(self, method: str, teacher: str | None) -> list[Run]:
+        return [
+            Run(method, TUNING_LANGUAGE, teacher=teacher, learning_rate=learning_rate, rank=rank, **self.settings)
+            for learning_rate, rank in CANDIDATES[method]
+        ]
+
+    def tuned(self, method: str, teacher: str | None) -> Run:
+        """
+        The tuning run with the lowest WER on the validation split.
+
+        Raises:
+            ValueError: a tuning run is missing.
+        """
+        word_error_rates = {}
+        for run in self.tuning(method, teacher):
+            results = self.places.read(run)
+            if results is None:
+                raise ValueError(f"{self.places.results(run)} is missing: run the group 'tuning' first")
+            word_error_rates[run] = results["evaluations"]["validation"]["wer"]
+        return min(word_error_rates, key=word_error_rates.get)
+
+    def runs(self, group: str) -> list[Run]:
+        """The runs of a group, of which all but `tuning` need the results of that."""
+        if group == "tuning":
+            return [run for method in self.methods for run in self.tuning(*method)]
+        best = self.tuned(LOW_RANK, self.teacher)
+        if group == "main":
+            runs = [
+                replace(self.tuned(*method), language=language)
+                for method in self.methods
+                for language in self.languages
+            ]
+            zero_shot = [
+                Run(ZERO_SHOT, language, audio_seconds=seconds, **self.settings)
+                for language in self.languages
+                for seconds in (FULL_CONTEXT, best.audio_seconds)
+            ]
+            return zero_shot + [replace(run, seed=seed) for seed in self.seeds for run in runs]
+        if group == "size":
+            methods = [(LORA, None), (CLSR, self.teacher), (LOW_RANK, self.teacher)]
+            runs = [replace(self.tuned(*method), train_size=size) for size in TRAIN_SIZES for method in methods]
+        elif group == "student":
+            methods = [self.tuned(FULL, None), self.tuned(LORA, None), replace(best, teacher=None), best]
+            runs = [replace(run, decoder_layers=DECODER_LAYERS) for run in methods]
+        else:
+            runs = [replace(best, **change) for change in CHANGES[group]]
+        return [replace(run, seed=seed) for seed in self.seeds for run in runs]
+
+    def untouched(self) -> list[Run]:
+        """The runs that the group `untouched` measures again."""
+        zero_shot = Run(ZERO_SHOT, TUNING_LANGUAGE, audio_seconds=FULL_CONTEXT, **self.settings)
+        runs = [replace(self.tuned(*method), seed=seed) for seed in self.seeds for method in self.methods]
+        return [zero_shot, *runs]
+
+
+def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], places: Places) -> None:
+    """
+    Do the runs in the order given; a line on each as it is done. One that fails does not stop the others.
+
+    Raises:
+        RuntimeError: runs have failed; what they raised is printed.
+    """
+    futures = {pool.submit(task, run, places): run for run in dict.fromkeys(runs)}
+    failed = []
+    for done, future in enumerate(as_completed(futures), 1):
+        if future.exception() is not None:
+            failed.append(futures[future].name)
+            traceback.print_exception(future.exception())
+            print(f"[{done}/{len(futures)}] {futures[future].name}: failed", flush=True)
+        else:
+            print(f"[{done}/{len(futures)}] {future.result()}", flush=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed, called again they are tried again: {', '.join(failed)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--groups", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=f"of {GROUPS}"
+    )
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="of the group main")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of all groups but tuning")
+    parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
+    parser.add_argument(
+        "--teacher",
+        default=FINETUNED,
+        help=f"'{FINETUNED}': the student, trained in full on all languages; '{BASE}': the student as it is, at 30 s; "
+        "or a folder or Hub id",
+    )
+    parser.add_argument("--data_dir", type=Path, default=Path(".cache/compare"), help="what speech.py wrote")
+    parser.add_argument("--results_dir", type=Path, default=Path("benchmarks/results"), help="one folder a run")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/compare"), help="weights, and the teacher's")
+    parser.add_argument(
+        "--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of training, by autocast"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    parser.add_argument("--max_steps", type=int, default=-1, help="stop each training after so many steps, for a try")
+    parser.add_argument("--max_utterances", type=int, help="use the first so many of each split, for a try")
+    arguments = parser.parse_args()
+    if not arguments.data_dir.is_dir():
+        parser.error(f"--data_dir {arguments.data_dir} does not exist: python benchmarks/speech.py makes it")
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    places = Places(
+        arguments.student,
+        arguments.data_dir,
+        arguments.results_dir,
+        arguments.work_dir,
+        arguments.precision,
+        threads,
+        arguments.max_utterances,
+    )
+    grid = Grid(places, arguments.teacher, arguments.languages, arguments.seeds, max_steps=arguments.max_steps)
+    groups = arguments.groups
+
+    def missing(runs: list[Run]) -> list[Run]:
+        return [run for run in runs if places.read(run) is None]
+
+    # Processes are spawned with these: what a thread too many costs is a multiple of what it brings.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        tuning = missing(grid.runs("tuning")) if "tuning" in groups else []
+        first = [run for run in tuning if run.teacher != FINETUNED]
+        if arguments.teacher == FINETUNED and not places.weights(grid.teacher_run()).exists():
+            first.insert(0, grid.teacher_run())
+        run_all(pool, execute, first, places)
+        run_all(pool, execute, missing(tuning), places)
+        others = [group for group in groups if group not in ("tuning", "untouched")]
+        run_all(pool, execute, missing([run for group in others for run in grid.runs(group)]), places)
+        if "untouched" in groups:
+            runs = [run for run in grid.untouched() if "untouched" not in (places.read(run) or {})]
+            run_all(pool, measure_untouched, runs, places)
+    print(f"results: {arguments.results_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
