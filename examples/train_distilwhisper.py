@@ -7,28 +7,37 @@ Train language experts for a Whisper: measure the base model, train, measure aga
     python examples/train_distilwhisper.py --student openai/whisper-small --dataset my_recordings --languages ca uk \
         --text_column transcription --output_dir runs/mine
 
-A dataset is a Hub id, or a folder with `train/metadata.csv` and `test/metadata.csv` (columns `file_name`, relative to
-the csv, and `transcription`; with a column `language`, each language takes its own rows). `{language}` stands for the
-code of the language in turn in `--dataset`, and for the language as you wrote it in `--dataset_config`: `--languages
-ca_es uk_ua --dataset google/fleurs --dataset_config {language}`. All options: `--help`.
+A dataset is a Hub id, or a folder:
+- with `train/metadata.csv` and `test/metadata.csv` (columns `file_name`, relative to the csv, and `transcription`;
+  with a column `language`, each language takes its own rows),
+- with `train.tsv`, `test.tsv` and `clips/`, as in an archive of Common Voice (`--text_column sentence`),
+- or of what `datasets.load_dataset` reads, such as Parquet files.
+
+`{language}` stands for the code of the language in turn in `--dataset`, and for the language as you wrote it in
+`--dataset_config`: `--languages ca_es uk_ua --dataset google/fleurs --dataset_config {language}`. In a folder, a
+configuration is a folder. All options: `--help`; the settings of the paper: `recipes/`.
 """
 
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
 import torch
-from peft import get_peft_model
-from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor, set_seed
+from peft import LoraConfig, get_peft_model
+from transformers import HfArgumentParser, Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor, set_seed
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_utils import get_last_checkpoint
 
 from peft_clsr import (
@@ -44,13 +53,18 @@ from peft_clsr.languages import language_code
 from peft_clsr.plots import plot_gate_means
 from peft_clsr.trainer.data import prepare_dataset
 
+# The branch where the Hub keeps what it made of a dataset: a folder for each configuration, and none of its own.
+CONVERTED = "refs/convert/parquet"
+
 
 @dataclass
 class ScriptArguments:
     """What to train, and on what."""
 
     student: str = field(metadata={"help": "Whisper to improve: Hub id or folder."})
-    dataset: str = field(metadata={"help": "Hub id, or a folder with train/metadata.csv and test/metadata.csv."})
+    dataset: str = field(
+        metadata={"help": "Hub id, or a folder: of train/metadata.csv, of train.tsv and clips/, or of Parquet files."}
+    )
     languages: list[str] = field(metadata={"help": "Codes or English names; an expert is trained for each in turn."})
     teacher: str | None = field(default=None, metadata={"help": "Larger Whisper to learn from: Hub id or folder."})
     teacher_cache: str | None = field(
@@ -58,7 +72,12 @@ class ScriptArguments:
         metadata={"help": "Folder for the teacher's states: it runs once, not in every epoch (with --teacher)."},
     )
     dataset_config: list[str] | None = field(
-        default=None, metadata={"help": "Configuration on the Hub (ca_es): one for each language, or one for all."}
+        default=None,
+        metadata={"help": "Configuration on the Hub, or subfolder (ca_es): one for each language, or one for all."},
+    )
+    dataset_revision: str | None = field(
+        default=None,
+        metadata={"help": f"Branch, tag or commit on the Hub; {CONVERTED} where the dataset is a script."},
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="test", metadata={"help": "Held-out split to measure on."})
@@ -94,19 +113,29 @@ class MethodArguments:
     exclude_modules: str | None = field(default=None, metadata={"help": "Modules without expert: '.*encoder.*'."})
 
 
+@dataclass
+class LoraArguments:
+    """PEFT's LoRA on the same projections (fc1, fc2) instead of an expert, to compare with."""
+
+    lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA of this rank instead of an expert."})
+    lora_alpha: int = 64
+    lora_dropout: float = 0.05
+
+
 def main() -> None:
-    parser = HfArgumentParser((ScriptArguments, MethodArguments, DistillationTrainingArguments))
+    parser = HfArgumentParser((ScriptArguments, MethodArguments, LoraArguments, DistillationTrainingArguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         # Everything that can be wrong with the arguments, before anything is loaded or written.
-        script, method, training = parser.parse_args_into_dataclasses()
+        script, method, lora, training = parser.parse_args_into_dataclasses()
         spellings = {language_code(language): language for language in script.languages}
         script.languages = list(spellings)
         CLSRConfig(**asdict(method))
+        lora = _check_lora(lora, script, method)
         if script.teacher_cache is not None and script.teacher is None:
             raise ValueError("--teacher_cache keeps what a teacher says: give a --teacher, or leave it out")
         configs = _dataset_configs(script, spellings)
-        settings = _settings(script, method, training)
+        settings = _settings(script, method, lora, training)
         results = _open_results(Path(training.output_dir), settings, script)
         _check_resume(training.resume_from_checkpoint)
         for language, dataset_config in zip(script.languages, configs, strict=True):
@@ -124,7 +153,7 @@ def main() -> None:
             print(f"{language}: trained before with these settings, see {training.output_dir} (again: --overwrite)")
             continue
         try:
-            results["languages"][language] = train_language(language, dataset_config, script, method, training)
+            results["languages"][language] = train_language(language, dataset_config, script, method, lora, training)
         except (ValueError, OSError) as error:
             parser.exit(2, f"error: {error}\n")
         if training.process_index == 0:
@@ -139,14 +168,16 @@ def train_language(
     dataset_config: str | None,
     script: ScriptArguments,
     method: MethodArguments,
+    lora: LoraArguments | None,
     training: DistillationTrainingArguments,
 ) -> dict[str, Any]:
     """Measure, train, measure again; returns the row of results."""
     set_seed(training.seed)
     started = time.monotonic()
     output_dir = Path(training.output_dir)
-    raw_train = load_recordings(script, language, dataset_config, script.train_split, script.max_train_samples)
-    raw_eval = load_recordings(script, language, dataset_config, script.eval_split, script.max_eval_samples)
+    with training.main_process_first(desc="recordings"):
+        raw_train = load_recordings(script, language, dataset_config, script.train_split, script.max_train_samples)
+        raw_eval = load_recordings(script, language, dataset_config, script.eval_split, script.max_eval_samples)
 
     processor = WhisperProcessor.from_pretrained(script.student)
     full_processor = WhisperProcessor.from_pretrained(script.student)
@@ -161,17 +192,18 @@ def train_language(
     def prepare(
         raw: datasets.Dataset, name: str, at: WhisperProcessor, teacher_processor: WhisperProcessor | None = None
     ) -> tuple[datasets.Dataset, dict[str, int]]:
-        prepared, counts = prepare_dataset(
-            raw,
-            at,
-            language,
-            teacher_processor=teacher_processor,
-            audio_column=script.audio_column,
-            text_column=script.text_column,
-            long_audio=script.long_audio,
-            num_proc=script.preprocessing_workers,
-            desc=f"{language}: features, {name}",
-        )
+        with training.main_process_first(desc="features"):  # the others find them on the disk
+            prepared, counts = prepare_dataset(
+                raw,
+                at,
+                language,
+                teacher_processor=teacher_processor,
+                audio_column=script.audio_column,
+                text_column=script.text_column,
+                long_audio=script.long_audio,
+                num_proc=script.preprocessing_workers,
+                desc=f"{language}: features, {name}",
+            )
         print(f"{language}, {name}: " + ", ".join(f"{count} {key}" for key, count in counts.items() if count))
         return prepared, counts
 
@@ -206,8 +238,18 @@ def train_language(
     else:
         row["base"] = measure(model, eval_set, "base model")
 
-    config = CLSRConfig(language=language, max_audio_seconds=script.max_audio_seconds, **asdict(method))
-    model = get_peft_model(model, config, adapter_name=language)
+    if lora is None:
+        config = CLSRConfig(language=language, max_audio_seconds=script.max_audio_seconds, **asdict(method))
+        model = get_peft_model(model, config, adapter_name=language)
+    else:
+        config = LoraConfig(
+            r=lora.lora_rank,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules=["fc1", "fc2"],
+            exclude_modules=method.exclude_modules,
+        )
+        model = get_peft_model(model, config)  # "default": Trainer finds the best checkpoint of no other
     trainable, total = model.get_nb_trainable_parameters()
     row |= {"trainable_parameters": trainable, "trainable_share": trainable / total}
     teacher = None
@@ -229,17 +271,21 @@ def train_language(
     training = copy.copy(training)
     training.output_dir = str(output_dir / "checkpoints" / language)
     training.dataloader_pin_memory = training.dataloader_pin_memory and training.device.type != "cpu"
-    trainer = DistillationTrainer(
-        model=model,
-        args=training,
-        teacher_model=teacher,
-        teacher_processor=teacher_processor,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=collator,
-        processing_class=processor,
-        compute_metrics=make_compute_metrics(processor) if training.predict_with_generate else None,
-    )
+    common = {
+        "model": model,
+        "args": training,
+        "train_dataset": train_set,
+        "eval_dataset": eval_set,
+        "processing_class": processor,
+        "compute_metrics": make_compute_metrics(processor) if training.predict_with_generate else None,
+    }
+    if lora is None:
+        trainer = DistillationTrainer(
+            **common, data_collator=collator, teacher_model=teacher, teacher_processor=teacher_processor
+        )
+    else:
+        model.generation_config.language = language  # of an evaluation by generation
+        trainer = Seq2SeqTrainer(**common, data_collator=partial(_plain_batch, collator, model.config))
     resume = None
     if training.resume_from_checkpoint and Path(training.output_dir).is_dir():
         resume = get_last_checkpoint(training.output_dir)
@@ -247,15 +293,28 @@ def train_language(
     row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
     row["train_steps"] = trainer.state.global_step
 
-    row["expert"] = measure(model, eval_set, "with the expert")
-    means = gate_means(model, eval_set, collator, batch_size=training.per_device_eval_batch_size)
-    row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
-    row["gate_mean"] = sum(means.values()) / len(means)
-    if training.process_index == 0:
-        model.save_pretrained(str(output_dir))
-        plot_gate_means(means, output_dir / f"gates-{language}.png", title=f"{script.student}, {language}")
+    is_main = training.process_index == 0
+    if lora is None:
+        row["expert"] = measure(model, eval_set, "with the expert")
+        means = gate_means(model, eval_set, collator, batch_size=training.per_device_eval_batch_size)
+        row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
+        row["gate_mean"] = sum(means.values()) / len(means)
+        if is_main:
+            plot_gate_means(means, output_dir / f"gates-{language}.png", title=f"{script.student}, {language}")
+    else:
+        row["lora"] = measure(model, eval_set, "with LoRA")
+    if is_main:
+        model.save_pretrained(str(output_dir if lora is None else output_dir / language))
     row["seconds"] = round(time.monotonic() - started, 1)
     return row
+
+
+def _plain_batch(collator: Callable[..., dict[str, Any]], config: Any, examples: list[Any]) -> dict[str, Any]:
+    """A batch for transformers' own trainer: tensors only, with `decoder_input_ids` [batch, tokens]."""
+    batch = {key: value for key, value in collator(examples).items() if key != "language"}
+    # To smooth labels, Trainer takes them out of the batch, before Whisper can shift them.
+    start = shift_tokens_right(batch["labels"], config.pad_token_id, config.decoder_start_token_id)
+    return {**batch, "decoder_input_ids": start}
 
 
 def load_recordings(
@@ -265,46 +324,71 @@ def load_recordings(
     Recordings and transcripts of one language, from the Hub or from a folder.
 
     Raises:
-        ValueError: the folder has no such split, or no row of the language.
+        ValueError: there is no such dataset or split, or no row of the language.
     """
     name = script.dataset.replace("{language}", language)
-    if Path(name).is_dir():
-        table = Path(name) / split / "metadata.csv"
-        if not table.is_file():
-            raise ValueError(
-                f"{table} does not exist: a local dataset is a folder with {split}/metadata.csv, which has the "
-                f"columns file_name (relative to it) and {script.text_column}; set --train_split and --eval_split to "
-                "the folders"
-            )
-        # Text stays text: a transcript may well be "null" or "12".
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        dataset = datasets.Dataset.from_pandas(rows, preserve_index=False)
-        if "file_name" not in dataset.column_names:
-            raise ValueError(f"{table} has no column 'file_name'; it has {', '.join(dataset.column_names)}")
-        files = [str(table.parent / file_name) for file_name in dataset["file_name"]]
-        if script.audio_column in dataset.column_names:
-            dataset = dataset.remove_columns(script.audio_column)
-        dataset = dataset.add_column(script.audio_column, files)
-        if "language" in dataset.column_names:
-            try:
-                codes = {name: language_code(name) for name in dataset.unique("language")}
-            except ValueError as error:
-                raise ValueError(f"{table}, column 'language': {error}") from error
-            rows = [index for index, name in enumerate(dataset["language"]) if codes[name] == language]
-            if not rows:
-                raise ValueError(
-                    f"{table} has no row of language {language!r}; it has {sorted(dataset.unique('language'))}"
-                )
-            dataset = dataset.select(rows)
-    else:
-        try:
-            dataset = datasets.load_dataset(name, dataset_config, split=split)
-        # A RuntimeError: the dataset is a script, which datasets 4 and later do not run.
-        except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, RuntimeError) as error:
-            raise ValueError(
-                f"dataset {name!r} is neither a folder here nor a dataset that the Hub gives us: {error}"
-            ) from error
+    folder = Path(name, dataset_config or "")
+    tables = {path.parent.name: path for path in folder.glob("*/metadata.csv")}
+    tables |= {path.stem: path for path in folder.glob("*.tsv")}
+    if split in tables:
+        return _read_table(tables[split], script, language, limit)
+    if tables:
+        raise ValueError(
+            f"{folder} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
+            "--train_split and --eval_split to two of these"
+        )
+    where: dict[str, Any] = {"path": name, "name": dataset_config}
+    if folder.is_dir():
+        where = {"path": str(folder)}
+    elif script.dataset_revision == CONVERTED:
+        where = {"path": name, "data_dir": dataset_config}
+    try:
+        dataset = datasets.load_dataset(**where, split=split, revision=script.dataset_revision)
+    # A RuntimeError: the dataset is a script, which datasets 4 and later do not run.
+    except (datasets.exceptions.DatasetsError, ConnectionError, FileNotFoundError, RuntimeError, ValueError) as error:
+        hint = f"; of a script, --dataset_revision {CONVERTED} may have the data" * isinstance(error, RuntimeError)
+        raise ValueError(
+            f"no split {split!r} of dataset {str(folder)!r} ({error}): expected a folder with {split}/metadata.csv, "
+            f"one with {split}.tsv and clips/, or what datasets.load_dataset reads, here or on the Hub; check "
+            f"--dataset, --dataset_config, --train_split and --eval_split{hint}"
+        ) from error
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def _read_table(table: Path, script: ScriptArguments, language: str, limit: int | None) -> datasets.Dataset:
+    """The rows of a language in `train/metadata.csv`, or in Common Voice's `train.tsv`, with their recordings."""
+    if table.suffix == ".csv":
+        column, folder, dialect = "file_name", table.parent, {}
+    else:
+        column, folder, dialect = "path", table.parent / "clips", {"sep": "\t", "quoting": csv.QUOTE_NONE}
+    # Text stays text: a transcript may well be "null" or "12".
+    rows = pd.read_csv(table, dtype=str, keep_default_na=False, **dialect).fillna("")
+    if column not in rows or rows.empty:
+        raise ValueError(f"{table} has {len(rows)} rows of {', '.join(rows)}; expected some, with a column {column!r}")
+    if "language" in rows:
+        names = sorted(rows["language"].unique())
+        try:
+            codes = {name: language_code(name) for name in names}
+        except ValueError as error:
+            raise ValueError(f"{table}, column 'language': {error}") from error
+        rows = rows[rows["language"].map(codes) == language]
+        if rows.empty:
+            raise ValueError(f"{table} has no row of language {language!r}; it has {names}")
+    rows = rows[:limit].copy()
+    files = [folder / name for name in rows[column]]
+    rows[script.audio_column] = [str(file) for file in files]
+    # Features are kept by datasets until a row changes: a recording that was replaced must change its row.
+    rows["modified"] = [str(file.stat().st_mtime_ns) if file.is_file() else "" for file in files]
+    # A generator's rows are on the disk, and so are the features made of them; from_pandas has both in memory.
+    return datasets.Dataset.from_generator(
+        _each_row,
+        features=datasets.Features({name: datasets.Value("string") for name in rows}),
+        gen_kwargs={"rows": rows.to_dict("records")},
+    )
+
+
+def _each_row(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
+    yield from rows
 
 
 def _dataset_configs(script: ScriptArguments, spellings: dict[str, str]) -> list[str | None]:
@@ -323,6 +407,25 @@ def _dataset_configs(script: ScriptArguments, spellings: dict[str, str]) -> list
     ]
 
 
+def _check_lora(lora: LoraArguments, script: ScriptArguments, method: MethodArguments) -> LoraArguments | None:
+    """The arguments of LoRA where that is what is trained, or `None`."""
+    if lora.lora_rank is None:
+        return None
+    if lora.lora_rank < 1:
+        raise ValueError(f"--lora_rank is {lora.lora_rank}, expected at least 1; leave it out for an expert")
+    if not 0 <= lora.lora_dropout < 1:
+        raise ValueError(f"--lora_dropout is {lora.lora_dropout}, expected a probability in [0, 1)")
+    of_expert = [item.name for item in fields(method) if getattr(method, item.name) != item.default]
+    of_expert = ["teacher"] * (script.teacher is not None) + of_expert
+    idle = [f"--{name}" for name in of_expert if name != "exclude_modules"]
+    if idle:
+        raise ValueError(
+            f"--lora_rank trains LoRA instead of an expert, so {', '.join(idle)} would do nothing: leave out the one "
+            "or the other"
+        )
+    return lora
+
+
 def _check_resume(value: str | None) -> None:
     if value not in (None, "true", "True"):
         raise ValueError(
@@ -332,7 +435,10 @@ def _check_resume(value: str | None) -> None:
 
 
 def _settings(
-    script: ScriptArguments, method: MethodArguments, training: DistillationTrainingArguments
+    script: ScriptArguments,
+    method: MethodArguments,
+    lora: LoraArguments | None,
+    training: DistillationTrainingArguments,
 ) -> dict[str, Any]:
     """What decides about the results: what differs from the defaults, apart from the languages and places."""
     beside = {"output_dir", "overwrite", "languages", "dataset_config"}
@@ -344,7 +450,8 @@ def _settings(
         if item.init and item.name not in beside and getattr(training, item.name) != getattr(plain, item.name)
     }
     chosen = {key: value for key, value in asdict(script).items() if key not in beside}
-    return json.loads(json.dumps({**chosen, **asdict(method), **differing}, default=str, sort_keys=True))
+    chosen |= asdict(method) if lora is None else {"exclude_modules": method.exclude_modules, **asdict(lora)}
+    return json.loads(json.dumps({**chosen, **differing}, default=str, sort_keys=True))
 
 
 def _open_results(output_dir: Path, settings: dict[str, Any], script: ScriptArguments) -> dict[str, Any]:
@@ -371,17 +478,17 @@ def _open_results(output_dir: Path, settings: dict[str, Any], script: ScriptArgu
         there, languages = results["settings"], results["languages"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was not written by this script ({error}): choose another --output_dir") from error
-    if there == settings:
-        if script.overwrite:
-            results["languages"] = {key: row for key, row in languages.items() if key not in script.languages}
-        return results
-    if script.overwrite:
-        return {"settings": settings, "languages": {}}
     differences = ", ".join(
         f"{key} {there.get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted({**there, **settings})
         if there.get(key) != settings.get(key)
     )
+    if not differences:
+        if script.overwrite:
+            results["languages"] = {key: row for key, row in languages.items() if key not in script.languages}
+        return results
+    if script.overwrite:
+        return {"settings": settings, "languages": {}}
     raise ValueError(
         f"{output_dir} holds results of other settings ({differences}): choose another --output_dir, or give "
         "--overwrite to replace them"
@@ -408,11 +515,14 @@ def format_table(results: dict[str, Any], languages: list[str]) -> str:
             "base_full_context": "base, 30 s context",
             "base": f"base, {context} s context" if context else "base",
             "expert": f"with expert, {context} s context" if context else "with expert",
+            "lora": f"with LoRA, {context} s context" if context else "with LoRA",
         }
         for key, name in names.items():
             if key in row:
                 rates = row[key]
-                extra = [parameters, f"{row['gate_mean']:.2f}"] if key == "expert" else ["", ""]
+                extra = ["", ""]
+                if key in ("expert", "lora"):
+                    extra = [parameters, f"{row['gate_mean']:.2f}" if "gate_mean" in row else ""]
                 rates_in_percent = [f"{100 * rates['wer']:.1f}", f"{100 * rates['cer']:.1f}"]
                 rows.append([language, str(rates["utterances"]), name, *rates_in_percent, *extra])
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]

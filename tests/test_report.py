@@ -1,0 +1,296 @@
+"""The report of the comparison, on made-up results."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import estimates  # noqa: E402
+import grid  # noqa: E402
+import report  # noqa: E402
+
+DEFAULTS = {
+    "seed": 0,
+    "teacher": None,
+    "rank": None,
+    "train_size": 400,
+    "epochs": 3,
+    "audio_seconds": 3.0,
+    "kd_loss": "js",
+    "kd_weight": 2.0,
+    "gate_budget": 0.5,
+    "skip_gate_prob": 0.2,
+    "decoder_layers": None,
+    "student": "whisper-base",
+}
+LEARNING_RATES = {"full": 5e-5, "lora": 1e-3, "clsr": 5e-4, "zero-shot": None, "low-rank": 2e-3}
+
+
+def rates(errors, words=4):
+    """An evaluation: errors of each utterance, all substitutions; one character error a word error."""
+    rows = [[count, 0, 0, words, count, 5 * words] for count in errors]
+    total = words * len(errors)
+    return {"wer": sum(errors) / total, "cer": sum(errors) / (5 * total), "utterances": rows}
+
+
+def made_up(method, language="ro", errors=(1, 0, 2, 1), gates=None, **settings):
+    """A results.json as `compare.py` writes it, with the same errors in and out of domain and in validation."""
+    if method in ("lora", "low-rank"):
+        settings = {"rank": 64} | settings
+    settings = DEFAULTS | {"learning_rate": LEARNING_RATES[method]} | settings
+    result = {
+        "settings": {"method": method, "language": language} | settings,
+        "machine": {"device": "test"},
+        "evaluations": {split: rates(errors) for split in ("validation", "test", "out_of_domain")},
+        "gates": {},
+    }
+    if method in ("clsr", "low-rank"):
+        shares = {f"model.{side}.layers.{layer}.fc1": 0.25 for side in ("encoder", "decoder") for layer in range(2)}
+        result["gates"] = {"test": shares, "out_of_domain": shares}
+    if method != "zero-shot":
+        result |= {"trained_parameters": 1000, "train_seconds": 7.0, "train_steps": 3}
+        result["train_utterances"] = settings["train_size"]
+    result["name"] = "_".join(f"{key}={value}" for key, value in result["settings"].items())
+    return result
+
+
+def write(folder, results):
+    for result in results:
+        path = folder / result["name"] / "results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({key: value for key, value in result.items() if key != "name"}))
+    return folder
+
+
+def whole_grid():
+    """Every method in two languages and two seeds, and a change of each setting that has a figure."""
+    results = [made_up("zero-shot", language, (4, 6, 5, 4)) for language in ("ro", "ca")]
+    for seed in (0, 1):
+        for language in ("ro", "ca"):
+            results += [
+                made_up("full", language, (1, 1, 2, 1), seed=seed),
+                made_up("lora", language, (1, 0, 2, seed), seed=seed),
+                made_up("clsr", language, (1, 1, 1, 1), seed=seed),
+                made_up("clsr", language, (0, 1, 1, 0), seed=seed, teacher="finetuned"),
+            ]
+    taught = {"method": "clsr", "teacher": "finetuned"}
+    results += [
+        made_up(**taught, errors=errors, **change)
+        for errors, change in (
+            ((3, 2, 1, 2), {"train_size": 100}),
+            ((2, 2, 1, 2), {"train_size": 200}),
+            ((2, 1, 1, 1), {"gate_budget": 0.25}),
+            ((0, 1, 0, 0), {"skip_gate_prob": 0.0}),
+            ((0, 2, 1, 0), {"kd_loss": "kl"}),
+            ((0, 2, 2, 2), {"kd_loss": "kl", "skip_gate_prob": 0.0}),
+        )
+    ]
+    return [*results, made_up("lora", errors=(2, 2, 2, 2), rank=32)]
+
+
+# --------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def test_wer_is_pooled_over_utterances_not_averaged():
+    result = made_up("lora")
+    result["evaluations"]["test"] = {"utterances": [[1, 0, 0, 1, 1, 5], [0, 1, 1, 9, 2, 45]]}
+    assert estimates.rate([result], "test")[0] == 3 / 10  # the mean of the utterances' rates is 0.61
+    assert estimates.rate([result], "test", "cer")[0] == 3 / 50
+    assert estimates.rate([result], "test", "insertions")[0] == 1 / 10
+
+
+def test_wer_of_several_seeds_is_their_mean():
+    one, other = made_up("lora", errors=(0, 0, 1, 1)), made_up("lora", errors=(4, 2, 0, 0), seed=1)
+    assert estimates.rate([one, other], "test")[0] == (2 / 16 + 6 / 16) / 2
+
+
+def test_interval_is_as_wide_as_the_binomial_distribution_says():
+    utterances, error_rate = 400, 0.3
+    errors = np.arange(utterances) < error_rate * utterances
+    result = made_up("lora")
+    result["evaluations"]["test"] = rates(errors.astype(int).tolist(), words=1)
+    estimate = estimates.interval(estimates.rate([result], "test"))
+    half = 1.96 * (error_rate * (1 - error_rate) / utterances) ** 0.5  # 0.045
+    assert estimate["value"] == error_rate
+    assert estimate["low"] == pytest.approx(error_rate - half, abs=0.005)
+    assert estimate["high"] == pytest.approx(error_rate + half, abs=0.005)
+
+
+def test_interval_of_utterances_that_are_all_alike_has_no_width():
+    assert estimates.interval(estimates.rate([made_up("lora", errors=(1, 1, 1))], "test")) == {
+        "value": 0.25,
+        "low": 0.25,
+        "high": 0.25,
+    }
+
+
+def test_difference_is_paired_by_utterance_and_negative_where_the_method_is_better():
+    hard_and_easy = np.array([4, 0, 3, 0, 4, 1, 0, 4] * 10)
+    lora = made_up("lora", errors=(hard_and_easy + 1).tolist())
+    clsr = made_up("clsr", errors=hard_and_easy.tolist())
+    # One error less in each utterance of four words: whatever the sample, a quarter.
+    assert estimates.interval(estimates.difference([clsr], [lora], "test")) == pytest.approx(
+        {"value": -0.25, "low": -0.25, "high": -0.25}
+    )
+    width = estimates.interval(estimates.rate([clsr], "test"))
+    assert width["high"] - width["low"] > 0.15  # the error rate itself is far less certain
+    assert estimates.interval(estimates.difference([lora], [clsr], "test"))["value"] == pytest.approx(0.25)
+
+
+def test_languages_are_resampled_independently():
+    ro, ca = (estimates.resamples(language, "test", 50) for language in ("ro", "ca"))
+    assert (ro[0] == 1).all() and (ro.sum(axis=1) == 50).all()
+    assert not np.array_equal(ro[1:], ca[1:])
+
+
+def test_runs_on_other_utterances_are_not_compared():
+    with pytest.raises(ValueError, match="not evaluated on the same utterances of 'test' \\(4 and 3 of them\\)"):
+        estimates.difference([made_up("clsr")], [made_up("lora", errors=(1, 0, 2))], "test")
+
+
+# ------------------------------------------------------------------------------------------------------- the grouping
+
+
+def test_chosen_is_the_candidate_of_the_lowest_validation_wer():
+    results = [
+        made_up("lora", errors=(2, 2, 2, 2), learning_rate=5e-4),
+        made_up("lora", errors=(1, 1, 0, 1), learning_rate=2e-3, rank=32),
+        made_up("lora", errors=(1, 1, 1, 1), learning_rate=1e-3),
+        made_up("lora", errors=(0, 0, 0, 0), learning_rate=1e-3, seed=1),  # tuning is of seed 0,
+        made_up("lora", "ca", errors=(0, 0, 0, 0), learning_rate=1e-3),  # in Romanian,
+        made_up("lora", errors=(0, 0, 0, 0), learning_rate=1e-3, rank=8),  # among the candidates,
+        made_up("lora", errors=(0, 0, 0, 0), learning_rate=5e-4, train_size=100),  # with the main settings,
+        made_up("clsr", errors=(0, 0, 0, 0), learning_rate=1e-3),  # of the method
+    ]
+    results[2]["evaluations"]["test"] = rates((0, 0, 0, 0))  # and by validation
+    assert report.chosen(results, "lora") == (2e-3, 32)
+    assert report.chosen(results, "clsr") == (1e-3, None)
+    assert report.chosen(results, "clsr", "finetuned") is None
+
+
+def test_main_grid_has_each_method_with_its_own_tuning_and_the_main_settings_only():
+    results = whole_grid()
+    main = grid.main_grid(results)
+    assert len(main) == 2 + 4 * 4
+    assert {run["settings"]["train_size"] for run in main} == {400}
+    assert {run["settings"]["rank"] for run in main if run["settings"]["method"] == "lora"} == {64}
+    cells = grid.by_cell(main)
+    assert [run["settings"]["seed"] for run in cells["CLSR + KD", "ca"]] == [0, 1]
+
+
+def test_settings_that_a_method_does_not_use_do_not_part_its_runs():
+    results = [made_up("lora", gate_budget=0.9), made_up("lora", "ca"), made_up("clsr", kd_weight=9.0)]
+    assert len(grid.main_grid(results)) == 3
+
+
+def test_labels_tell_teachers_contexts_and_students_apart():
+    results = [
+        made_up("zero-shot", audio_seconds=30.0),
+        made_up("low-rank", teacher="finetuned"),
+        made_up("low-rank", teacher="base"),
+        made_up("clsr", decoder_layers=3),
+    ]
+    assert grid.in_order(results) == [
+        "whisper-base, zero-shot (30 s)",
+        "CLSR",
+        "low-rank CLSR + KD",
+        "low-rank CLSR + KD (base teacher)",
+    ]
+    assert list(grid.of_students(results)) == ["whisper-base", "whisper-base with 3 decoder layers"]
+
+
+def test_same_run_twice_is_refused():
+    with pytest.raises(ValueError, match="are the same run \\(LoRA, ro, seed 0\\): remove one"):
+        grid.by_cell([made_up("lora"), made_up("lora", gate_budget=0.9)])
+
+
+def test_rates_that_are_not_those_of_the_utterances_are_refused(tmp_path):
+    result = made_up("lora")
+    result["evaluations"]["test"]["wer"] = 0.2
+    with pytest.raises(ValueError, match="the wer of 'test' is 0.2, but its utterances give 0.250000"):
+        grid.load(write(tmp_path, [result]))
+
+
+def test_run_of_all_languages_counts_in_each(tmp_path):
+    result = made_up("full", "all")
+    result["evaluations"] = {"ro test": rates((1, 1)), "ca test": rates((2, 2))}
+    results = grid.load(write(tmp_path, [result, made_up("full", errors=(2, 0))]))
+    rows = estimates.rates_by_cell(grid.main_grid(results), "test")
+    together = rows["full fine-tuning of all languages together"]
+    assert (together["ro"]["value"], together["ca"]["value"], together["mean"]["value"]) == (0.25, 0.5, 0.375)
+    assert rows["full fine-tuning"]["ro"]["value"] == 0.25
+
+
+# -------------------------------------------------------------------------------------------------- numbers and files
+
+
+def test_sweep_compares_the_same_languages_and_seeds():
+    points = estimates.sweep(whole_grid(), "train_size")["test"]["CLSR + KD"]
+    assert [point["setting"] for point in points] == [100, 200, 400]
+    assert [point["wer"]["value"] for point in points] == [8 / 16, 7 / 16, 2 / 16]
+    assert all((point["languages"], point["seeds"]) == (["ro"], [0]) for point in points)
+
+
+def test_changes_of_several_settings_are_compared_with_the_main_run():
+    (both,) = [entry for entry in estimates.variations(whole_grid()) if len(entry["changed"]) == 2]
+    assert both["changed"] == {"kd_loss": "kl", "skip_gate_prob": 0.0}
+    assert both["test"]["to_main"]["value"] == 6 / 16 - 2 / 16
+    assert both["test"]["share"] == 0.25
+
+
+def test_mean_over_languages_stands_only_where_all_are_there():
+    results = [
+        run for run in whole_grid() if run["settings"]["language"] == "ro" or run["settings"]["method"] != "lora"
+    ]
+    rows = estimates.rates_by_cell(grid.main_grid(results), "test")
+    assert "mean" in rows["CLSR"] and set(rows["LoRA"]) == {"ro"}
+    assert rows["LoRA"]["ro"]["spread"] == [3 / 16, 4 / 16]
+
+
+def test_report_of_a_grid_has_all_tables_and_figures_and_the_same_bytes_again(tmp_path, capsys):
+    results = write(tmp_path / "results", whole_grid())
+    for output in ("one", "other"):
+        estimates.resamples.cache_clear()
+        report.main(["--results_dir", str(results), "--output_dir", str(tmp_path / output)])
+    assert "not drawn" not in capsys.readouterr().out
+    one, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / output).iterdir()} for output in ("one", "other")
+    )
+    assert one == other
+    figures = {name for name in one if name.endswith(".png")}
+    assert figures == set(json.loads(one["numbers.json"]))
+    assert {"wer.png", "size.png", "parameters.png", "budget.png", "ablations.png"} <= figures
+    assert {"gates-clsr-kd.png", "gates-by-size-clsr-kd.png"} <= figures
+    tables = one["tables.md"].decode()
+    assert "Runs: 25, of which\n\n- 25 on device test\n" in tables
+    assert "| CLSR + KD | 12.5 [0.0, 25.0] | 12.5 [0.0, 25.0] | 12.5 [" in tables
+    assert "| CLSR + KD | -9.4 [" in tables  # to LoRA: 12.5 less 21.9
+    assert "| LoRA | 18.8 to 25.0 | 18.8 to 25.0 |" in tables
+
+
+def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
+    kept = [run for run in whole_grid() if run["settings"]["method"] != "clsr" or run["settings"]["train_size"] == 200]
+    kept = [run for run in kept if (run["settings"]["method"], *grid.place(run)) != ("lora", "ca", 1)]
+    write(tmp_path / "results", kept)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.png").write_bytes(b"")
+    (tmp_path / "out" / "mine.png").write_bytes(b"")
+    (tmp_path / "out" / "numbers.json").write_text('{"old.png": {}}')
+    report.main(["--results_dir", str(tmp_path / "results"), "--output_dir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "not drawn: budget.png, its runs are missing" in printed
+    assert "not drawn: size.png, its runs are missing" in printed
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"wer.png", "parameters.png", "mine.png"}
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert "| LoRA | 3 | 0.001, rank 64 | - | ca 1 |" in tables
+
+
+def test_nothing_to_report_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--results_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    assert "run benchmarks/compare.py first" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
