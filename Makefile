@@ -26,13 +26,14 @@ PYTEST_ARGS ?= -q -n 2
 test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
-.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke bench-train bench-infer clean
+.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke bench-train bench-infer compare compare-smoke clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
 	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning"
 	@echo "make bench-infer time of inference, against the base, LoRA and both paths"
+	@echo "make compare     the paper's comparison of methods on real speech: a night on 2 cores"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest"
 	@echo "                 the same with the oldest and the newest transformers and PEFT, in environments of their own"
@@ -84,6 +85,23 @@ BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
 
 bench-infer: fetch
 	$(BIN)/python benchmarks/infer.py --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
+
+# The paper's comparison: docs/results.md. What is done already is not done again. COMPARE_ARGS="--groups tuning main --seeds 0"
+# runs a part of it.
+COMPARE_ARGS ?= --jobs 2
+
+compare: venv
+	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
+	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
+	$(BIN)/python benchmarks/report.py
+
+# Every method in Romanian, from end to end in a few steps.
+compare-smoke: venv
+	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
+	rm -rf runs/smoke/compare
+	$(BIN)/python benchmarks/compare.py --groups tuning main --languages ro --seeds 0 --jobs 2 --max_steps 2 \
+		--max_utterances 8 --results_dir runs/smoke/compare/results --work_dir runs/smoke/compare
+	$(BIN)/python benchmarks/report.py --results_dir runs/smoke/compare/results --output_dir runs/smoke/compare/report
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache runs/smoke

@@ -29,31 +29,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiment import (
+from experiment import FULL_CONTEXT, Places, Run, execute, measure_untouched
+from grid import (
     ALL_LANGUAGES,
     BASE,
+    CANDIDATES,
     CLSR,
     FINETUNED,
     FULL,
-    FULL_CONTEXT,
     LORA,
     LOW_RANK,
+    TUNING_LANGUAGE,
     ZERO_SHOT,
-    Places,
-    Run,
-    execute,
-    measure_untouched,
 )
 from speech import LANGUAGES
 
-TUNING_LANGUAGE = "ro"
-# What tuning tries: learning rate and rank.
-CANDIDATES = {
-    FULL: [(2e-5, None), (5e-5, None), (1e-4, None)],
-    LORA: [(5e-4, 64), (1e-3, 64), (2e-3, 64), (1e-3, 32), (2e-3, 32)],
-    CLSR: [(2e-4, None), (5e-4, None), (1e-3, None)],
-    LOW_RANK: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
-}
 # What the other groups change of the low-rank experts with a teacher.
 CHANGES = {
     "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.75}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
@@ -84,7 +74,7 @@ class Grid:
         return [(FULL, None), (LORA, None), (CLSR, None), (CLSR, self.teacher), (LOW_RANK, self.teacher)]
 
     def teacher_run(self) -> Run:
-        return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, **self.settings)
+        return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, epochs=6, **self.settings)
 
     def tuning(self, method: str, teacher: str | None) -> list[Run]:
         return [
@@ -189,6 +179,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.data_dir.is_dir():
         parser.error(f"--data_dir {arguments.data_dir} does not exist: python benchmarks/speech.py makes it")
+    is_try = arguments.max_steps != -1 or arguments.max_utterances is not None
+    for name in ("results_dir", "work_dir"):
+        if is_try and getattr(arguments, name) == parser.get_default(name):
+            parser.error(f"--max_steps and --max_utterances are for a try: give it a --{name} of its own")
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     places = Places(
         arguments.student,

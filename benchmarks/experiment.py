@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import jiwer
 import torch
+from grid import ALL_LANGUAGES, BASE, FINETUNED, LORA, ROUTED, ZERO_SHOT
 from measure import machine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -40,10 +41,6 @@ from peft_clsr.context import set_audio_context
 from peft_clsr.evaluation import gate_means, transcribe
 from peft_clsr.trainer.data import prepare_dataset
 
-ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
-ROUTED = (CLSR, LOW_RANK)
-FINETUNED, BASE = "finetuned", "base"  # teachers: the student's base trained on all languages; as it is, at 30 s
-ALL_LANGUAGES = "all"  # of the run that trains the teacher
 FULL_CONTEXT = 30.0  # seconds
 MAX_NEW_TOKENS = 64  # bounds the time lost on a model that repeats itself
 EVAL_BATCH = 25
@@ -79,7 +76,7 @@ class Run:
         """Of its folder: language, method, teacher and seed, and what differs from the defaults."""
         parts = [self.language, self.method, f"seed{self.seed}"]
         if self.teacher is not None:
-            parts.insert(2, f"kd-{Path(self.teacher).name}")
+            parts.insert(2, f"kd-{self.teacher.replace('/', '--')}")  # as the Hub's cache calls it
         for item in fields(self)[4:]:
             value = getattr(self, item.name)
             if value != item.default:
@@ -349,9 +346,15 @@ def measure_untouched(run: Run, places: Places) -> str:
     """
     Measure what the run's training was not about, at 30 s: other languages, and translation to English. Adds it to the
     run's results.
+
+    Raises:
+        ValueError: the run has no results yet, or its weights are of another model.
     """
     import sacrebleu
 
+    results = places.read(run)
+    if results is None:
+        raise ValueError(f"{places.results(run)} is missing: run the group 'main' first")
     begin(places, run.seed)
     processor = WhisperProcessor.from_pretrained(places.student)
     model = build_model(run, places, FULL_CONTEXT)
@@ -378,5 +381,5 @@ def measure_untouched(run: Run, places: Places) -> str:
                 "chrF": sacrebleu.corpus_chrf(heard, [dataset["translation"]]).score,
                 "bleu": sacrebleu.corpus_bleu(heard, [dataset["translation"]], lowercase=True).score,
             }
-    places.write(run, places.read(run) | {"untouched": row})
+    places.write(run, results | {"untouched": row})
     return f"{run.name}: untouched measured"

@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import CANDIDATES
 
 Result = dict[str, Any]  # a results.json, and its folder's name as "name"
 
-TUNING_LANGUAGE, TUNING_SEED = "ro", 0
+ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
+ROUTED = (CLSR, LOW_RANK)
 METHODS = {
-    "zero-shot": "zero-shot",
-    "full": "full fine-tuning",
-    "lora": "LoRA",
-    "clsr": "CLSR",
-    "low-rank": "low-rank CLSR",
+    ZERO_SHOT: "zero-shot",
+    FULL: "full fine-tuning",
+    LORA: "LoRA",
+    CLSR: "CLSR",
+    LOW_RANK: "low-rank CLSR",
+}
+FINETUNED, BASE = "finetuned", "base"  # teachers: the student's base trained on all languages; as it is, at 30 s
+ALL_LANGUAGES = "all"  # of the run that trains the teacher
+TUNING_LANGUAGE, TUNING_SEED = "ro", 0
+# What tuning tries: learning rate and rank.
+CANDIDATES = {
+    FULL: [(2e-5, None), (5e-5, None), (1e-4, None)],
+    LORA: [(5e-4, 64), (1e-3, 64), (2e-3, 64), (1e-3, 32), (2e-3, 32)],
+    CLSR: [(2e-4, None), (5e-4, None), (1e-3, None)],
+    LOW_RANK: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
 }
 SPLITS = {"test": "in domain", "out_of_domain": "out of domain"}
 # What the rows and columns of a grid are; a grid's runs are alike in every other setting that matters to their method.
@@ -76,7 +86,7 @@ def check_rates(result: Result, split: str) -> None:
 
 def by_language(result: Result) -> list[Result]:
     """A run as it is; that of all languages together (its evaluations are "ro test", "bg test", ...) as one each."""
-    if result["settings"]["language"] != "all":
+    if result["settings"]["language"] != ALL_LANGUAGES:
         return [result]
     languages: dict[str, dict[str, Any]] = {}
     for key, rates in result["evaluations"].items():
@@ -110,11 +120,11 @@ def method_of(result: Result) -> tuple[str, str | None]:
 def label(result: Result) -> str:
     """How tables and figures call a run's method."""
     method, teacher = method_of(result)
-    if method == "zero-shot":
+    if method == ZERO_SHOT:
         return f"{student_name(result['settings'])}, zero-shot ({result['settings']['audio_seconds']:g} s)"
     name = METHODS[method] + (" of all languages together" if "together" in result else "")
     if teacher:
-        name += " + KD" + ("" if teacher == "finetuned" else f" ({Path(teacher).name} teacher)")
+        name += " + KD" + ("" if teacher == FINETUNED else f" ({Path(teacher).name} teacher)")
     return name
 
 
@@ -124,7 +134,7 @@ def in_order(results: Sequence[Result]) -> list[str]:
     def rank(result: Result) -> tuple:
         method, teacher = method_of(result)
         seconds = result["settings"]["audio_seconds"]
-        others = teacher not in (None, "finetuned"), teacher or "", -seconds
+        others = teacher not in (None, FINETUNED), teacher or "", -seconds
         return list(METHODS).index(method), "together" in result, *others
 
     return list(dict.fromkeys(label(result) for result in sorted(results, key=rank)))
@@ -136,10 +146,10 @@ def in_order(results: Sequence[Result]) -> list[str]:
 def settings_that_matter(result: Result) -> dict[str, Any]:
     """Settings besides the axes that change what the run's method does."""
     method, teacher = method_of(result)
-    if method == "zero-shot":  # nothing is trained, and its context is in its label
+    if method == ZERO_SHOT:  # nothing is trained, and its context is in its label
         return {}
     ignored = set(AXES)
-    if method not in ("clsr", "low-rank"):
+    if method not in ROUTED:
         ignored.update(GATE_SETTINGS)
     if not teacher:
         ignored.update(TEACHER_SETTINGS)
@@ -148,7 +158,7 @@ def settings_that_matter(result: Result) -> dict[str, Any]:
 
 def is_trained_on_one(result: Result) -> bool:
     """Neither a zero-shot run, nor that of all languages together."""
-    return result["settings"]["method"] != "zero-shot" and "together" not in result
+    return result["settings"]["method"] != ZERO_SHOT and "together" not in result
 
 
 def main_settings(results: Sequence[Result], method: str, teacher: str | None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def read_messages(packages: Path, language: str) -> dict[str, str]:
     """
     Read the translated messages that can be spoken: SHA-256 of the text to the text.
 
-    These are plain sentences of a few words in the language's own script: no placeholders, options, or names.
+    These are plain sentences of a few words: no placeholders, digits, brackets, or Latin words in another script.
     """
     letter = "[^\\W\\d_A-Za-z]" if language in ("bg", "el", "be") else "[^\\W\\d_]"
     plain = re.compile(rf"{letter}+(?:[ ,’'-]+{letter}+)*[.!?]?")
@@ -101,10 +101,12 @@ def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str,
     number = 0
     with scratch_folder(packages / "spoken") as scratch:
         for digest, text in read_messages(packages, language).items():
+            if number == OUT_OF_DOMAIN_UTTERANCES:
+                break
             voice = f"{language}{VOICES[number % len(VOICES)]}"
             spoken = scratch / f"{number}.wav"
             synthesize(text, voice, spoken)
-            if number < OUT_OF_DOMAIN_UTTERANCES and soundfile.info(spoken).duration <= AUDIO_SECONDS:
+            if soundfile.info(spoken).duration <= AUDIO_SECONDS:
                 name = f"{number:03}_{voice}.wav"
                 rows.append({"split": OUT_OF_DOMAIN, "name": name, "sha256": digest})
                 number += 1

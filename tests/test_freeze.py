@@ -512,6 +512,7 @@ def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypa
     """Runs `examples/export_ctranslate2.py` on an adapter of these gates; returns its exit status and its output."""
     pytest.importorskip("faster_whisper")
     soundfile = pytest.importorskip("soundfile")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
     script = importlib.import_module("export_ctranslate2")
     base = tiny_whisper(init_std=0.5, max_source_positions=150)

@@ -1,0 +1,85 @@
+"""What the gates of a trained run do: how sure they are, and what its weights are worth without them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from experiment import EVAL_BATCH, MAX_NEW_TOKENS, Places, Run, begin, build_model, count_errors, load_split
+from safetensors.torch import load_file
+from speech import OUT_OF_DOMAIN
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import WhisperProcessor
+
+from peft_clsr import DataCollatorSpeechSeq2SeqWithPadding
+from peft_clsr.context import set_audio_context
+from peft_clsr.evaluation import evaluation_mode, transcribe
+
+
+def measure_gates(run: Run, places: Places) -> str:
+    """
+    Measure the gates of a routed run on the splits test and out_of_domain, and add to its results:
+    - "gate_logits": by module, mean and standard deviation over the tokens of the test split;
+    - "without_gates": the errors by split where all tokens take the expert, and where chance gives it half of them.
+    """
+    results = places.read(run)
+    if results is None:
+        raise ValueError(f"{places.results(run)} is missing: run the group 'main' first")
+    begin(places, run.seed)
+    processor = WhisperProcessor.from_pretrained(places.student)
+    set_audio_context(None, processor, run.audio_seconds)
+    model = build_model(run, places, run.audio_seconds)
+    model.load_state_dict(load_file(places.weights(run)), strict=False)
+    gates = {name: module for name, module in model.named_modules() if name.endswith(f"clsr_gate_out.{run.language}")}
+    datasets = {split: load_split(places, run.language, split, processor) for split in ("test", OUT_OF_DOMAIN)}
+    logits = gate_logits(model, gates, datasets["test"], DataCollatorSpeechSeq2SeqWithPadding(processor))
+
+    without_gates: dict[str, dict[str, Any]] = {}
+    for name, replacement in (("all to the expert", torch.zeros_like), ("half at random", torch.randn_like)):
+        hooks = [
+            gate.register_forward_hook(lambda module, args, output, replacement=replacement: replacement(output))
+            for gate in gates.values()
+        ]
+        without_gates[name] = {}
+        for split, dataset in datasets.items():
+            heard = transcribe(
+                model, processor, dataset, run.language, batch_size=EVAL_BATCH, max_new_tokens=MAX_NEW_TOKENS
+            )
+            without_gates[name][split] = count_errors(heard, dataset["text"])
+        for hook in hooks:
+            hook.remove()
+    places.write(run, results | {"gate_logits": logits, "without_gates": without_gates})
+    rates = ", ".join(f"{name} {rates['test']['wer']:.1%}" for name, rates in without_gates.items())
+    return f"{run.name}: WER test {results['evaluations']['test']['wer']:.1%}, {rates}"
+
+
+@torch.inference_mode()
+def gate_logits(model: nn.Module, gates: dict[str, nn.Module], dataset: Any, collator: Any) -> dict[str, Any]:
+    """Mean and standard deviation of each gate's logits over a dataset, teacher-forced, padding left out."""
+    heard: dict[str, list[torch.Tensor]] = defaultdict(list)
+    masks: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        heard[name].append(output.squeeze(-1)[masks["decoder" if "decoder" in name else "encoder"]])
+
+    hooks = [
+        gate.register_forward_hook(lambda module, args, output, name=name: keep(name, output))
+        for name, gate in gates.items()
+    ]
+    with evaluation_mode(model):
+        for batch in DataLoader(dataset, batch_size=EVAL_BATCH, collate_fn=collator):
+            masks["decoder"] = batch["labels"] != -100
+            masks["encoder"] = batch["attention_mask"][:, ::2].bool()  # the second convolution has stride 2
+            model(input_features=batch["input_features"], labels=batch["labels"])
+    for hook in hooks:
+        hook.remove()
+    tokens = {name: torch.cat(parts) for name, parts in heard.items()}
+    return {
+        name.removeprefix("base_model.model.").rpartition(".clsr_gate_out")[0]: {
+            "mean": round(logits.mean().item(), 4),
+            "std": round(logits.std().item(), 4),
+        }
+        for name, logits in tokens.items()
+    }

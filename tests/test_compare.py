@@ -1,0 +1,543 @@
+"""The comparison: which runs there are, and what each trains and measures, on a tiny random Whisper and noise."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SPECIAL_TOKENS, build_tokenizer
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import compare  # noqa: E402
+import experiment  # noqa: E402
+import grid  # noqa: E402
+from experiment import Places, Run, execute, measure_untouched  # noqa: E402
+
+from peft_clsr.context import set_audio_context  # noqa: E402
+from peft_clsr.evaluation import error_rates  # noqa: E402
+from peft_clsr.trainer.collator import DataCollatorSpeechSeq2SeqWithPadding  # noqa: E402
+
+TEXTS = {"ro": "o floare", "bg": "котка", "el": "γάτα", "be": "кот", "ca": "un gat", "en": "a cat", "es": "un gato"}
+SPLIT_SIZES = {"train": 4, "validation": 2, "test": 3, "out_of_domain": 2}
+FULL_SECONDS, SHORT_SECONDS = 2.0, 1.0  # of context in these tests; in place of 30 s and 3 s
+HIGH = {"learning_rate": 1e-2, "max_steps": 50}  # a loss is logged every 25 steps
+
+
+# ------------------------------------------------------------------------------------------------------- the grid
+
+
+@pytest.fixture
+def somewhere(tmp_path):
+    """Places where nothing is."""
+    return Places("student", tmp_path / "data", tmp_path / "results", tmp_path / "work", "float32", 1, None)
+
+
+def made_up_results(run):
+    """WER falls with the learning rate, and is the same for all ranks; in the test split it rises."""
+    wer = 1 / (1 + 1000 * (run.learning_rate or 0))
+    evaluations = {"validation": {"wer": wer, "cer": wer}, "test": {"wer": 1 - wer, "cer": 1 - wer}}
+    return {"settings": asdict(run) | {"student": "student"}, "evaluations": evaluations, "gates": {}}
+
+
+@pytest.fixture
+def tuned_grid(somewhere):
+    """A grid of two languages and seeds whose tuning is done."""
+    made = compare.Grid(somewhere, "finetuned", ["ro", "ca"], [0, 1], max_steps=-1)
+    for run in made.runs("tuning"):
+        somewhere.write(run, made_up_results(run))
+    return made
+
+
+def test_a_name_tells_every_setting():
+    run = Run("low-rank", "ro", teacher="finetuned", learning_rate=2e-3, rank=64)
+    assert run.name == "ro_low-rank_kd-finetuned_seed0_learning_rate=0.002_rank=64"
+    assert Run("zero-shot", "ca", audio_seconds=30.0).name == "ca_zero-shot_seed0_audio_seconds=30"
+    others = {
+        "method": "clsr",
+        "language": "ca",
+        "seed": 1,
+        "teacher": "org/whisper-small",
+        "learning_rate": 1e-3,
+        "rank": 32,
+        "epochs": 4,
+        "kd_loss": "kl",
+        "decoder_layers": 3,
+    }
+    names = {run.name, replace(run, teacher=None).name, replace(run, teacher="other/whisper-small").name}
+    for field in fields(Run):
+        value = others.get(field.name, None)
+        if value is None:
+            value = getattr(run, field.name) + 1
+        names.add(replace(run, **{field.name: value}).name)
+    assert len(names) == len(fields(Run)) + 3
+    assert not any("/" in name for name in names)
+
+
+def test_tuning_tries_the_candidates_of_each_method_in_romanian():
+    made = compare.Grid(None, "base", ["ca"], [1, 2], max_steps=7)
+    runs = made.runs("tuning")
+    tried = Counter((run.method, run.teacher) for run in runs)
+    assert tried == {
+        ("full", None): 3,
+        ("lora", None): 5,
+        ("clsr", None): 3,
+        ("clsr", "base"): 3,
+        ("low-rank", "base"): 3,
+    }
+    assert {(run.language, run.seed, run.max_steps) for run in runs} == {("ro", 0, 7)}
+    assert len({run.name for run in runs}) == 17
+
+
+def test_the_tuned_run_is_the_candidate_of_the_lowest_validation_wer_as_in_the_report(tuned_grid):
+    expected = {"full": (1e-4, None), "lora": (2e-3, 64), "clsr": (1e-3, None), "low-rank": (4e-3, 64)}
+    results = grid.load(tuned_grid.places.results_dir)
+    for method, teacher in tuned_grid.methods:
+        run = tuned_grid.tuned(method, teacher)
+        assert (run.learning_rate, run.rank) == expected[method] == grid.chosen(results, method, teacher)
+        assert (run.language, run.seed, run.teacher) == ("ro", 0, teacher)
+
+
+def test_a_missing_tuning_run_is_named(tuned_grid):
+    path = tuned_grid.places.results(Run("lora", "ro", learning_rate=1e-3, rank=32))
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} is missing: run the group 'tuning' first"):
+        tuned_grid.runs("main")
+
+
+def test_main_has_every_method_language_and_seed_as_tuned(tuned_grid):
+    runs = tuned_grid.runs("main")
+    cells = {(run.language, run.seed, run.method, run.teacher) for run in runs if run.method != "zero-shot"}
+    places = [("ro", 0), ("ro", 1), ("ca", 0), ("ca", 1)]
+    assert cells == {(*place, *method) for place in places for method in tuned_grid.methods}
+    assert {run.rank for run in runs if run.method == "lora"} == {64}
+    zero_shot = [(run.language, run.audio_seconds, run.seed) for run in runs if run.method == "zero-shot"]
+    assert zero_shot == [("ro", 30.0, 0), ("ro", 3.0, 0), ("ca", 30.0, 0), ("ca", 3.0, 0)]
+    assert len(runs) == len(set(runs)) == 4 + 5 * 2 * 2
+    assert {tuned_grid.tuned(*method) for method in tuned_grid.methods} <= set(runs)  # not trained anew
+
+
+def test_other_groups_change_one_thing_in_romanian(tuned_grid):
+    best = tuned_grid.tuned("low-rank", "finetuned")
+    for group, changes in compare.CHANGES.items():
+        assert tuned_grid.runs(group) == [
+            replace(best, **change, seed=seed) for seed in (0, 1) for change in changes
+        ], group
+    assert {run.rank for run in tuned_grid.runs("rank")} == {8, 32}
+    assert [run.teacher for run in tuned_grid.runs("kd")[:3]] == [None, "base", "finetuned"]
+
+    size = Counter((run.train_size, run.method, run.teacher) for run in tuned_grid.runs("size"))
+    methods = [("lora", None), ("clsr", "finetuned"), ("low-rank", "finetuned")]
+    assert size == {(size, *method): 2 for size in (100, 200) for method in methods}
+    student = [(run.decoder_layers, run.method, run.teacher) for run in tuned_grid.runs("student") if run.seed == 0]
+    assert student == [
+        (3, "full", None),
+        (3, "lora", None),
+        (3, "low-rank", None),
+        (3, "low-rank", "finetuned"),
+    ]
+    untouched = tuned_grid.untouched()
+    assert len(untouched) == 1 + 5 * 2 and set(untouched) <= set(tuned_grid.runs("main"))
+
+
+def test_a_failed_run_stops_no_other_and_is_named_at_the_end(somewhere, capsys):
+    runs = [Run("full", "ro", seed=seed) for seed in range(3)]
+    done = []
+
+    def task(run, places):
+        assert places is somewhere
+        done.append(run)
+        if run.seed == 1:
+            raise OSError("disk full")
+        return f"seed {run.seed} done"
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="1 runs failed.*: ro_full_seed1$"):
+        compare.run_all(pool, task, [*runs, runs[0]], somewhere)
+    assert done == runs  # each once
+    printed = capsys.readouterr()
+    assert "/3] seed 2 done" in printed.out and "/3] ro_full_seed1: failed" in printed.out
+    assert "OSError: disk full" in printed.err
+
+
+@pytest.fixture
+def call_main(tmp_path, monkeypatch):
+    """Runs compare.py's `main` with the given arguments."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `main` sets it
+    folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["compare.py", *folders, *map(str, arguments)])
+        compare.main()
+
+    return call
+
+
+@pytest.fixture
+def pretended(call_main, monkeypatch, tmp_path):
+    """`call_main`, but nothing is trained; returns the runs that were executed and measured, in this order."""
+    executed, measured = [], []
+
+    def execute(run, places):
+        assert run.teacher != "finetuned" or places.finetuned.exists()
+        executed.append(run)
+        if run.language == "all":
+            places.finetuned.parent.mkdir()
+            places.finetuned.touch()
+        places.write(run, made_up_results(run))
+        return run.name
+
+    def measure_untouched(run, places):
+        measured.append(run)
+        places.write(run, places.read(run) | {"untouched": {}})
+        return run.name
+
+    monkeypatch.setattr(compare, "execute", execute)
+    monkeypatch.setattr(compare, "measure_untouched", measure_untouched)
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    (tmp_path / "data").mkdir()
+
+    def call(*arguments):
+        executed.clear(), measured.clear()
+        call_main(*arguments)
+        return executed, measured
+
+    return call
+
+
+def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended, tmp_path):
+    arguments = ("--languages", "ro", "ca", "--seeds", 0, 1)
+    executed, measured = pretended(*arguments)
+    assert (executed[0].method, executed[0].language) == ("full", "all")
+    # Main without the 5 runs that are tuning's, and the groups budget, gate, kd, rank, size, student.
+    assert len(executed) == len(set(executed)) == 1 + 17 + (24 - 5) + 2 * (4 + 4 + 5 + 2) + 12 + 8
+    assert len(measured) == 11
+    assert pretended(*arguments) == ([], [])
+
+    removed = Run("clsr", "ca", seed=1, teacher="finetuned", learning_rate=1e-3)
+    (tmp_path / "results" / removed.name / "results.json").unlink()
+    assert pretended(*arguments) == ([removed], [])
+
+
+def test_a_teacher_that_is_given_is_not_trained(pretended):
+    executed, measured = pretended("--groups", "tuning", "--teacher", "base")
+    assert len(executed) == 17 and not measured
+    assert {run.teacher for run in executed} == {None, "base"}
+
+
+def test_a_try_does_not_mix_with_results(tmp_path, monkeypatch, capsys):
+    for arguments in (["--max_steps", "2"], ["--max_utterances", "4", "--results_dir", str(tmp_path)]):
+        monkeypatch.setattr(sys, "argv", ["compare.py", f"--data_dir={tmp_path}", *arguments])
+        with pytest.raises(SystemExit):
+            compare.main()
+        assert "for a try: give it a --" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_torch():
+    command = "import sys, report; print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", command], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture
+def seconds():
+    return FULL_SECONDS
+
+
+@pytest.fixture
+def tiny_processor(seconds):
+    """With a token for Spanish."""
+    tokenizer = build_tokenizer((*SPECIAL_TOKENS, "<|es|>"))
+    return WhisperProcessor(WhisperFeatureExtractor(chunk_length=int(seconds)), tokenizer)
+
+
+@pytest.fixture
+def places(tiny_whisper, tiny_processor, seconds, tmp_path, monkeypatch):
+    """A student whose full context is `seconds`, and noise of a second and less as `speech.py` lays it out."""
+    model = tiny_whisper(init_std=0.5, max_source_positions=int(50 * seconds), max_target_positions=80)
+    model.generation_config.lang_to_id["<|es|>"] = tiny_processor.tokenizer.convert_tokens_to_ids("<|es|>")
+    model.save_pretrained(tmp_path / "student")
+    tiny_processor.save_pretrained(tmp_path / "student")
+    generator = np.random.default_rng(0)
+    for language, text in TEXTS.items():
+        for split in SPLIT_SIZES if language not in ("en", "es") else ["test"]:
+            folder = tmp_path / "data" / language / split
+            folder.mkdir(parents=True)
+            with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["file_name", "transcription", "language", "translation"])
+                for i in range(SPLIT_SIZES[split]):
+                    soundfile.write(folder / f"{i}.wav", generator.normal(0, 0.1, 6000 + 3000 * i), 16000)
+                    table.writerow([f"{i}.wav", f"{text} {'abcd'[i]}.", language, f"It is {'abcd'[i]}."])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of processes that are spawned
+    monkeypatch.setattr(experiment, "FULL_CONTEXT", FULL_SECONDS)
+    monkeypatch.setattr(experiment, "MAX_NEW_TOKENS", 12)
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    yield Places(
+        str(tmp_path / "student"), tmp_path / "data", tmp_path / "results", tmp_path / "work", "float32", 1, None
+    )
+    # What `execute` changes of its process.
+    torch.set_num_threads(threads)
+    logging.set_verbosity(verbosity)
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """All transcripts of a test: (language, task, transcripts, references)."""
+    heard, transcribe = [], experiment.transcribe
+
+    def record(model, processor, dataset, language, task="transcribe", **settings):
+        transcripts = transcribe(model, processor, dataset, language, task=task, **settings)
+        heard.append((language, task, transcripts, list(dataset["text"])))
+        return transcripts
+
+    monkeypatch.setattr(experiment, "transcribe", record)
+    return heard
+
+
+def write_teacher(places, tiny_whisper):
+    """What the run on all languages would leave: a Whisper of other weights. Returns them."""
+    other = tiny_whisper(
+        seed=1, init_std=0.5, max_source_positions=int(50 * FULL_SECONDS), max_target_positions=80
+    ).state_dict()
+    weights = {name: tensor.clone() for name, tensor in other.items() if name != "proj_out.weight"}
+    places.finetuned.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, places.finetuned)
+    return weights
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("full", "ro", audio_seconds=FULL_SECONDS, **HIGH),
+        Run("lora", "ro", audio_seconds=FULL_SECONDS, rank=4, **HIGH),
+        Run("clsr", "ro", audio_seconds=FULL_SECONDS, **HIGH),
+        Run("low-rank", "ro", teacher="finetuned", audio_seconds=FULL_SECONDS, rank=4, decoder_layers=1, **HIGH),
+    ],
+    ids=lambda run: run.method,
+)
+def test_a_run_is_trained_measured_and_measured_again_from_its_weights(run, places, said, tiny_whisper):
+    routed = run.method in ("clsr", "low-rank")
+    base = Run("zero-shot", "ro", audio_seconds=FULL_SECONDS, decoder_layers=run.decoder_layers)
+    if run.teacher is not None:
+        write_teacher(places, tiny_whisper)
+    execute(base, places)
+    measure_untouched(base, places)
+    said.clear()
+    assert execute(run, places).startswith(f"{run.name}: WER validation ")
+    before, after = places.read(base), places.read(run)
+
+    # The numbers are those of the transcripts.
+    splits = ("validation", "test", "out_of_domain")
+    assert set(after["evaluations"]) == set(splits)
+    for (language, _, heard, references), split in zip(said, splits, strict=True):
+        rates = after["evaluations"][split]
+        expected = error_rates(heard, references, language=language)[language]
+        assert len(rates["utterances"]) == SPLIT_SIZES[split]
+        totals = np.sum(rates["utterances"], axis=0)
+        assert rates["wer"] == pytest.approx(expected["wer"]) == totals[:3].sum() / totals[3]
+        assert rates["cer"] == pytest.approx(expected["cer"]) == totals[4] / totals[5]
+    assert after["settings"] == asdict(run) | {"student": "student", "precision": "float32"}
+
+    # The training.
+    assert (after["train_utterances"], after["train_steps"], len(after["log"])) == (4, 50, 2)
+    losses = [entry[name] for entry in after["log"] for name in entry if name.endswith("loss")]
+    assert len(losses) == (8 if routed else 2) and all(map(math.isfinite, losses))
+    assert after["log"][1]["loss"] < after["log"][0]["loss"]
+    if routed:
+        assert all((entry["kd_loss"] > 0) == (run.teacher is not None) for entry in after["log"])
+    assert "log" not in before and before["gates"] == {}
+
+    # What was trained.
+    weights = load_file(places.weights(run))
+    assert after["trained_parameters"] == sum(tensor.numel() for tensor in weights.values())
+    if run.method == "full":
+        assert "model.decoder.embed_tokens.weight" in weights
+        assert "model.encoder.embed_positions.weight" not in weights
+    elif run.method == "lora":  # rank 4, on projections of 16 to 32 and 32 to 16 in 4 layers
+        assert all(name.split(".")[-4] in ("fc1", "fc2") and "lora_" in name for name in weights)
+        assert after["trained_parameters"] == 4 * 2 * 4 * (16 + 32)
+    else:
+        assert all("clsr_" in name for name in weights)
+
+    # The gates.
+    layers = [("encoder", 0), ("encoder", 1), ("decoder", 0)] + [("decoder", 1)] * (run.decoder_layers is None)
+    modules = {f"model.{side}.layers.{layer}.fc1" for side, layer in layers}
+    assert set(after["gates"]) == (set(after["evaluations"]) if routed else set())
+    for gates in after["gates"].values():
+        assert set(gates) == modules and all(0 <= share <= 1 for share in gates.values())
+
+    # Loaded again: its own language as it was trained, the others as they were where the expert is not theirs.
+    measure_untouched(run, places)
+    assert set(before["untouched"]) == {"en", "es", "translate-es", "ro at 30 s", "translate-ro"}
+    assert {key: value for key, value in places.read(run).items() if key != "untouched"} == after
+    before, after = before["untouched"], places.read(run)["untouched"]
+    assert after["ro at 30 s"] == places.read(run)["evaluations"]["test"] != before["ro at 30 s"]
+    for key in ("en", "es", "translate-es"):
+        assert (after[key] == before[key]) == routed, key
+
+
+def test_the_teacher_run_trains_on_all_languages_and_is_measured_in_each(places):
+    run = Run("full", "all", learning_rate=1e-3, max_steps=2, audio_seconds=SHORT_SECONDS, train_size=3)
+    execute(run, places)
+    results = places.read(run)
+    assert results["train_utterances"] == 5 * 3
+    assert set(results["evaluations"]) == {
+        f"{language} {split}"
+        for language in ("ro", "bg", "el", "be", "ca")
+        for split in ("validation", "test", "out_of_domain")
+    }
+    assert len(results["evaluations"]["el test"]["utterances"]) == 3
+    teacher, processor = experiment.load_teacher(
+        Run("clsr", "ro", teacher="finetuned", audio_seconds=SHORT_SECONDS), places
+    )
+    student = WhisperForConditionalGeneration.from_pretrained(places.student)
+    trained = load_file(places.finetuned)
+    assert torch.equal(teacher.model.encoder.conv1.weight, trained["model.encoder.conv1.weight"])
+    assert not torch.equal(teacher.model.encoder.conv1.weight, student.model.encoder.conv1.weight)
+    assert torch.equal(teacher.proj_out.weight, trained["model.decoder.embed_tokens.weight"])  # which are tied
+
+
+def test_a_finetuned_teacher_hears_what_the_student_does_and_others_the_full_context(places, tiny_whisper):
+    weights = write_teacher(places, tiny_whisper)
+    run = Run("clsr", "ro", audio_seconds=SHORT_SECONDS)
+    assert experiment.load_teacher(run, places) == (None, None)
+    seen = {}
+    for name in ("finetuned", "base", places.student):
+        teacher, processor = experiment.load_teacher(replace(run, teacher=name), replace(places, precision="bfloat16"))
+        assert teacher.dtype == torch.bfloat16
+        is_other = torch.equal(teacher.model.encoder.conv1.weight, weights["model.encoder.conv1.weight"].bfloat16())
+        seen[name] = (is_other, teacher.config.max_source_positions, processor.feature_extractor.n_samples)
+    assert seen == {"finetuned": (True, 50, 16000), "base": (False, 100, 32000), places.student: (False, 100, 32000)}
+
+
+def test_a_student_at_a_short_context_is_taught_by_its_base_at_the_full_one(places):
+    run = Run("low-rank", "ro", teacher="base", learning_rate=1e-2, rank=4, max_steps=25, audio_seconds=SHORT_SECONDS)
+    execute(run, places)
+    (entry,) = places.read(run)["log"]
+    assert entry["loss"] == pytest.approx(entry["ce_loss"] + 2.0 * entry["kd_loss"] + entry["budget_loss"], rel=1e-3)
+    assert entry["kd_loss"] > 0.05
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_label_smoothing_reaches_methods_that_transformers_trains(method, places):
+    smoothing = 0.1
+    run = Run(method, "ro", learning_rate=0.0, rank=4, max_steps=25, audio_seconds=SHORT_SECONDS)
+    execute(replace(run, label_smoothing=smoothing), places)
+    (entry,) = places.read(run)["log"]
+
+    processor = WhisperProcessor.from_pretrained(places.student)
+    model = WhisperForConditionalGeneration.from_pretrained(places.student)
+    set_audio_context(model, processor, SHORT_SECONDS)
+    examples = experiment.load_split(places, "ro", "train", processor)
+    batch = DataCollatorSpeechSeq2SeqWithPadding(processor)(list(examples))
+    with torch.no_grad():
+        logits = model(input_features=batch["input_features"], labels=batch["labels"]).logits
+    kept = batch["labels"] != -100
+    log_probabilities = logits[kept].log_softmax(-1)
+    plain = F.nll_loss(log_probabilities, batch["labels"][kept]).item()
+    smoothed = (1 - smoothing) * plain - smoothing * log_probabilities.mean().item()
+    assert abs(smoothed - plain) > 0.01
+    assert entry["loss"] == pytest.approx(smoothed, rel=1e-4)
+
+
+def test_decoder_inputs_of_plain_batches_are_the_labels_shifted(tiny_whisper, tiny_processor):
+    config = tiny_whisper().config
+    start, padding = config.decoder_start_token_id, config.pad_token_id
+    collator = experiment.PlainCollator(DataCollatorSpeechSeq2SeqWithPadding(tiny_processor), config)
+    features = np.zeros((80, 100), dtype=np.float32)
+    batch = collator(
+        [{"input_features": features, "labels": labels, "language": "ro"} for labels in ([5, 6, 7, 8], [9, 10])]
+    )
+    assert batch["labels"].tolist() == [[5, 6, 7, 8], [9, 10, -100, -100]]
+    assert batch["decoder_input_ids"].tolist() == [[start, 5, 6, 7], [start, 9, 10, padding]]
+    assert set(batch) == {"input_features", "attention_mask", "labels", "decoder_input_ids"}
+
+
+def test_errors_are_counted_by_kind_and_utterance():
+    references = ["O floare, mică.", "Un gat", "нет"]
+    predictions = ["o floare mica", "un un gat negre", ""]
+    counts = experiment.count_errors(predictions, references)
+    assert counts["utterances"] == [[1, 0, 0, 3, 1, 13], [0, 0, 2, 2, 9, 6], [0, 1, 0, 1, 3, 3]]
+    expected = error_rates(predictions, references, language="all")["all"]
+    assert counts["wer"] == expected["wer"] == 4 / 6
+    assert counts["cer"] == expected["cer"] == 13 / 22
+
+
+def test_a_split_is_the_first_utterances_and_all_of_them_must_fit(places):
+    processor = WhisperProcessor.from_pretrained(places.student)
+    load = experiment.load_split
+    assert load(places, "ro", "train", processor)["text"][:] == [f"o floare {letter}." for letter in "abcd"]
+    assert load(places, "ro", "train", processor, 3)["translation"][:] == ["It is a.", "It is b.", "It is c."]
+    assert len(load(replace(places, max_utterances=2), "ro", "train", processor, 3)) == 2
+    soundfile.write(places.data_dir / "ro" / "test" / "1.wav", np.zeros(40000), 16000)
+    with pytest.raises(ValueError, match="1 utterances of .*test cannot be used"):
+        load(places, "ro", "test", processor)
+
+
+def test_untouched_abilities_are_those_of_a_run_that_is_there(places):
+    run = Run("clsr", "ro", learning_rate=1e-2)
+    with pytest.raises(ValueError, match=f"{places.results(run)} is missing: run the group 'main' first"):
+        measure_untouched(run, places)
+    places.write(run, {})
+    places.weights(run).parent.mkdir(parents=True)
+    save_file({"model.fc1.clsr_gate": torch.zeros(1)}, places.weights(run))
+    with pytest.raises(ValueError, match="is of another model"):
+        measure_untouched(run, places)
+
+
+@pytest.mark.parametrize("seconds", [30.0])
+def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call_main, monkeypatch, capsys):
+    monkeypatch.setattr(compare.os, "cpu_count", lambda: 1)  # of threads
+    path = Path(places.student) / "generation_config.json"
+    settings = json.loads(path.read_text())
+    settings["suppress_tokens"] = [token for token in range(300) if token != settings["eos_token_id"]]
+    path.write_text(json.dumps(settings))  # of all tokens but the last, so that transcripts are short
+    monkeypatch.setattr(compare.Grid, "methods", [("lora", None), ("low-rank", "finetuned")])
+    for method in ("lora", "low-rank"):
+        monkeypatch.setitem(grid.CANDIDATES, method, [(1e-3, 4)])
+    arguments = ["--student", places.student, "--groups", "tuning", "main", "--languages", "ro", "--seeds", 0]
+    arguments += ["--precision", "float32", "--max_steps", 2, "--max_utterances", 2]
+    call_main(*arguments)
+    teacher = compare.Grid(None, "finetuned", [], [], max_steps=2).teacher_run()
+    done = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert done == [
+        f"[1/2] {teacher.name}",
+        "[2/2] ro_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/1] ro_low-rank_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/2] ro_zero-shot_seed0_audio_seconds=30_max_steps=2",
+        "[2/2] ro_zero-shot_seed0_max_steps=2",
+        "results",
+    ]
+    folders = (places.results_dir, places.work_dir)
+    written = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    names = {path.parent.name for path in written if path.name == "results.json"}
+    assert names == {line.partition(" ")[2] for line in done[:-1]}
+    assert len(written) == 5 + 3  # results, and the weights of those that are trained
+    for name in names:
+        results = json.loads((places.results_dir / name / "results.json").read_text())
+        assert results.get("train_steps") == (None if "zero-shot" in name else 2)
+    before = {path: path.stat().st_mtime_ns for path in written}
+
+    call_main(*arguments)
+    assert capsys.readouterr().out == f"results: {places.results_dir}\n"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
