@@ -9,8 +9,9 @@ The paper's comparison, on real speech: train and measure a grid of runs, one `r
 The groups of the grid, each of which answers a question:
 - `tuning`: which learning rate, and which rank of LoRA, suits each method, on the validation split of Romanian;
 - `main`: every method, language and seed, each method as tuning chose it;
-- `budget`, `gate`, `kd`, `rank`, `size`, `student`: what one setting does to the low-rank experts with a teacher,
-  in Romanian; `size` and `student` beside other methods;
+- `gate`: what the settings of the gates do to low-rank experts with a teacher, in Romanian;
+- `budget`, `kd`, `rank`, `size`, `student`: what these do to such experts with straight-through gates; `size` and
+  `student` beside other methods;
 - `untouched`: what the runs in Romanian did to other languages and to translation.
 
 All methods see the same utterances, in batches of one size, for as many steps. The teacher, if it is "finetuned", is
@@ -39,20 +40,23 @@ from grid import (
     FULL,
     LORA,
     LOW_RANK,
+    METHOD_SETTINGS,
+    STRAIGHT,
     TUNING_LANGUAGE,
     ZERO_SHOT,
 )
 from speech import LANGUAGES
 
-# What the other groups change of the low-rank experts with a teacher.
+# What the other groups change of one method.
 CHANGES = {
-    "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.75}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
     "gate": [
         {"skip_gate_prob": 0.0},
         {"gate_noise": 0.0},
         {"expert_dropout": 0.05},
-        {"gate_budget": 1.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "expert_dropout": 0.05},  # nearly LoRA with KD
+        {"skip_gate_prob": 0.0, "expert_dropout": 0.05},
+        {"straight_through": True, "gate_noise": 0.0},
     ],
+    "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.75}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
     "kd": [{"teacher": None}, {"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
     "rank": [{"rank": 8}, {"rank": 32}],
 }
@@ -71,14 +75,16 @@ class Grid:
     @property
     def methods(self) -> list[tuple[str, str | None]]:
         """Those that are trained, with their teachers."""
-        return [(FULL, None), (LORA, None), (CLSR, None), (CLSR, self.teacher), (LOW_RANK, self.teacher)]
+        alone = [(method, None) for method in (FULL, LORA, CLSR, STRAIGHT)]
+        return alone + [(method, self.teacher) for method in (CLSR, LOW_RANK, STRAIGHT)]
 
     def teacher_run(self) -> Run:
-        return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, epochs=6, **self.settings)
+        return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, **self.settings)
 
     def tuning(self, method: str, teacher: str | None) -> list[Run]:
+        settings = METHOD_SETTINGS.get(method, {}) | self.settings
         return [
-            Run(method, TUNING_LANGUAGE, teacher=teacher, learning_rate=learning_rate, rank=rank, **self.settings)
+            Run(method, TUNING_LANGUAGE, teacher=teacher, learning_rate=learning_rate, rank=rank, **settings)
             for learning_rate, rank in CANDIDATES[method]
         ]
 
@@ -101,7 +107,7 @@ class Grid:
         """The runs of a group, of which all but `tuning` need the results of that."""
         if group == "tuning":
             return [run for method in self.methods for run in self.tuning(*method)]
-        best = self.tuned(LOW_RANK, self.teacher)
+        best = self.tuned(STRAIGHT, self.teacher)
         if group == "main":
             runs = [
                 replace(self.tuned(*method), language=language)
@@ -115,13 +121,14 @@ class Grid:
             ]
             return zero_shot + [replace(run, seed=seed) for seed in self.seeds for run in runs]
         if group == "size":
-            methods = [(LORA, None), (CLSR, self.teacher), (LOW_RANK, self.teacher)]
+            methods = [(LORA, None), (CLSR, self.teacher), (STRAIGHT, self.teacher)]
             runs = [replace(self.tuned(*method), train_size=size) for size in TRAIN_SIZES for method in methods]
         elif group == "student":
             methods = [self.tuned(FULL, None), self.tuned(LORA, None), replace(best, teacher=None), best]
             runs = [replace(run, decoder_layers=DECODER_LAYERS) for run in methods]
         else:
-            runs = [replace(best, **change) for change in CHANGES[group]]
+            method = self.tuned(LOW_RANK, self.teacher) if group == "gate" else best
+            runs = [replace(method, **change) for change in CHANGES[group]]
         return [replace(run, seed=seed) for seed in self.seeds for run in runs]
 
     def untouched(self) -> list[Run]:

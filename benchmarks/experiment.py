@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import jiwer
 import torch
-from grid import ALL_LANGUAGES, BASE, FINETUNED, LORA, ROUTED, ZERO_SHOT
+from grid import ALL_LANGUAGES, BASE, FINETUNED, LORA, METHOD_SETTINGS, ROUTED, ZERO_SHOT
 from measure import machine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -68,18 +68,19 @@ class Run:
     skip_gate_prob: float = 0.2
     gate_noise: float = 5.0
     expert_dropout: float = 0.3
+    straight_through: bool = False
     decoder_layers: int | None = None  # kept of the student's; all by default
     max_steps: int = -1
 
     @property
     def name(self) -> str:
-        """Of its folder: language, method, teacher and seed, and what differs from the defaults."""
+        """Of its folder: language, method, teacher and seed, and what differs from the method's defaults."""
         parts = [self.language, self.method, f"seed{self.seed}"]
         if self.teacher is not None:
             parts.insert(2, f"kd-{self.teacher.replace('/', '--')}")  # as the Hub's cache calls it
         for item in fields(self)[4:]:
             value = getattr(self, item.name)
-            if value != item.default:
+            if value != METHOD_SETTINGS.get(self.method, {}).get(item.name, item.default):
                 parts.append(f"{item.name}={value:g}" if isinstance(value, float) else f"{item.name}={value}")
         return "_".join(parts)
 
@@ -179,6 +180,7 @@ def build_model(run: Run, places: Places, seconds: float) -> nn.Module:
             skip_gate_prob=run.skip_gate_prob,
             gate_noise=run.gate_noise,
             expert_dropout=run.expert_dropout,
+            straight_through=run.straight_through,
         )
         return get_peft_model(model, config, adapter_name=run.language)
     return model

@@ -13,13 +13,19 @@ import numpy as np
 Result = dict[str, Any]  # a results.json, and its folder's name as "name"
 
 ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
-ROUTED = (CLSR, LOW_RANK)
+STRAIGHT = "straight"  # low-rank experts with straight-through gates
+ROUTED = (CLSR, LOW_RANK, STRAIGHT)
 METHODS = {
     ZERO_SHOT: "zero-shot",
     FULL: "full fine-tuning",
     LORA: "LoRA",
     CLSR: "CLSR",
     LOW_RANK: "low-rank CLSR",
+    STRAIGHT: "low-rank CLSR, straight-through",
+}
+# What a method sets otherwise than the paper: gates that are hard in training too, with nothing to make them so.
+METHOD_SETTINGS = {
+    STRAIGHT: {"straight_through": True, "gate_noise": 0.0, "skip_gate_prob": 0.0, "expert_dropout": 0.05},
 }
 FINETUNED, BASE = "finetuned", "base"  # teachers: the student's base trained on all languages; as it is, at 30 s
 ALL_LANGUAGES = "all"  # of the run that trains the teacher
@@ -30,11 +36,19 @@ CANDIDATES = {
     LORA: [(5e-4, 64), (1e-3, 64), (2e-3, 64), (1e-3, 32), (2e-3, 32)],
     CLSR: [(2e-4, None), (5e-4, None), (1e-3, None)],
     LOW_RANK: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
+    STRAIGHT: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
 }
 SPLITS = {"test": "in domain", "out_of_domain": "out of domain"}
 # What the rows and columns of a grid are; a grid's runs are alike in every other setting that matters to their method.
 AXES = ("method", "language", "seed", "teacher", "learning_rate", "rank", "student", "decoder_layers")
-GATE_SETTINGS = ("gate_budget", "budget_weight", "skip_gate_prob", "gate_noise", "expert_dropout")
+GATE_SETTINGS = (
+    "gate_budget",
+    "budget_weight",
+    "skip_gate_prob",
+    "gate_noise",
+    "expert_dropout",
+    "straight_through",
+)
 TEACHER_SETTINGS = ("kd_loss", "kd_weight")
 
 # Columns of an evaluation's "utterances".

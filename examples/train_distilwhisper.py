@@ -109,6 +109,7 @@ class MethodArguments:
     gate_budget: float = 0.5
     budget_weight: float = 1.0
     expert_dropout: float = 0.3
+    straight_through: bool = False
     expert_rank: int | None = field(default=None, metadata={"help": "Low-rank experts of this rank; full by default."})
     exclude_modules: str | None = field(default=None, metadata={"help": "Modules without expert: '.*encoder.*'."})
 

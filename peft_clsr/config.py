@@ -55,6 +55,12 @@ class CLSRConfig(PeftConfig):
             All adapters on a model have one context. The processor is cut by `set_audio_context`. By default the
             context of the model stays as it is.
 
+        straight_through (`bool`, *optional*, defaults to `False`):
+            Makes gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
+            estimator, Bengio et al., 2013). Tokens are then trained on the path that they will take, from the first
+            step on, and `gate_noise` is not needed: set it to 0. By default they are trained on blends of both paths,
+            as in the paper.
+
     Raises:
         ValueError: an unknown language, or a value outside of the range given above.
     """
@@ -97,6 +103,10 @@ class CLSRConfig(PeftConfig):
     )
     max_audio_seconds: float | None = field(
         default=None, metadata={"help": "The context, in seconds, to which a Whisper is cut for the adapter."}
+    )
+
+    straight_through: bool = field(
+        default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
     )
 
     def __post_init__(self):

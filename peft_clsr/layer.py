@@ -298,6 +298,8 @@ class InputLinear(nn.Module, CLSRLayer):
         if alpha:
             logits = logits + alpha * torch.randn_like(logits)
         gate_values = logits.sigmoid()
+        if config.straight_through:
+            gate_values = gate_values + ((logits >= 0).to(gate_values.dtype) - gate_values).detach()
         if is_compiling and config.skip_gate_prob:  # a branch on a random number would break the graph
             gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
         route.gate = gate_values.unsqueeze(-1)

@@ -369,6 +369,39 @@ def test_gradients_equal_autograd_of_slow_implementation(tiny_whisper, hard, pat
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "clsr_" not in name)
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+def test_straight_through_gates_are_those_of_evaluation(tiny_whisper, rank):
+    model = randomize(clsr(tiny_whisper(), straight_through=True, expert_rank=rank))
+    inputs = make_inputs(model)
+    outputs, gates = {}, {}
+    for mode in (True, False):
+        model.train(mode)
+        with torch.no_grad(), model.base_model.record_gates() as recorded:
+            outputs[mode] = model(**inputs).logits
+        gates[mode] = torch.cat([gate.flatten() for gate in recorded.values()]).float()
+    assert 0.2 < gates[False].mean() < 0.8
+    torch.testing.assert_close(gates[True], gates[False], atol=1e-6, rtol=0)
+    torch.testing.assert_close(outputs[True], outputs[False], atol=1e-5, rtol=1e-5)
+
+
+def test_straight_through_gates_have_the_gradient_of_their_sigmoid():
+    model = randomize(clsr_mlp(straight_through=True)).train()
+    lin0, lin1 = model.base_model.model.lin0, model.base_model.model.lin1
+    x = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    model(x).sum().backward()
+    slow = SlowFFN(lin0, lin1, F.relu)
+    logits = slow.gate_logits(x)
+    hidden = [F.relu(F.linear(x, *first)) for first in ((slow.w1, slow.b1), (slow.ew1, slow.eb1))]
+    shared, expert = (
+        F.linear(h, *second) for h, second in zip(hidden, ((slow.w2, slow.b2), (slow.ew2, slow.eb2)), strict=True)
+    )
+    # d out/dg is the difference of the paths, wherever the rounded gate stands.
+    logits.backward(((expert - shared).sum(dim=-1) * logits.sigmoid() * (1 - logits.sigmoid())).detach())
+    assert slow.gate_w2.grad.abs().max() > 1e-3
+    torch.testing.assert_close(lin0.clsr_gate_out["default"].weight.grad, slow.gate_w2.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(lin0.clsr_gate_in["default"].weight.grad, slow.gate_w1.grad, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [(1,), (2,), (15,), (16,), (17,), (64,), (300,), (1, 1), (3, 5), (4, 50), (2, 3, 9)])
 @pytest.mark.parametrize("pattern", ["mixed", "zeros", "ones"])
 def test_hard_routing_gives_each_row_its_own_path(rows, pattern):
