@@ -12,7 +12,8 @@ The groups of the grid, each of which answers a question:
 - `gate`: what the settings of the gates do to low-rank experts with a teacher, in Romanian;
 - `budget`, `kd`, `rank`, `size`, `student`: what these do to such experts with straight-through gates; `size` and
   `student` beside other methods;
-- `untouched`: what the runs in Romanian did to other languages and to translation.
+- `untouched`: what the runs in Romanian did to other languages and to translation;
+- `gates`: how sure the gates of the runs in Romanian are, and what their weights are worth without them.
 
 All methods see the same utterances, in batches of one size, for as many steps. The teacher, if it is "finetuned", is
 trained first: the student itself, in full, on all languages. Tables and figures: `benchmarks/report.py`.
@@ -30,9 +31,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiment import FULL_CONTEXT, Places, Run, execute, measure_untouched
+from experiment import FULL_CONTEXT, Places, Run, execute, measure_untouched, teacher_run
+from gates import measure_gates
 from grid import (
-    ALL_LANGUAGES,
     BASE,
     CANDIDATES,
     CLSR,
@@ -41,6 +42,7 @@ from grid import (
     LORA,
     LOW_RANK,
     METHOD_SETTINGS,
+    ROUTED,
     STRAIGHT,
     TUNING_LANGUAGE,
     ZERO_SHOT,
@@ -60,7 +62,9 @@ CHANGES = {
     "kd": [{"teacher": None}, {"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
     "rank": [{"rank": 8}, {"rank": 32}],
 }
-GROUPS = ("tuning", "main", *CHANGES, "size", "student", "untouched")
+# Groups that measure trained runs again: how, and the key of what that adds to their results.
+AFTERWARDS = {"untouched": (measure_untouched, "untouched"), "gates": (measure_gates, "without_gates")}
+GROUPS = ("tuning", "main", *CHANGES, "size", "student", *AFTERWARDS)
 TRAIN_SIZES = (100, 200)  # beside the default
 DECODER_LAYERS = 3  # of the smaller student
 
@@ -77,9 +81,6 @@ class Grid:
         """Those that are trained, with their teachers."""
         alone = [(method, None) for method in (FULL, LORA, CLSR, STRAIGHT)]
         return alone + [(method, self.teacher) for method in (CLSR, LOW_RANK, STRAIGHT)]
-
-    def teacher_run(self) -> Run:
-        return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, **self.settings)
 
     def tuning(self, method: str, teacher: str | None) -> list[Run]:
         settings = METHOD_SETTINGS.get(method, {}) | self.settings
@@ -131,11 +132,12 @@ class Grid:
             runs = [replace(method, **change) for change in CHANGES[group]]
         return [replace(run, seed=seed) for seed in self.seeds for run in runs]
 
-    def untouched(self) -> list[Run]:
-        """The runs that the group `untouched` measures again."""
-        zero_shot = Run(ZERO_SHOT, TUNING_LANGUAGE, audio_seconds=FULL_CONTEXT, **self.settings)
+    def afterwards(self, group: str) -> list[Run]:
+        """The runs of `main`, in one language, that a group of `AFTERWARDS` measures again."""
         runs = [replace(self.tuned(*method), seed=seed) for seed in self.seeds for method in self.methods]
-        return [zero_shot, *runs]
+        if group == "gates":
+            return [run for run in runs if run.method in ROUTED]
+        return [Run(ZERO_SHOT, TUNING_LANGUAGE, audio_seconds=FULL_CONTEXT, **self.settings), *runs]
 
 
 def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], places: Places) -> None:
@@ -203,23 +205,27 @@ def main() -> None:
     grid = Grid(places, arguments.teacher, arguments.languages, arguments.seeds, max_steps=arguments.max_steps)
     groups = arguments.groups
 
-    def missing(runs: list[Run]) -> list[Run]:
-        return [run for run in runs if places.read(run) is None]
+    def train(runs: list[Run]) -> None:
+        """Do what is missing of the runs, and first the teacher of those that need it."""
+        missing = [run for run in runs if places.read(run) is None]
+        taught = [run for run in missing if run.teacher == FINETUNED]
+        first = [run for run in missing if run.teacher != FINETUNED]
+        teacher = teacher_run(arguments.max_steps)
+        if taught and not places.weights(teacher).exists():
+            first.insert(0, teacher)
+        run_all(pool, execute, first, places)
+        run_all(pool, execute, taught, places)
 
     # Processes are spawned with these: what a thread too many costs is a multiple of what it brings.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        tuning = missing(grid.runs("tuning")) if "tuning" in groups else []
-        first = [run for run in tuning if run.teacher != FINETUNED]
-        if arguments.teacher == FINETUNED and not places.weights(grid.teacher_run()).exists():
-            first.insert(0, grid.teacher_run())
-        run_all(pool, execute, first, places)
-        run_all(pool, execute, missing(tuning), places)
-        others = [group for group in groups if group not in ("tuning", "untouched")]
-        run_all(pool, execute, missing([run for group in others for run in grid.runs(group)]), places)
-        if "untouched" in groups:
-            runs = [run for run in grid.untouched() if "untouched" not in (places.read(run) or {})]
-            run_all(pool, measure_untouched, runs, places)
+        if "tuning" in groups:
+            train(grid.runs("tuning"))
+        train([run for group in groups if group not in ("tuning", *AFTERWARDS) for run in grid.runs(group)])
+        for group, (task, key) in AFTERWARDS.items():
+            if group in groups:
+                runs = grid.afterwards(group)
+                run_all(pool, task, [run for run in runs if key not in (places.read(run) or {})], places)
     print(f"results: {arguments.results_dir}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import jiwer
 import torch
-from grid import ALL_LANGUAGES, BASE, FINETUNED, LORA, METHOD_SETTINGS, ROUTED, ZERO_SHOT
+from grid import ALL_LANGUAGES, BASE, FINETUNED, FULL, LORA, METHOD_SETTINGS, ROUTED, ZERO_SHOT
 from measure import machine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -85,6 +85,11 @@ class Run:
         return "_".join(parts)
 
 
+def teacher_run(max_steps: int = -1) -> Run:
+    """The run whose result is the teacher "finetuned"."""
+    return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, max_steps=max_steps)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where things are, and how to compute."""
@@ -100,20 +105,26 @@ class Places:
     def results(self, run: Run) -> Path:
         return self.results_dir / run.name / "results.json"
 
-    @property
-    def finetuned(self) -> Path:
-        """What the run on all languages trained."""
-        return self.work_dir / "teacher.safetensors"
-
     def weights(self, run: Run) -> Path:
         """What a run trained."""
-        if run.language == ALL_LANGUAGES:
-            return self.finetuned
-        return self.work_dir / "weights" / f"{run.name}.safetensors"
+        return self.work_dir / Path(self.student).name / f"{run.name}.safetensors"
 
     def read(self, run: Run) -> dict[str, Any] | None:
-        path = self.results(run)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """
+        The results of a run, or `None` where it is still to do.
+
+        Raises:
+            ValueError: they are of another student.
+        """
+        path, student = self.results(run), Path(self.student).name
+        if not path.exists():
+            return None
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if row["settings"]["student"] != student:
+            raise ValueError(
+                f"{path} is of the student {row['settings']['student']!r}, not {student!r}: give each a --results_dir"
+            )
+        return row
 
     def write(self, run: Run, row: dict[str, Any]) -> None:
         path = self.results(run)
@@ -293,7 +304,7 @@ def load_teacher(run: Run, places: Places) -> tuple[nn.Module | None, Any]:
     teacher = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
     processor = WhisperProcessor.from_pretrained(name)
     if run.teacher == FINETUNED:
-        teacher.load_state_dict(load_file(places.finetuned), strict=False)
+        teacher.load_state_dict(load_file(places.weights(teacher_run(run.max_steps))), strict=False)
     if seconds < FULL_CONTEXT:
         set_audio_context(teacher, processor, seconds)
     return teacher.to(torch.bfloat16 if places.precision == "bfloat16" else torch.float32), processor

@@ -324,6 +324,33 @@ def untouched_section(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def gates_section(results: Sequence[Result]) -> list[str]:
+    measured = [run for run in results if "without_gates" in run]
+    if not measured:
+        return []
+    rows = []
+    for run in sorted(measured, key=lambda run: (in_order(measured).index(label(run)), place(run))):
+        logits = run["gate_logits"].values()
+        cells = [label(run), *map(str, place(run))]
+        for split in SPLITS:
+            rates = [run["evaluations"][split], *(rates[split] for rates in run["without_gates"].values())]
+            cells += [percent(rate["wer"]) for rate in rates]
+        sizes = [np.mean([abs(gate["mean"]) for gate in logits]), np.mean([gate["std"] for gate in logits])]
+        noise = run["settings"]["gate_noise"]
+        rows.append([*cells, *(f"{size:.2f}" for size in sizes), f"{noise:g}"])
+    names = ["its gates", *measured[0]["without_gates"]]
+    header = ["method", "language", "seed", *(f"{title}: {name}" for title in SPLITS.values() for name in names)]
+    return [
+        "### What the gates are worth",
+        "",
+        "WER, %, of the same weights with their own gates, with all tokens sent to the expert, and with a half of "
+        "them, drawn by chance. Gate logits: the distance of a gate's mean from 0 and its standard deviation over "
+        "tokens, both mean over gates; and the standard deviation of the noise at the end of training.",
+        "",
+        *table([*header, "logit mean", "over tokens", "noise"], rows),
+    ]
+
+
 def cost_section(results: Sequence[Result]) -> list[str]:
     grid = [run for run in main_grid(results) if "trained_parameters" in run]
     rows = []
@@ -378,6 +405,7 @@ SECTIONS = (
     variation_section,
     rank_section,
     share_section,
+    gates_section,
     untouched_section,
     cost_section,
 )
