@@ -47,7 +47,7 @@ from grid import (
     TUNING_LANGUAGE,
     ZERO_SHOT,
 )
-from speech import LANGUAGES
+from speech import AUDIO_SECONDS, LANGUAGES
 
 # What the other groups change of one method.
 CHANGES = {
@@ -108,7 +108,6 @@ class Grid:
         """The runs of a group, of which all but `tuning` need the results of that."""
         if group == "tuning":
             return [run for method in self.methods for run in self.tuning(*method)]
-        best = self.tuned(STRAIGHT, self.teacher)
         if group == "main":
             runs = [
                 replace(self.tuned(*method), language=language)
@@ -118,18 +117,18 @@ class Grid:
             zero_shot = [
                 Run(ZERO_SHOT, language, audio_seconds=seconds, **self.settings)
                 for language in self.languages
-                for seconds in (FULL_CONTEXT, best.audio_seconds)
+                for seconds in (FULL_CONTEXT, AUDIO_SECONDS)
             ]
             return zero_shot + [replace(run, seed=seed) for seed in self.seeds for run in runs]
         if group == "size":
             methods = [(LORA, None), (CLSR, self.teacher), (STRAIGHT, self.teacher)]
             runs = [replace(self.tuned(*method), train_size=size) for size in TRAIN_SIZES for method in methods]
         elif group == "student":
-            methods = [self.tuned(FULL, None), self.tuned(LORA, None), replace(best, teacher=None), best]
-            runs = [replace(run, decoder_layers=DECODER_LAYERS) for run in methods]
+            methods = [(FULL, None), (LORA, None), (STRAIGHT, None), (STRAIGHT, self.teacher)]
+            runs = [replace(self.tuned(*method), decoder_layers=DECODER_LAYERS) for method in methods]
         else:
-            method = self.tuned(LOW_RANK, self.teacher) if group == "gate" else best
-            runs = [replace(method, **change) for change in CHANGES[group]]
+            best = self.tuned(LOW_RANK if group == "gate" else STRAIGHT, self.teacher)
+            runs = [replace(best, **change) for change in CHANGES[group]]
         return [replace(run, seed=seed) for seed in self.seeds for run in runs]
 
     def afterwards(self, group: str) -> list[Run]:
@@ -211,7 +210,7 @@ def main() -> None:
         taught = [run for run in missing if run.teacher == FINETUNED]
         first = [run for run in missing if run.teacher != FINETUNED]
         teacher = teacher_run(arguments.max_steps)
-        if taught and not places.weights(teacher).exists():
+        if taught and (places.read(teacher) is None or not places.weights(teacher).exists()):
             first.insert(0, teacher)
         run_all(pool, execute, first, places)
         run_all(pool, execute, taught, places)

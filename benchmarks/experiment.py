@@ -203,6 +203,41 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_file(trained, path)
 
 
+def load_weights(model: nn.Module, path: Path) -> None:
+    """
+    Put what `save_weights` wrote into a model.
+
+    Raises:
+        ValueError: it is not there, or of another model.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing, to train its run again remove the run's results.json")
+    trained = load_file(path)
+    if not set(trained) <= set(model.state_dict()):
+        raise ValueError(f"{path} is of another model")
+    model.load_state_dict(trained, strict=False)
+
+
+def load_run(run: Run, places: Places, seconds: float) -> tuple[dict[str, Any], nn.Module, Any]:
+    """
+    What a run left: its results, and its model and processor on a context of so many seconds.
+
+    Raises:
+        ValueError: the run has no results or no weights yet, or its weights are of another model.
+    """
+    results = places.read(run)
+    if results is None:
+        raise ValueError(f"{places.results(run)} is missing: run the group 'main' first")
+    begin(places, run.seed)
+    processor = WhisperProcessor.from_pretrained(places.student)
+    if seconds < FULL_CONTEXT:
+        set_audio_context(None, processor, seconds)
+    model = build_model(run, places, seconds)
+    if run.method != ZERO_SHOT:
+        load_weights(model, places.weights(run))
+    return results, model, processor
+
+
 def load_split(
     places: Places, language: str, split: str, processor: Any, size: int | None = None, **kwargs: Any
 ) -> datasets.Dataset:
@@ -304,7 +339,7 @@ def load_teacher(run: Run, places: Places) -> tuple[nn.Module | None, Any]:
     teacher = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
     processor = WhisperProcessor.from_pretrained(name)
     if run.teacher == FINETUNED:
-        teacher.load_state_dict(load_file(places.weights(teacher_run(run.max_steps))), strict=False)
+        load_weights(teacher, places.weights(teacher_run(run.max_steps)))
     if seconds < FULL_CONTEXT:
         set_audio_context(teacher, processor, seconds)
     return teacher.to(torch.bfloat16 if places.precision == "bfloat16" else torch.float32), processor
@@ -361,33 +396,19 @@ def measure_untouched(run: Run, places: Places) -> str:
     run's results.
 
     Raises:
-        ValueError: the run has no results yet, or its weights are of another model.
+        ValueError: as `load_run`.
     """
     import sacrebleu
 
-    results = places.read(run)
-    if results is None:
-        raise ValueError(f"{places.results(run)} is missing: run the group 'main' first")
-    begin(places, run.seed)
-    processor = WhisperProcessor.from_pretrained(places.student)
-    model = build_model(run, places, FULL_CONTEXT)
-    if run.method != ZERO_SHOT:
-        trained = load_file(places.weights(run))
-        if not set(trained) <= set(model.state_dict()):
-            raise ValueError(f"{places.weights(run)} is of another model")
-        model.load_state_dict(trained, strict=False)
+    results, model, processor = load_run(run, places, FULL_CONTEXT)
     if places.precision == "bfloat16":
         model.to(torch.bfloat16)
     settings = {"batch_size": EVAL_BATCH, "max_new_tokens": MAX_NEW_TOKENS}
     row = {}
     for language in (*UNTOUCHED_LANGUAGES, run.language):
         dataset = load_split(places, language, "test", processor)
-        if language in UNTOUCHED_LANGUAGES:
-            row[language] = count_errors(transcribe(model, processor, dataset, language, **settings), dataset["text"])
-        else:
-            row[f"{language} at 30 s"] = count_errors(
-                transcribe(model, processor, dataset, language, **settings), dataset["text"]
-            )
+        key = language if language in UNTOUCHED_LANGUAGES else f"{language} at 30 s"
+        row[key] = count_errors(transcribe(model, processor, dataset, language, **settings), dataset["text"])
         if language != "en":
             heard = transcribe(model, processor, dataset, language, task="translate", **settings)
             row[f"translate-{language}"] = {

@@ -33,7 +33,7 @@ STYLE = {
     "lines.linewidth": 1.4,
 }
 WIDTH, DPI = 8, 200  # inches, so that 9 points are 12 pixels on a screen that shows 800
-# Of Okabe and Ito, told apart by the colour-blind; with a teacher darker. Markers tell the same a second time.
+# Of Okabe and Ito (one is paler), told apart by the colour-blind; with a teacher darker. Markers tell the same again.
 LOOKS = {
     "zero-shot": ("#BBBBBB", "x"),
     "full fine-tuning": ("#666666", "v"),
@@ -43,6 +43,8 @@ LOOKS = {
     "CLSR + KD": ("#0072B2", "s"),
     "low-rank CLSR": ("#CC79A7", "D"),
     "low-rank CLSR + KD": ("#D55E00", "X"),
+    "low-rank CLSR, straight-through": ("#85CFB7", "<"),
+    "low-rank CLSR, straight-through + KD": ("#009E73", ">"),
 }
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00")
 TITLES = {
@@ -128,7 +130,7 @@ def slug(name: str) -> str:
 def look(label: str) -> dict[str, Any]:
     """Colour and marker of a method. What is in parentheses, such as another teacher, does not change them."""
     name = "zero-shot" if "zero-shot" in label else label.split(" (")[0]
-    color, marker = LOOKS.get(name, ("#009E73", "*"))
+    color, marker = LOOKS.get(name, ("#000000", "*"))
     return {"color": color, "marker": marker}
 
 

@@ -6,15 +6,12 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from experiment import EVAL_BATCH, MAX_NEW_TOKENS, Places, Run, begin, build_model, count_errors, load_split
-from safetensors.torch import load_file
+from experiment import EVAL_BATCH, MAX_NEW_TOKENS, Places, Run, count_errors, load_run, load_split
 from speech import OUT_OF_DOMAIN
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import WhisperProcessor
 
 from peft_clsr import DataCollatorSpeechSeq2SeqWithPadding
-from peft_clsr.context import set_audio_context
 from peft_clsr.evaluation import evaluation_mode, transcribe
 
 
@@ -23,15 +20,11 @@ def measure_gates(run: Run, places: Places) -> str:
     Measure the gates of a routed run on the splits test and out_of_domain, and add to its results:
     - "gate_logits": by module, mean and standard deviation over the tokens of the test split;
     - "without_gates": the errors by split where all tokens take the expert, and where chance gives it half of them.
+
+    Raises:
+        ValueError: as `load_run`.
     """
-    results = places.read(run)
-    if results is None:
-        raise ValueError(f"{places.results(run)} is missing: run the group 'main' first")
-    begin(places, run.seed)
-    processor = WhisperProcessor.from_pretrained(places.student)
-    set_audio_context(None, processor, run.audio_seconds)
-    model = build_model(run, places, run.audio_seconds)
-    model.load_state_dict(load_file(places.weights(run)), strict=False)
+    results, model, processor = load_run(run, places, run.audio_seconds)
     gates = {name: module for name, module in model.named_modules() if name.endswith(f"clsr_gate_out.{run.language}")}
     datasets = {split: load_split(places, run.language, split, processor) for split in ("test", OUT_OF_DOMAIN)}
     logits = gate_logits(model, gates, datasets["test"], DataCollatorSpeechSeq2SeqWithPadding(processor))

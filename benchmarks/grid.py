@@ -230,7 +230,7 @@ def chosen(
 
     Args:
         results (`Sequence[dict]`): Contents of `results.json` files, of one student.
-        method (`str`): "zero-shot", "full", "lora", "clsr" or "low-rank".
+        method (`str`): One of `METHODS`.
         teacher (`str`, *optional*): Its teacher, as in the settings.
 
     Returns:

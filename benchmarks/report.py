@@ -325,11 +325,11 @@ def untouched_section(results: Sequence[Result]) -> list[str]:
 
 
 def gates_section(results: Sequence[Result]) -> list[str]:
-    measured = [run for run in results if "without_gates" in run]
+    measured = [run for run in main_grid(results) if "without_gates" in run]
     if not measured:
         return []
-    rows = []
-    for run in sorted(measured, key=lambda run: (in_order(measured).index(label(run)), place(run))):
+    rows, order = [], in_order(measured)
+    for run in sorted(measured, key=lambda run: (order.index(label(run)), place(run))):
         logits = run["gate_logits"].values()
         cells = [label(run), *map(str, place(run))]
         for split in SPLITS:

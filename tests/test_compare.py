@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -26,11 +27,12 @@ sys.path.append(str(BENCHMARKS))
 
 import compare  # noqa: E402
 import experiment  # noqa: E402
+import gates  # noqa: E402
 import grid  # noqa: E402
-from experiment import Places, Run, execute, measure_untouched  # noqa: E402
+from experiment import Places, Run, execute, measure_untouched, teacher_run  # noqa: E402
 
 from peft_clsr.context import set_audio_context  # noqa: E402
-from peft_clsr.evaluation import error_rates  # noqa: E402
+from peft_clsr.evaluation import error_rates, transcribe  # noqa: E402
 from peft_clsr.trainer.collator import DataCollatorSpeechSeq2SeqWithPadding  # noqa: E402
 
 TEXTS = {"ro": "o floare", "bg": "котка", "el": "γάτα", "be": "кот", "ca": "un gat", "en": "a cat", "es": "un gato"}
@@ -48,11 +50,11 @@ def somewhere(tmp_path):
     return Places("student", tmp_path / "data", tmp_path / "results", tmp_path / "work", "float32", 1, None)
 
 
-def made_up_results(run):
+def made_up_results(run, student="student"):
     """WER falls with the learning rate, and is the same for all ranks; in the test split it rises."""
     wer = 1 / (1 + 1000 * (run.learning_rate or 0))
     evaluations = {"validation": {"wer": wer, "cer": wer}, "test": {"wer": 1 - wer, "cer": 1 - wer}}
-    return {"settings": asdict(run) | {"student": "student"}, "evaluations": evaluations, "gates": {}}
+    return {"settings": asdict(run) | {"student": student}, "evaluations": evaluations, "gates": {}}
 
 
 @pytest.fixture
@@ -77,6 +79,7 @@ def test_a_name_tells_every_setting():
         "rank": 32,
         "epochs": 4,
         "kd_loss": "kl",
+        "straight_through": True,
         "decoder_layers": 3,
     }
     names = {run.name, replace(run, teacher=None).name, replace(run, teacher="other/whisper-small").name}
@@ -89,6 +92,28 @@ def test_a_name_tells_every_setting():
     assert not any("/" in name for name in names)
 
 
+def test_a_name_leaves_out_what_is_of_the_method_itself():
+    run = Run("straight", "ro", learning_rate=1e-3, rank=64, **grid.METHOD_SETTINGS["straight"])
+    assert run.name == "ro_straight_seed0_learning_rate=0.001_rank=64"
+    assert replace(run, skip_gate_prob=0.2).name == f"{run.name}_skip_gate_prob=0.2"
+    assert replace(run, method="low-rank").name == (
+        "ro_low-rank_seed0_learning_rate=0.001_rank=64"
+        "_skip_gate_prob=0_gate_noise=0_expert_dropout=0.05_straight_through=True"
+    )
+
+
+def test_results_of_another_student_are_refused(somewhere):
+    run = Run("lora", "ro")
+    assert somewhere.read(run) is None
+    somewhere.write(run, made_up_results(run))
+    assert somewhere.read(run) == made_up_results(run)
+    with pytest.raises(
+        ValueError, match="is of the student 'student', not 'whisper-small': give each a --results_dir"
+    ):
+        replace(somewhere, student="openai/whisper-small").read(run)
+    assert replace(somewhere, student="openai/whisper-small").weights(run) != somewhere.weights(run)
+
+
 def test_tuning_tries_the_candidates_of_each_method_in_romanian():
     made = compare.Grid(None, "base", ["ca"], [1, 2], max_steps=7)
     runs = made.runs("tuning")
@@ -99,13 +124,22 @@ def test_tuning_tries_the_candidates_of_each_method_in_romanian():
         ("clsr", None): 3,
         ("clsr", "base"): 3,
         ("low-rank", "base"): 3,
+        ("straight", None): 3,
+        ("straight", "base"): 3,
     }
     assert {(run.language, run.seed, run.max_steps) for run in runs} == {("ro", 0, 7)}
-    assert len({run.name for run in runs}) == 17
+    assert len({run.name for run in runs}) == 23
+    settings = {
+        (run.method, run.straight_through, run.gate_noise, run.skip_gate_prob, run.expert_dropout)
+        for run in runs
+        if run.rank is not None and run.method != "lora"
+    }
+    assert settings == {("low-rank", False, 5.0, 0.2, 0.3), ("straight", True, 0.0, 0.0, 0.05)}
 
 
 def test_the_tuned_run_is_the_candidate_of_the_lowest_validation_wer_as_in_the_report(tuned_grid):
-    expected = {"full": (1e-4, None), "lora": (2e-3, 64), "clsr": (1e-3, None), "low-rank": (4e-3, 64)}
+    expected = {"full": (1e-4, None), "lora": (2e-3, 64), "clsr": (1e-3, None)}
+    expected |= {method: (4e-3, 64) for method in ("low-rank", "straight")}
     results = grid.load(tuned_grid.places.results_dir)
     for method, teacher in tuned_grid.methods:
         run = tuned_grid.tuned(method, teacher)
@@ -128,13 +162,13 @@ def test_main_has_every_method_language_and_seed_as_tuned(tuned_grid):
     assert {run.rank for run in runs if run.method == "lora"} == {64}
     zero_shot = [(run.language, run.audio_seconds, run.seed) for run in runs if run.method == "zero-shot"]
     assert zero_shot == [("ro", 30.0, 0), ("ro", 3.0, 0), ("ca", 30.0, 0), ("ca", 3.0, 0)]
-    assert len(runs) == len(set(runs)) == 4 + 5 * 2 * 2
+    assert len(runs) == len(set(runs)) == 4 + 7 * 2 * 2
     assert {tuned_grid.tuned(*method) for method in tuned_grid.methods} <= set(runs)  # not trained anew
 
 
 def test_other_groups_change_one_thing_in_romanian(tuned_grid):
-    best = tuned_grid.tuned("low-rank", "finetuned")
     for group, changes in compare.CHANGES.items():
+        best = tuned_grid.tuned("low-rank" if group == "gate" else "straight", "finetuned")
         assert tuned_grid.runs(group) == [
             replace(best, **change, seed=seed) for seed in (0, 1) for change in changes
         ], group
@@ -142,17 +176,33 @@ def test_other_groups_change_one_thing_in_romanian(tuned_grid):
     assert [run.teacher for run in tuned_grid.runs("kd")[:3]] == [None, "base", "finetuned"]
 
     size = Counter((run.train_size, run.method, run.teacher) for run in tuned_grid.runs("size"))
-    methods = [("lora", None), ("clsr", "finetuned"), ("low-rank", "finetuned")]
+    methods = [("lora", None), ("clsr", "finetuned"), ("straight", "finetuned")]
     assert size == {(size, *method): 2 for size in (100, 200) for method in methods}
     student = [(run.decoder_layers, run.method, run.teacher) for run in tuned_grid.runs("student") if run.seed == 0]
     assert student == [
         (3, "full", None),
         (3, "lora", None),
-        (3, "low-rank", None),
-        (3, "low-rank", "finetuned"),
+        (3, "straight", None),
+        (3, "straight", "finetuned"),
     ]
-    untouched = tuned_grid.untouched()
-    assert len(untouched) == 1 + 5 * 2 and set(untouched) <= set(tuned_grid.runs("main"))
+
+
+def test_runs_of_main_in_romanian_are_measured_afterwards(tuned_grid):
+    untouched, routed = (tuned_grid.afterwards(group) for group in ("untouched", "gates"))
+    assert set(untouched) | set(routed) <= {run for run in tuned_grid.runs("main") if run.language == "ro"}
+    assert len(untouched) == 1 + 7 * 2 and untouched[0].method == "zero-shot"
+    methods = [("clsr", None), ("straight", None)]
+    methods += [(method, "finetuned") for method in ("clsr", "low-rank", "straight")]
+    assert [(run.method, run.teacher) for run in routed] == 2 * methods
+
+
+def test_a_student_of_fewer_layers_has_each_method_as_tuned(tuned_grid):
+    best = Run("straight", "ro", learning_rate=1e-3, rank=64, **grid.METHOD_SETTINGS["straight"])
+    results = made_up_results(best)
+    results["evaluations"]["validation"]["wer"] = 0.0
+    tuned_grid.places.write(best, results)
+    runs = {run.teacher: run for run in tuned_grid.runs("student") if run.method == "straight"}
+    assert {teacher: run.learning_rate for teacher, run in runs.items()} == {None: 1e-3, "finetuned": 4e-3}
 
 
 def test_a_failed_run_stops_no_other_and_is_named_at_the_end(somewhere, capsys):
@@ -189,32 +239,40 @@ def call_main(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pretended(call_main, monkeypatch, tmp_path):
-    """`call_main`, but nothing is trained; returns the runs that were executed and measured, in this order."""
+    """
+    `call_main`, but nothing is trained; returns the runs that were executed, and group and run of what was measured
+    afterwards, in this order.
+    """
     executed, measured = [], []
 
     def execute(run, places):
-        assert run.teacher != "finetuned" or places.finetuned.exists()
+        assert run.teacher != "finetuned" or places.weights(teacher_run(run.max_steps)).exists()
         executed.append(run)
         if run.language == "all":
-            places.finetuned.parent.mkdir()
-            places.finetuned.touch()
-        places.write(run, made_up_results(run))
+            path = places.weights(run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        places.write(run, made_up_results(run, Path(places.student).name))
         return run.name
 
-    def measure_untouched(run, places):
-        measured.append(run)
-        places.write(run, places.read(run) | {"untouched": {}})
-        return run.name
+    def measuring(group, key):
+        def measure(run, places):
+            measured.append((group, run))
+            places.write(run, places.read(run) | {key: {}})
+            return run.name
+
+        return measure, key
 
     monkeypatch.setattr(compare, "execute", execute)
-    monkeypatch.setattr(compare, "measure_untouched", measure_untouched)
+    for group, (_, key) in compare.AFTERWARDS.items():
+        monkeypatch.setitem(compare.AFTERWARDS, group, measuring(group, key))
     monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     (tmp_path / "data").mkdir()
 
     def call(*arguments):
         executed.clear(), measured.clear()
         call_main(*arguments)
-        return executed, measured
+        return list(executed), list(measured)
 
     return call
 
@@ -222,10 +280,10 @@ def pretended(call_main, monkeypatch, tmp_path):
 def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended, tmp_path):
     arguments = ("--languages", "ro", "ca", "--seeds", 0, 1)
     executed, measured = pretended(*arguments)
-    assert (executed[0].method, executed[0].language) == ("full", "all")
-    # Main without the 5 runs that are tuning's, and the groups budget, gate, kd, rank, size, student.
-    assert len(executed) == len(set(executed)) == 1 + 17 + (24 - 5) + 2 * (4 + 4 + 5 + 2) + 12 + 8
-    assert len(measured) == 11
+    assert executed[0] == teacher_run()
+    # Main without the 7 runs that are tuning's; gate, budget, kd without the 2 that are main's, rank; size; student.
+    assert len(executed) == len(set(executed)) == 1 + 23 + (32 - 7) + 2 * (5 + 4 + (5 - 1) + 2) + 12 + 8
+    assert Counter(group for group, _ in measured) == {"untouched": 15, "gates": 10}
     assert pretended(*arguments) == ([], [])
 
     removed = Run("clsr", "ca", seed=1, teacher="finetuned", learning_rate=1e-3)
@@ -233,9 +291,38 @@ def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended
     assert pretended(*arguments) == ([removed], [])
 
 
+def test_a_teacher_is_trained_only_where_a_missing_run_needs_it(pretended, tmp_path):
+    arguments = ("--groups", "tuning", "main", "--languages", "ro", "--seeds", 0)
+    pretended(*arguments)
+    alone = Run("lora", "ro", learning_rate=2e-3, rank=64)
+    taught = Run("clsr", "ro", teacher="finetuned", learning_rate=1e-3)
+
+    def remove(*runs):
+        for run in runs:
+            (tmp_path / "results" / run.name / "results.json").unlink()
+
+    # A fresh clone has results, and no weights.
+    shutil.rmtree(tmp_path / "work")
+    assert pretended(*arguments) == ([], [])
+    remove(alone)
+    assert pretended(*arguments) == ([alone], [])
+    remove(taught)
+    assert pretended(*arguments) == ([teacher_run(), taught], [])
+    # Weights without results are of a teacher that was stopped.
+    remove(taught, teacher_run())
+    assert pretended(*arguments) == ([teacher_run(), taught], [])
+
+
+def test_results_in_the_folder_of_another_student_stop_the_command(pretended):
+    arguments = ("--groups", "tuning", "--teacher", "base")
+    pretended(*arguments)
+    with pytest.raises(ValueError, match="is of the student 'whisper-base', not 'whisper-small'"):
+        pretended(*arguments, "--student", "openai/whisper-small")
+
+
 def test_a_teacher_that_is_given_is_not_trained(pretended):
     executed, measured = pretended("--groups", "tuning", "--teacher", "base")
-    assert len(executed) == 17 and not measured
+    assert len(executed) == 23 and not measured
     assert {run.teacher for run in executed} == {None, "base"}
 
 
@@ -289,7 +376,8 @@ def places(tiny_whisper, tiny_processor, seconds, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of processes that are spawned
     monkeypatch.setattr(experiment, "FULL_CONTEXT", FULL_SECONDS)
-    monkeypatch.setattr(experiment, "MAX_NEW_TOKENS", 12)
+    for module in (experiment, gates):
+        monkeypatch.setattr(module, "MAX_NEW_TOKENS", 12)
     threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
     yield Places(
         str(tmp_path / "student"), tmp_path / "data", tmp_path / "results", tmp_path / "work", "float32", 1, None
@@ -314,14 +402,15 @@ def said(monkeypatch):
     return heard
 
 
-def write_teacher(places, tiny_whisper):
-    """What the run on all languages would leave: a Whisper of other weights. Returns them."""
+def write_teacher(places, tiny_whisper, max_steps=-1):
+    """What the run on all languages would leave: the weights of another Whisper. Returns them."""
     other = tiny_whisper(
         seed=1, init_std=0.5, max_source_positions=int(50 * FULL_SECONDS), max_target_positions=80
     ).state_dict()
     weights = {name: tensor.clone() for name, tensor in other.items() if name != "proj_out.weight"}
-    places.finetuned.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, places.finetuned)
+    path = places.weights(teacher_run(max_steps))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
     return weights
 
 
@@ -339,7 +428,7 @@ def test_a_run_is_trained_measured_and_measured_again_from_its_weights(run, plac
     routed = run.method in ("clsr", "low-rank")
     base = Run("zero-shot", "ro", audio_seconds=FULL_SECONDS, decoder_layers=run.decoder_layers)
     if run.teacher is not None:
-        write_teacher(places, tiny_whisper)
+        write_teacher(places, tiny_whisper, run.max_steps)
     execute(base, places)
     measure_untouched(base, places)
     said.clear()
@@ -383,8 +472,8 @@ def test_a_run_is_trained_measured_and_measured_again_from_its_weights(run, plac
     layers = [("encoder", 0), ("encoder", 1), ("decoder", 0)] + [("decoder", 1)] * (run.decoder_layers is None)
     modules = {f"model.{side}.layers.{layer}.fc1" for side, layer in layers}
     assert set(after["gates"]) == (set(after["evaluations"]) if routed else set())
-    for gates in after["gates"].values():
-        assert set(gates) == modules and all(0 <= share <= 1 for share in gates.values())
+    for shares in after["gates"].values():
+        assert set(shares) == modules and all(0 <= share <= 1 for share in shares.values())
 
     # Loaded again: its own language as it was trained, the others as they were where the expert is not theirs.
     measure_untouched(run, places)
@@ -397,21 +486,20 @@ def test_a_run_is_trained_measured_and_measured_again_from_its_weights(run, plac
 
 
 def test_the_teacher_run_trains_on_all_languages_and_is_measured_in_each(places):
-    run = Run("full", "all", learning_rate=1e-3, max_steps=2, audio_seconds=SHORT_SECONDS, train_size=3)
+    run = teacher_run(max_steps=2)
     execute(run, places)
     results = places.read(run)
-    assert results["train_utterances"] == 5 * 3
+    assert results["train_utterances"] == 5 * 4
     assert set(results["evaluations"]) == {
         f"{language} {split}"
         for language in ("ro", "bg", "el", "be", "ca")
         for split in ("validation", "test", "out_of_domain")
     }
     assert len(results["evaluations"]["el test"]["utterances"]) == 3
-    teacher, processor = experiment.load_teacher(
-        Run("clsr", "ro", teacher="finetuned", audio_seconds=SHORT_SECONDS), places
-    )
+    taught = Run("clsr", "ro", teacher="finetuned", audio_seconds=SHORT_SECONDS, max_steps=2)
+    teacher, _ = experiment.load_teacher(taught, places)
     student = WhisperForConditionalGeneration.from_pretrained(places.student)
-    trained = load_file(places.finetuned)
+    trained = load_file(places.weights(run))
     assert torch.equal(teacher.model.encoder.conv1.weight, trained["model.encoder.conv1.weight"])
     assert not torch.equal(teacher.model.encoder.conv1.weight, student.model.encoder.conv1.weight)
     assert torch.equal(teacher.proj_out.weight, trained["model.decoder.embed_tokens.weight"])  # which are tied
@@ -494,15 +582,87 @@ def test_a_split_is_the_first_utterances_and_all_of_them_must_fit(places):
         load(places, "ro", "test", processor)
 
 
-def test_untouched_abilities_are_those_of_a_run_that_is_there(places):
+@pytest.mark.parametrize("measure", [measure_untouched, gates.measure_gates])
+def test_only_a_run_that_is_there_is_measured_again(measure, places):
     run = Run("clsr", "ro", learning_rate=1e-2)
     with pytest.raises(ValueError, match=f"{places.results(run)} is missing: run the group 'main' first"):
-        measure_untouched(run, places)
-    places.write(run, {})
+        measure(run, places)
+    places.write(run, made_up_results(run))
+    with pytest.raises(ValueError, match=f"{places.weights(run)} is missing, to train its run again remove"):
+        measure(run, places)
     places.weights(run).parent.mkdir(parents=True)
     save_file({"model.fc1.clsr_gate": torch.zeros(1)}, places.weights(run))
     with pytest.raises(ValueError, match="is of another model"):
-        measure_untouched(run, places)
+        measure(run, places)
+
+
+@pytest.fixture
+def routed_run(places):
+    """A run of low-rank experts whose weights are by chance, so that gates and experts matter; and its model."""
+    run = Run("low-rank", "ro", rank=4, audio_seconds=SHORT_SECONDS)
+    model = experiment.build_model(run, places, SHORT_SECONDS)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.7, generator=generator)
+    experiment.save_weights(model, places.weights(run))
+    processor = WhisperProcessor.from_pretrained(places.student)
+    set_audio_context(None, processor, SHORT_SECONDS)
+    evaluations, shares = experiment.measure(run, places, model, processor)
+    places.write(run, made_up_results(run) | {"evaluations": evaluations, "gates": shares})
+    return run, model, processor
+
+
+def test_measured_without_its_gates_a_run_takes_the_expert_or_either_path_by_chance(routed_run, places):
+    run, model, processor = routed_run
+    before = places.read(run)
+    gates.measure_gates(run, places)
+    results = places.read(run)
+    assert {key: value for key, value in results.items() if key not in ("gate_logits", "without_gates")} == before
+    assert list(results["without_gates"]) == ["all to the expert", "half at random"]
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "clsr_gate_out" in name:
+                parameter.zero_()  # a gate logit of 0 is one for the expert
+    for split in ("test", "out_of_domain"):
+        dataset = experiment.load_split(places, "ro", split, processor)
+        heard = transcribe(model, processor, dataset, "ro", max_new_tokens=12)
+        at_random = results["without_gates"]["half at random"][split]
+        expected = experiment.count_errors(heard, dataset["text"])
+        assert results["without_gates"]["all to the expert"][split] == expected
+        assert expected not in (before["evaluations"][split], at_random) and at_random != before["evaluations"][split]
+
+    gates.measure_gates(run, places)
+    assert places.read(run) == results  # chance is that of the seed
+
+
+def test_gate_logits_are_of_all_tokens_but_padding(routed_run, places):
+    run, model, processor = routed_run
+    gates.measure_gates(run, places)
+    measured = places.read(run)["gate_logits"]
+    assert set(measured) == {f"model.{side}.layers.{layer}.fc1" for side in ("encoder", "decoder") for layer in (0, 1)}
+
+    heard, model = {name: [] for name in measured}, model.eval()
+    for name in measured:
+        gate = model.get_submodule(f"base_model.model.{name}.clsr_gate_out.ro")
+        gate.register_forward_hook(lambda module, args, output, name=name: heard[name].append(output.flatten()))
+    tokens = {"encoder": [], "decoder": []}
+    for index, example in enumerate(experiment.load_split(places, "ro", "test", processor)):
+        # 160 samples a frame, two frames a token.
+        tokens["encoder"].append(math.ceil((6000 + 3000 * index) / 320))
+        tokens["decoder"].append(len(example["labels"]))
+        features, labels = (torch.as_tensor(example[name])[None] for name in ("input_features", "labels"))
+        with torch.no_grad():
+            model(input_features=features, labels=labels)
+    assert tokens["encoder"] == [19, 29, 38]  # of 50
+    for name, parts in heard.items():
+        counts = tokens["decoder" if "decoder" in name else "encoder"]
+        logits = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        expected = {"mean": logits.mean().item(), "std": logits.std().item()}
+        assert measured[name] == pytest.approx(expected, abs=2e-4), name
+        if "encoder" in name:
+            assert abs(torch.cat(parts).mean().item() - expected["mean"]) > 1e-2  # with padding
 
 
 @pytest.mark.parametrize("seconds", [30.0])
@@ -512,20 +672,21 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
     settings = json.loads(path.read_text())
     settings["suppress_tokens"] = [token for token in range(300) if token != settings["eos_token_id"]]
     path.write_text(json.dumps(settings))  # of all tokens but the last, so that transcripts are short
-    monkeypatch.setattr(compare.Grid, "methods", [("lora", None), ("low-rank", "finetuned")])
-    for method in ("lora", "low-rank"):
+    monkeypatch.setattr(compare.Grid, "methods", [("lora", None), ("straight", "finetuned")])
+    for method in ("lora", "straight"):
         monkeypatch.setitem(grid.CANDIDATES, method, [(1e-3, 4)])
-    arguments = ["--student", places.student, "--groups", "tuning", "main", "--languages", "ro", "--seeds", 0]
+    arguments = ["--student", places.student, "--groups", "tuning", "main", "gates"]
+    arguments += ["--languages", "ro", "--seeds", 0]
     arguments += ["--precision", "float32", "--max_steps", 2, "--max_utterances", 2]
     call_main(*arguments)
-    teacher = compare.Grid(None, "finetuned", [], [], max_steps=2).teacher_run()
     done = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert done == [
-        f"[1/2] {teacher.name}",
+        "[1/2] all_full_seed0_learning_rate=5e-05_max_steps=2",
         "[2/2] ro_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
-        "[1/1] ro_low-rank_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/1] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
         "[1/2] ro_zero-shot_seed0_audio_seconds=30_max_steps=2",
         "[2/2] ro_zero-shot_seed0_max_steps=2",
+        "[1/1] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
         "results",
     ]
     folders = (places.results_dir, places.work_dir)
@@ -536,6 +697,7 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
     for name in names:
         results = json.loads((places.results_dir / name / "results.json").read_text())
         assert results.get("train_steps") == (None if "zero-shot" in name else 2)
+        assert ("without_gates" in results) == ("straight" in name)
     before = {path: path.stat().st_mtime_ns for path in written}
 
     call_main(*arguments)

@@ -10,6 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import estimates  # noqa: E402
+import figures  # noqa: E402
 import grid  # noqa: E402
 import report  # noqa: E402
 
@@ -24,10 +25,12 @@ DEFAULTS = {
     "kd_weight": 2.0,
     "gate_budget": 0.5,
     "skip_gate_prob": 0.2,
+    "gate_noise": 5.0,
+    "straight_through": False,
     "decoder_layers": None,
     "student": "whisper-base",
 }
-LEARNING_RATES = {"full": 5e-5, "lora": 1e-3, "clsr": 5e-4, "zero-shot": None, "low-rank": 2e-3}
+LEARNING_RATES = {"full": 5e-5, "lora": 1e-3, "clsr": 5e-4, "zero-shot": None, "low-rank": 2e-3, "straight": 1e-3}
 
 
 def rates(errors, words=4):
@@ -37,10 +40,11 @@ def rates(errors, words=4):
     return {"wer": sum(errors) / total, "cer": sum(errors) / (5 * total), "utterances": rows}
 
 
-def made_up(method, language="ro", errors=(1, 0, 2, 1), gates=None, **settings):
+def made_up(method, language="ro", errors=(1, 0, 2, 1), **settings):
     """A results.json as `compare.py` writes it, with the same errors in and out of domain and in validation."""
-    if method in ("lora", "low-rank"):
+    if method in ("lora", "low-rank", "straight"):
         settings = {"rank": 64} | settings
+    settings = grid.METHOD_SETTINGS.get(method, {}) | settings
     settings = DEFAULTS | {"learning_rate": LEARNING_RATES[method]} | settings
     result = {
         "settings": {"method": method, "language": language} | settings,
@@ -48,13 +52,14 @@ def made_up(method, language="ro", errors=(1, 0, 2, 1), gates=None, **settings):
         "evaluations": {split: rates(errors) for split in ("validation", "test", "out_of_domain")},
         "gates": {},
     }
-    if method in ("clsr", "low-rank"):
+    if method in grid.ROUTED:
         shares = {f"model.{side}.layers.{layer}.fc1": 0.25 for side in ("encoder", "decoder") for layer in range(2)}
         result["gates"] = {"test": shares, "out_of_domain": shares}
     if method != "zero-shot":
         result |= {"trained_parameters": 1000, "train_seconds": 7.0, "train_steps": 3}
         result["train_utterances"] = settings["train_size"]
-    result["name"] = "_".join(f"{key}={value}" for key, value in result["settings"].items())
+    told = {key: value for key, value in result["settings"].items() if value != DEFAULTS.get(key)}
+    result["name"] = "_".join(f"{key}={value}" for key, value in told.items())
     return result
 
 
@@ -203,6 +208,26 @@ def test_labels_tell_teachers_contexts_and_students_apart():
     assert list(grid.of_students(results)) == ["whisper-base", "whisper-base with 3 decoder layers"]
 
 
+def test_straight_through_is_a_method_of_its_own_and_as_a_change_is_compared_with_low_rank():
+    changed = {"straight_through": True, "gate_noise": 0.0}
+    results = [made_up("low-rank"), made_up("low-rank", errors=(1, 1, 1, 2), **changed)]
+    results += [made_up("low-rank", "ca"), made_up("straight"), made_up("straight", teacher="finetuned")]
+    rows = ["low-rank CLSR", "low-rank CLSR, straight-through", "low-rank CLSR, straight-through + KD"]
+    assert grid.in_order(results) == rows
+    assert len(grid.main_grid(results)) == 4
+    (entry,) = estimates.variations(results)
+    assert (entry["method"], entry["changed"]) == (rows[0], changed)
+    assert entry["test"]["to_main"]["value"] == 1 / 16
+
+
+def test_methods_look_different():
+    alone = [name for method, name in grid.METHODS.items() if method not in ("zero-shot", "low-rank")]
+    rows = [*alone, "low-rank CLSR", *(f"{grid.METHODS[method]} + KD" for method in grid.ROUTED)]
+    looks = [tuple(figures.look(row).values()) for row in ("whisper-base, zero-shot (3 s)", *rows)]
+    for each in zip(*looks, strict=True):
+        assert len(set(each)) == len(rows) + 1 == 9
+
+
 def test_same_run_twice_is_refused():
     with pytest.raises(ValueError, match="are the same run \\(LoRA, ro, seed 0\\): remove one"):
         grid.by_cell([made_up("lora"), made_up("lora", gate_budget=0.9)])
@@ -249,6 +274,30 @@ def test_mean_over_languages_stands_only_where_all_are_there():
     rows = estimates.rates_by_cell(grid.main_grid(results), "test")
     assert "mean" in rows["CLSR"] and set(rows["LoRA"]) == {"ro"}
     assert rows["LoRA"]["ro"]["spread"] == [3 / 16, 4 / 16]
+
+
+def test_gates_are_reported_of_the_runs_that_were_measured_without_them():
+    straight, clsr = made_up("straight", errors=(1, 0, 0, 0), seed=1), made_up("clsr", teacher="finetuned")
+    logits = {"encoder": {"mean": -3.0, "std": 1.0}, "decoder": {"mean": 1.0, "std": 0.5}}
+    for run, errors in ((straight, (1, 1, 0, 0)), (clsr, (2, 0, 2, 1))):
+        run["gate_logits"] = {f"model.{side}.layers.0.fc1": logit for side, logit in logits.items()}
+        run["without_gates"] = {
+            "all to the expert": {"test": rates(errors), "out_of_domain": rates((4, 4, 4, 4))},
+            "half at random": {"test": rates((1, 1, 1, 1)), "out_of_domain": rates((4, 4, 4, 0))},
+        }
+    # Measured too, but of another learning rate than tuning chose.
+    other = made_up("clsr", teacher="finetuned", errors=(4, 4, 4, 4), learning_rate=1e-3)
+    other |= {key: clsr[key] for key in ("gate_logits", "without_gates")}
+    lines = report.gates_section([straight, other, made_up("lora"), made_up("straight"), clsr])
+    assert [line for line in lines if line.startswith("|")] == [
+        "| method | language | seed | in domain: its gates | in domain: all to the expert | in domain: half at random "
+        "| out of domain: its gates | out of domain: all to the expert | out of domain: half at random "
+        "| logit mean | over tokens | noise |",
+        "| --- " * 12 + "|",
+        "| CLSR + KD | ro | 0 | 25.0 | 31.2 | 25.0 | 25.0 | 100.0 | 75.0 | 2.00 | 0.75 | 5 |",
+        "| low-rank CLSR, straight-through | ro | 1 | 6.2 | 12.5 | 25.0 | 6.2 | 100.0 | 75.0 | 2.00 | 0.75 | 0 |",
+    ]
+    assert report.gates_section([made_up("straight"), made_up("lora")]) == []
 
 
 def test_report_of_a_grid_has_all_tables_and_figures_and_the_same_bytes_again(tmp_path, capsys):
