@@ -7,7 +7,7 @@ The paper's comparison, on real speech: train and measure a grid of runs, one `r
     python benchmarks/compare.py --student openai/whisper-small --teacher openai/whisper-large-v3 --results_dir small
 
 The groups of the grid, each of which answers a question:
-- `tuning`: which learning rate, and which rank of LoRA, suits each method, on the validation split of Romanian;
+- `tuning`: which learning rate, and which rank of LoRA, suits each method, on the validation splits of two languages;
 - `main`: every method, language and seed, each method as tuning chose it;
 - `gate`: what the settings of the gates do to low-rank experts with a teacher, in Romanian;
 - `budget`, `kd`, `rank`, `size`, `student`: what these do to such experts with straight-through gates; `size` and
@@ -44,8 +44,12 @@ from grid import (
     METHOD_SETTINGS,
     ROUTED,
     STRAIGHT,
-    TUNING_LANGUAGE,
+    STUDIED_LANGUAGE,
+    TUNING_LANGUAGES,
+    TUNING_SEED,
     ZERO_SHOT,
+    Candidate,
+    best_candidate,
 )
 from speech import AUDIO_SECONDS, LANGUAGES
 
@@ -59,7 +63,7 @@ CHANGES = {
         {"straight_through": True, "gate_noise": 0.0},
     ],
     "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.75}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
-    "kd": [{"teacher": None}, {"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
+    "kd": [{"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
     "rank": [{"rank": 8}, {"rank": 32}],
 }
 # Groups that measure trained runs again: how, and the key of what that adds to their results.
@@ -83,26 +87,29 @@ class Grid:
         return alone + [(method, self.teacher) for method in (CLSR, LOW_RANK, STRAIGHT)]
 
     def tuning(self, method: str, teacher: str | None) -> list[Run]:
-        settings = METHOD_SETTINGS.get(method, {}) | self.settings
+        settings = {"teacher": teacher, "seed": TUNING_SEED} | METHOD_SETTINGS.get(method, {}) | self.settings
         return [
-            Run(method, TUNING_LANGUAGE, teacher=teacher, learning_rate=learning_rate, rank=rank, **settings)
+            Run(method, language, learning_rate=learning_rate, rank=rank, **settings)
+            for language in TUNING_LANGUAGES
             for learning_rate, rank in CANDIDATES[method]
         ]
 
     def tuned(self, method: str, teacher: str | None) -> Run:
         """
-        The tuning run with the lowest WER on the validation split.
+        The method's run in the studied language, with the learning rate and rank that tuning chose.
 
         Raises:
             ValueError: a tuning run is missing.
         """
-        word_error_rates = {}
-        for run in self.tuning(method, teacher):
+        runs = self.tuning(method, teacher)
+        rates: dict[Candidate, dict[str, float]] = {(run.learning_rate, run.rank): {} for run in runs}
+        for run in runs:
             results = self.places.read(run)
             if results is None:
                 raise ValueError(f"{self.places.results(run)} is missing: run the group 'tuning' first")
-            word_error_rates[run] = results["evaluations"]["validation"]["wer"]
-        return min(word_error_rates, key=word_error_rates.get)
+            rates[run.learning_rate, run.rank][run.language] = results["evaluations"]["validation"]["wer"]
+        learning_rate, rank = best_candidate(rates)
+        return replace(runs[0], language=STUDIED_LANGUAGE, learning_rate=learning_rate, rank=rank)
 
     def runs(self, group: str) -> list[Run]:
         """The runs of a group, of which all but `tuning` need the results of that."""
@@ -136,7 +143,7 @@ class Grid:
         runs = [replace(self.tuned(*method), seed=seed) for seed in self.seeds for method in self.methods]
         if group == "gates":
             return [run for run in runs if run.method in ROUTED]
-        return [Run(ZERO_SHOT, TUNING_LANGUAGE, audio_seconds=FULL_CONTEXT, **self.settings), *runs]
+        return [Run(ZERO_SHOT, STUDIED_LANGUAGE, audio_seconds=FULL_CONTEXT, **self.settings), *runs]
 
 
 def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], places: Places) -> None:

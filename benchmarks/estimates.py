@@ -14,7 +14,7 @@ from grid import (
     METHODS,
     RATES,
     SPLITS,
-    TUNING_LANGUAGE,
+    STUDIED_LANGUAGE,
     TUNING_SEED,
     WORDS,
     Result,
@@ -135,13 +135,15 @@ def rates_by_cell(runs: Sequence[Result], split: str, name: str = "wer") -> dict
     return rows
 
 
-def differences_by_cell(runs: Sequence[Result], reference: str, split: str) -> dict[str, dict[str, dict[str, float]]]:
-    """As `rates_by_cell`, of the `difference` in WER to the label `reference`, in the languages that both have."""
+def differences_by_cell(
+    runs: Sequence[Result], reference: str, split: str, name: str = "wer"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """As `rates_by_cell`, of the `difference` in a rate to the label `reference`, in the languages that both have."""
     runs = with_split(runs, split)
     cells = by_cell(runs)
     languages = [language for language in languages_of(runs) if (reference, language) in cells]
     draws = {
-        (row, language): difference(seeds, cells[reference, language], split)
+        (row, language): difference(seeds, cells[reference, language], split, name)
         for (row, language), seeds in cells.items()
         if language in languages and row != reference
     }
@@ -284,22 +286,22 @@ def point(runs: Sequence[Result], split: str) -> dict[str, Any]:
 
 def ranks(results: Sequence[Result], method: str, teacher: str | None) -> dict[int | None, list[Result]]:
     """
-    A method's runs on the tuning language by rank, in all seeds: those with the learning rate of the rank's lowest WER
-    on the validation split.
+    A method's runs on the studied language by rank, in all seeds: those with the chosen learning rate where it is of
+    that rank, else with that of the rank's lowest WER on the validation split.
     """
     own = [
-        run for run, changed in runs_of(results, method, teacher) if not changed and place(run)[0] == TUNING_LANGUAGE
+        run for run, changed in runs_of(results, method, teacher) if not changed and place(run)[0] == STUDIED_LANGUAGE
     ]
     tried = [run for run in own if place(run)[1] == TUNING_SEED and "validation" in run["evaluations"]]
     choice = chosen(results, method, teacher)
     best: dict[int | None, Result] = {}
-    for run in sorted(tried, key=lambda run: (run["evaluations"]["validation"]["wer"], tuning(run) != choice)):
+    for run in sorted(tried, key=lambda run: (tuning(run) != choice, run["evaluations"]["validation"]["wer"])):
         best.setdefault(tuning(run)[1], run)
     return {rank: [run for run in own if tuning(run) == tuning(best[rank])] for rank in sorted(best, key=str)}
 
 
 def by_parameters(results: Sequence[Result]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Split to label to `point`s by rank, see `ranks`, on the tuning language."""
+    """Split to label to `point`s by rank, see `ranks`, on the studied language."""
     numbers: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
     for method in dict.fromkeys(method_of(result) for result in results):
         for alike in ranks(results, *method).values():
@@ -324,10 +326,10 @@ def gates_by_language(results: Sequence[Result]) -> dict[str, dict[str, dict[str
 
 
 def gates_by_size(results: Sequence[Result]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Label to split to number of utterances trained on to `gate_shares`, on the tuning language."""
+    """Label to split to number of utterances trained on to `gate_shares`, on the studied language."""
     groups: dict[tuple[str, int], list[Result]] = {}
     for run, changed in all_variations(results):
-        if set(changed) <= {"train_size"} and place(run)[0] == TUNING_LANGUAGE:
+        if set(changed) <= {"train_size"} and place(run)[0] == STUDIED_LANGUAGE:
             groups.setdefault((label(run), run["train_utterances"]), []).append(run)
     return gates({(row, f"{size:,} utterances"): runs for (row, size), runs in sorted(groups.items())})
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+Candidate = tuple[float | None, int | None]  # learning rate and rank
 Result = dict[str, Any]  # a results.json, and its folder's name as "name"
 
 ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
@@ -29,12 +30,13 @@ METHOD_SETTINGS = {
 }
 FINETUNED, BASE = "finetuned", "base"  # teachers: the student's base trained on all languages; as it is, at 30 s
 ALL_LANGUAGES = "all"  # of the run that trains the teacher
-TUNING_LANGUAGE, TUNING_SEED = "ro", 0
+TUNING_LANGUAGES, TUNING_SEED = ("ro", "bg"), 0
+STUDIED_LANGUAGE = "ro"  # in which single settings are changed
 # What tuning tries: learning rate and rank.
 CANDIDATES = {
     FULL: [(2e-5, None), (5e-5, None), (1e-4, None)],
-    LORA: [(5e-4, 64), (1e-3, 64), (2e-3, 64), (1e-3, 32), (2e-3, 32)],
-    CLSR: [(2e-4, None), (5e-4, None), (1e-3, None)],
+    LORA: [(5e-4, 64), (1e-3, 64), (2e-3, 64), (4e-3, 64), (1e-3, 32), (2e-3, 32)],
+    CLSR: [(1e-4, None), (2e-4, None), (5e-4, None)],
     LOW_RANK: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
     STRAIGHT: [(1e-3, 64), (2e-3, 64), (4e-3, 64)],
 }
@@ -210,23 +212,33 @@ def runs_of(results: Sequence[Result], method: str, teacher: str | None) -> list
 
 
 def tuning_runs(results: Sequence[Result], method: str, teacher: str | None) -> list[Result]:
-    """A method's candidates with the main settings on the tuning language and seed, the best first."""
-    order = CANDIDATES.get(method, [])
-    tried = [
+    """The runs of a method's candidates with the main settings, in the tuning languages, in the tuning seed."""
+    return [
         result
         for result, changed in runs_of(results, method, teacher)
-        if not changed and tuning(result) in order and "validation" in result["evaluations"]
-        if place(result) == (TUNING_LANGUAGE, TUNING_SEED)
+        if not changed and tuning(result) in CANDIDATES.get(method, []) and "validation" in result["evaluations"]
+        if place(result)[0] in TUNING_LANGUAGES and place(result)[1] == TUNING_SEED
     ]
-    return sorted(tried, key=lambda r: (r["evaluations"]["validation"]["wer"], order.index(tuning(r))))
 
 
-def chosen(
-    results: Sequence[Result], method: str, teacher: str | None = None
-) -> tuple[float | None, int | None] | None:
+def best_candidate(rates: dict[Candidate, dict[str, float]]) -> Candidate | None:
     """
-    Learning rate and rank of a method: of its candidates, run with the main settings, those of the lowest WER on the
-    validation split of Romanian, seed 0. What `compare.py` runs the main grid with.
+    The candidate of the lowest WER on the validation split, mean over the tuning languages; the first of equal ones.
+
+    Args:
+        rates (`dict`): Learning rate and rank to language to WER. Candidates that lack a language do not count.
+    """
+    means = {
+        candidate: np.mean([languages[language] for language in TUNING_LANGUAGES])
+        for candidate, languages in rates.items()
+        if set(TUNING_LANGUAGES) <= set(languages)
+    }
+    return min(means, key=means.get) if means else None
+
+
+def chosen(results: Sequence[Result], method: str, teacher: str | None = None) -> Candidate | None:
+    """
+    Learning rate and rank of a method: the best of its candidates, by which `compare.py` runs the main grid.
 
     Args:
         results (`Sequence[dict]`): Contents of `results.json` files, of one student.
@@ -239,8 +251,10 @@ def chosen(
     in_use = {tuning(result) for result, changed in runs_of(results, method, teacher) if not changed}
     if len(in_use) == 1:
         return in_use.pop()
-    best = tuning_runs(results, method, teacher)
-    return tuning(best[0]) if best else None
+    rates: dict[Candidate, dict[str, float]] = {candidate: {} for candidate in CANDIDATES.get(method, [])}
+    for run in tuning_runs(results, method, teacher):
+        rates[tuning(run)][place(run)[0]] = run["evaluations"]["validation"]["wer"]
+    return best_candidate(rates)
 
 
 def all_variations(results: Sequence[Result]) -> list[tuple[Result, dict[str, Any]]]:

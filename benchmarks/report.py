@@ -34,9 +34,11 @@ from grid import (
     GATE_SETTINGS,
     METHODS,
     SPLITS,
+    STUDIED_LANGUAGE,
     TEACHER_SETTINGS,
-    TUNING_LANGUAGE,
+    TUNING_LANGUAGES,
     TUNING_SEED,
+    Candidate,
     Result,
     all_variations,
     by_cell,
@@ -137,10 +139,11 @@ def rate_sections(results: Sequence[Result]) -> list[str]:
             "",
             *interval_table(rates_by_cell(runs, split)),
             *spread_table(runs, split),
-            *difference_tables(runs, split),
+            *difference_tables(runs, split, "wer"),
             f"### CER {title}, %",
             "",
             *interval_table(rates_by_cell(runs, split, "cer")),
+            *difference_tables(runs, split, "cer"),
             *kinds_table(runs, split),
         ]
     return lines
@@ -168,25 +171,23 @@ def spread_table(runs: Sequence[Result], split: str) -> list[str]:
     return [f"Lowest and highest seed, WER {SPLITS[split]}, %:", "", *table(["method", *languages], rows)]
 
 
-def difference_tables(runs: Sequence[Result], split: str) -> list[str]:
+def difference_tables(runs: Sequence[Result], split: str, name: str) -> list[str]:
     """Differences to LoRA, to full fine-tuning, and of each method with a teacher to the same without."""
-    lines = []
+    lines, what_and_where = [], f"{name.upper()} {SPLITS[split]}"
     for reference in (METHODS["lora"], METHODS["full"]):
-        rows = differences_by_cell(runs, reference, split)
+        rows = differences_by_cell(runs, reference, split, name)
         if rows:
-            what = (
-                f"Difference to {reference} in WER {SPLITS[split]}, points, on the same utterances (below 0: better):"
-            )
+            what = f"Difference to {reference} in {what_and_where}, points, on the same utterances (below 0: better):"
             lines += [what, "", *interval_table(rows, "+")]
     alone = {label(run): METHODS[method_of(run)[0]] for run in runs if method_of(run)[1]}
     taught = {
         row: cells
         for reference in dict.fromkeys(alone.values())
-        for row, cells in differences_by_cell(runs, reference, split).items()
+        for row, cells in differences_by_cell(runs, reference, split, name).items()
         if alone.get(row) == reference
     }
     if taught:
-        what = f"Difference that the teacher makes to the same method in WER {SPLITS[split]}, points:"
+        what = f"Difference that the teacher makes to the same method in {what_and_where}, points:"
         lines += [what, "", *interval_table(taught, "+")]
     return lines
 
@@ -215,25 +216,25 @@ def tuning_section(results: Sequence[Result]) -> list[str]:
     rows = []
     methods = {label(run): method_of(run) for run in results if is_trained_on_one(run)}
     for row in in_order([run for run in results if is_trained_on_one(run)]):
-        tried = tuning_runs(results, *methods[row])
-        for run in sorted(tried, key=tuning_order):
-            pair = tuning(run)
-            mark = "**" if len(tried) > 1 and pair == chosen(results, *methods[row]) else ""
-            rows.append([row, format_tuning(pair), mark + percent(run["evaluations"]["validation"]["wer"]) + mark])
+        rates: dict[Candidate, dict[str, str]] = {}
+        for run in tuning_runs(results, *methods[row]):
+            rate = percent(run["evaluations"]["validation"]["wer"])
+            rates.setdefault(tuning(run), {})[place(run)[0]] = rate
+        choice = chosen(results, *methods[row])
+        for candidate in sorted(rates, key=lambda candidate: (candidate[1] or 0, candidate[0])):
+            mark = "**" * (len(rates) > 1 and candidate == choice)
+            cells = [rates[candidate].get(language, NONE) for language in TUNING_LANGUAGES]
+            rows.append([row, f"{mark}{format_tuning(candidate)}{mark}", *cells])
     if not rows:
         return []
     return [
         "### Tuning",
         "",
-        f"WER on the validation split, %, {TUNING_LANGUAGE}, seed {TUNING_SEED}; in bold what the main grid uses.",
+        f"WER on the validation splits, %, seed {TUNING_SEED}. In bold the lowest mean over both languages, which is "
+        "what the main grid uses.",
         "",
-        *table(["method", "learning rate", "WER"], rows),
+        *table(["method", "learning rate", *TUNING_LANGUAGES], rows),
     ]
-
-
-def tuning_order(run: Result) -> tuple[int, float]:
-    learning_rate, rank = tuning(run)
-    return rank or 0, learning_rate
 
 
 def variation_section(results: Sequence[Result]) -> list[str]:
@@ -281,7 +282,8 @@ def rank_section(results: Sequence[Result]) -> list[str]:
     return [
         "### Trained parameters",
         "",
-        f"WER, %, {TUNING_LANGUAGE}; each rank with the learning rate of its lowest WER on the validation split.",
+        f"WER, %, {STUDIED_LANGUAGE}; the rank of the main grid with the learning rate of that, others with that of "
+        "their lowest WER on the validation split.",
         "",
         *table(header, rows),
     ]
@@ -318,7 +320,8 @@ def untouched_section(results: Sequence[Result]) -> list[str]:
         "### What the training was not about",
         "",
         'At 30 s of context: WER of other languages, %, and translation into English, of 100. "own": the language '
-        "that the run was trained on. The unchanged model's rows are what was there before.",
+        "that the run was trained on. The unchanged model's rows are what was there before. Other languages are "
+        "routed past the experts; LoRA stays on.",
         "",
         *table(["method", "trained on", "runs", *columns], rows),
     ]

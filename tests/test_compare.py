@@ -59,11 +59,19 @@ def made_up_results(run, student="student"):
 
 @pytest.fixture
 def tuned_grid(somewhere):
-    """A grid of two languages and seeds whose tuning is done."""
+    """A grid of two languages and seeds whose tuning is done, in one language that is not of the grid."""
     made = compare.Grid(somewhere, "finetuned", ["ro", "ca"], [0, 1], max_steps=-1)
     for run in made.runs("tuning"):
         somewhere.write(run, made_up_results(run))
     return made
+
+
+def write_validation(places, runs, rates):
+    """Makes the WER in validation that of `rates`, by language, learning rate and rank; 1 of those not named."""
+    for run in runs:
+        results = made_up_results(run)
+        results["evaluations"]["validation"]["wer"] = rates.get((run.language, run.learning_rate, run.rank), 1.0)
+        places.write(run, results)
 
 
 def test_a_name_tells_every_setting():
@@ -114,21 +122,22 @@ def test_results_of_another_student_are_refused(somewhere):
     assert replace(somewhere, student="openai/whisper-small").weights(run) != somewhere.weights(run)
 
 
-def test_tuning_tries_the_candidates_of_each_method_in_romanian():
+def test_tuning_tries_the_candidates_of_each_method_in_two_languages():
     made = compare.Grid(None, "base", ["ca"], [1, 2], max_steps=7)
     runs = made.runs("tuning")
-    tried = Counter((run.method, run.teacher) for run in runs)
+    tried = Counter((run.method, run.teacher) for run in runs if run.language == "ro")
+    assert tried == Counter((run.method, run.teacher) for run in runs if run.language == "bg")
     assert tried == {
         ("full", None): 3,
-        ("lora", None): 5,
+        ("lora", None): 6,
         ("clsr", None): 3,
         ("clsr", "base"): 3,
         ("low-rank", "base"): 3,
         ("straight", None): 3,
         ("straight", "base"): 3,
     }
-    assert {(run.language, run.seed, run.max_steps) for run in runs} == {("ro", 0, 7)}
-    assert len({run.name for run in runs}) == 23
+    assert {(run.language, run.seed, run.max_steps) for run in runs} == {("ro", 0, 7), ("bg", 0, 7)}
+    assert len({run.name for run in runs}) == len(runs) == 2 * 24
     settings = {
         (run.method, run.straight_through, run.gate_noise, run.skip_gate_prob, run.expert_dropout)
         for run in runs
@@ -138,8 +147,8 @@ def test_tuning_tries_the_candidates_of_each_method_in_romanian():
 
 
 def test_the_tuned_run_is_the_candidate_of_the_lowest_validation_wer_as_in_the_report(tuned_grid):
-    expected = {"full": (1e-4, None), "lora": (2e-3, 64), "clsr": (1e-3, None)}
-    expected |= {method: (4e-3, 64) for method in ("low-rank", "straight")}
+    expected = {"full": (1e-4, None), "clsr": (5e-4, None)}
+    expected |= {method: (4e-3, 64) for method in ("lora", "low-rank", "straight")}
     results = grid.load(tuned_grid.places.results_dir)
     for method, teacher in tuned_grid.methods:
         run = tuned_grid.tuned(method, teacher)
@@ -147,8 +156,41 @@ def test_the_tuned_run_is_the_candidate_of_the_lowest_validation_wer_as_in_the_r
         assert (run.language, run.seed, run.teacher) == ("ro", 0, teacher)
 
 
+@pytest.mark.parametrize(
+    "rates, expected",
+    [
+        # The best in Romanian, the best in Bulgarian, and that of the lowest mean.
+        (
+            {
+                ("ro", 5e-4, 64): 0.1,
+                ("ro", 2e-3, 64): 0.2,
+                ("bg", 2e-3, 64): 0.8,
+                ("ro", 2e-3, 32): 0.9,
+                ("bg", 2e-3, 32): 0.3,
+            },
+            (2e-3, 64),
+        ),
+        # Equal ones, of which the last candidate's file is the first by name.
+        ({(language, 1e-3, rank): 0.25 for language in ("ro", "bg") for rank in (32, 64)}, (1e-3, 64)),
+        ({}, (5e-4, 64)),
+    ],
+    ids=["mean", "equal", "all equal"],
+)
+def test_the_lowest_mean_over_both_languages_is_chosen_of_equal_ones_the_first_as_in_the_report(
+    rates, expected, tuned_grid
+):
+    write_validation(tuned_grid.places, tuned_grid.tuning("lora", None), rates)
+    run = tuned_grid.tuned("lora", None)
+    assert (run.language, run.learning_rate, run.rank) == ("ro", *expected)
+    results = grid.load(tuned_grid.places.results_dir)
+    assert grid.chosen(results, "lora") == expected
+    assert {grid.tuning(result) for result in grid.main_grid(results) if grid.method_of(result)[0] == "lora"} == {
+        expected
+    }
+
+
 def test_a_missing_tuning_run_is_named(tuned_grid):
-    path = tuned_grid.places.results(Run("lora", "ro", learning_rate=1e-3, rank=32))
+    path = tuned_grid.places.results(Run("lora", "bg", learning_rate=1e-3, rank=32))
     path.unlink()
     with pytest.raises(ValueError, match=f"{path} is missing: run the group 'tuning' first"):
         tuned_grid.runs("main")
@@ -167,13 +209,15 @@ def test_main_has_every_method_language_and_seed_as_tuned(tuned_grid):
 
 
 def test_other_groups_change_one_thing_in_romanian(tuned_grid):
+    main = tuned_grid.runs("main")
     for group, changes in compare.CHANGES.items():
         best = tuned_grid.tuned("low-rank" if group == "gate" else "straight", "finetuned")
         assert tuned_grid.runs(group) == [
             replace(best, **change, seed=seed) for seed in (0, 1) for change in changes
         ], group
+        assert best.language == "ro" and best in main and not set(tuned_grid.runs(group)) & set(main), group
     assert {run.rank for run in tuned_grid.runs("rank")} == {8, 32}
-    assert [run.teacher for run in tuned_grid.runs("kd")[:3]] == [None, "base", "finetuned"]
+    assert [run.teacher for run in tuned_grid.runs("kd")] == 2 * ["base", "finetuned", "finetuned", "finetuned"]
 
     size = Counter((run.train_size, run.method, run.teacher) for run in tuned_grid.runs("size"))
     methods = [("lora", None), ("clsr", "finetuned"), ("straight", "finetuned")]
@@ -197,10 +241,8 @@ def test_runs_of_main_in_romanian_are_measured_afterwards(tuned_grid):
 
 
 def test_a_student_of_fewer_layers_has_each_method_as_tuned(tuned_grid):
-    best = Run("straight", "ro", learning_rate=1e-3, rank=64, **grid.METHOD_SETTINGS["straight"])
-    results = made_up_results(best)
-    results["evaluations"]["validation"]["wer"] = 0.0
-    tuned_grid.places.write(best, results)
+    best = {(language, 1e-3, 64): 0.0 for language in ("ro", "bg")}
+    write_validation(tuned_grid.places, tuned_grid.tuning("straight", None), best)
     runs = {run.teacher: run for run in tuned_grid.runs("student") if run.method == "straight"}
     assert {teacher: run.learning_rate for teacher, run in runs.items()} == {None: 1e-3, "finetuned": 4e-3}
 
@@ -281,12 +323,12 @@ def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended
     arguments = ("--languages", "ro", "ca", "--seeds", 0, 1)
     executed, measured = pretended(*arguments)
     assert executed[0] == teacher_run()
-    # Main without the 7 runs that are tuning's; gate, budget, kd without the 2 that are main's, rank; size; student.
-    assert len(executed) == len(set(executed)) == 1 + 23 + (32 - 7) + 2 * (5 + 4 + (5 - 1) + 2) + 12 + 8
+    # Teacher; tuning; main without the 7 runs that are tuning's; gate, budget, kd, rank; size; student.
+    assert len(executed) == len(set(executed)) == 1 + 48 + (32 - 7) + 2 * (5 + 4 + 4 + 2) + 12 + 8
     assert Counter(group for group, _ in measured) == {"untouched": 15, "gates": 10}
     assert pretended(*arguments) == ([], [])
 
-    removed = Run("clsr", "ca", seed=1, teacher="finetuned", learning_rate=1e-3)
+    removed = Run("clsr", "ca", seed=1, teacher="finetuned", learning_rate=5e-4)
     (tmp_path / "results" / removed.name / "results.json").unlink()
     assert pretended(*arguments) == ([removed], [])
 
@@ -294,8 +336,8 @@ def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended
 def test_a_teacher_is_trained_only_where_a_missing_run_needs_it(pretended, tmp_path):
     arguments = ("--groups", "tuning", "main", "--languages", "ro", "--seeds", 0)
     pretended(*arguments)
-    alone = Run("lora", "ro", learning_rate=2e-3, rank=64)
-    taught = Run("clsr", "ro", teacher="finetuned", learning_rate=1e-3)
+    alone = Run("lora", "ro", learning_rate=4e-3, rank=64)
+    taught = Run("clsr", "ro", teacher="finetuned", learning_rate=5e-4)
 
     def remove(*runs):
         for run in runs:
@@ -322,7 +364,7 @@ def test_results_in_the_folder_of_another_student_stop_the_command(pretended):
 
 def test_a_teacher_that_is_given_is_not_trained(pretended):
     executed, measured = pretended("--groups", "tuning", "--teacher", "base")
-    assert len(executed) == 23 and not measured
+    assert len(executed) == 48 and not measured
     assert {run.teacher for run in executed} == {None, "base"}
 
 
@@ -681,9 +723,11 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
     call_main(*arguments)
     done = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert done == [
-        "[1/2] all_full_seed0_learning_rate=5e-05_max_steps=2",
-        "[2/2] ro_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
-        "[1/1] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/3] all_full_seed0_learning_rate=5e-05_max_steps=2",
+        "[2/3] ro_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[3/3] bg_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/2] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[2/2] bg_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
         "[1/2] ro_zero-shot_seed0_audio_seconds=30_max_steps=2",
         "[2/2] ro_zero-shot_seed0_max_steps=2",
         "[1/1] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
@@ -693,11 +737,11 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
     written = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     names = {path.parent.name for path in written if path.name == "results.json"}
     assert names == {line.partition(" ")[2] for line in done[:-1]}
-    assert len(written) == 5 + 3  # results, and the weights of those that are trained
+    assert len(written) == 7 + 5  # results, and the weights of those that are trained
     for name in names:
         results = json.loads((places.results_dir / name / "results.json").read_text())
         assert results.get("train_steps") == (None if "zero-shot" in name else 2)
-        assert ("without_gates" in results) == ("straight" in name)
+        assert ("without_gates" in results) == name.startswith("ro_straight")
     before = {path: path.stat().st_mtime_ns for path in written}
 
     call_main(*arguments)

@@ -73,9 +73,9 @@ def write(folder, results):
 
 def whole_grid():
     """Every method in two languages and two seeds, and a change of each setting that has a figure."""
-    results = [made_up("zero-shot", language, (4, 6, 5, 4)) for language in ("ro", "ca")]
+    results = [made_up("zero-shot", language, (4, 6, 5, 4)) for language in ("ro", "bg")]
     for seed in (0, 1):
-        for language in ("ro", "ca"):
+        for language in ("ro", "bg"):
             results += [
                 made_up("full", language, (1, 1, 2, 1), seed=seed),
                 made_up("lora", language, (1, 0, 2, seed), seed=seed),
@@ -152,6 +152,26 @@ def test_languages_are_resampled_independently():
     assert not np.array_equal(ro[1:], ca[1:])
 
 
+def test_differences_are_in_words_or_in_characters():
+    results = [made_up("lora"), made_up("clsr"), made_up("clsr", teacher="finetuned")]
+    for result, characters in zip(results, (4, 1, 2), strict=True):
+        result["evaluations"]["test"] = {"utterances": [[1, 0, 0, 4, characters, 20]] * 3}
+    words, letters = (estimates.differences_by_cell(results, "LoRA", "test", name) for name in ("wer", "cer"))
+    assert words["CLSR"]["ro"]["value"] == 0 and letters["CLSR"]["ro"]["value"] == pytest.approx(-3 / 20)
+    lines = [line for line in report.difference_tables(results, "test", "cer") if line]
+    assert lines == [
+        "Difference to LoRA in CER in domain, points, on the same utterances (below 0: better):",
+        "| method | ro |",
+        "| --- | --- |",
+        "| CLSR | -15.0 [-15.0, -15.0] |",
+        "| CLSR + KD | -10.0 [-10.0, -10.0] |",
+        "Difference that the teacher makes to the same method in CER in domain, points:",
+        "| method | ro |",
+        "| --- | --- |",
+        "| CLSR + KD | +5.0 [+5.0, +5.0] |",
+    ]
+
+
 def test_runs_on_other_utterances_are_not_compared():
     with pytest.raises(ValueError, match="not evaluated on the same utterances of 'test' \\(4 and 3 of them\\)"):
         estimates.difference([made_up("clsr")], [made_up("lora", errors=(1, 0, 2))], "test")
@@ -160,21 +180,83 @@ def test_runs_on_other_utterances_are_not_compared():
 # ------------------------------------------------------------------------------------------------------- the grouping
 
 
-def test_chosen_is_the_candidate_of_the_lowest_validation_wer():
-    results = [
-        made_up("lora", errors=(2, 2, 2, 2), learning_rate=5e-4),
-        made_up("lora", errors=(1, 1, 0, 1), learning_rate=2e-3, rank=32),
-        made_up("lora", errors=(1, 1, 1, 1), learning_rate=1e-3),
-        made_up("lora", errors=(0, 0, 0, 0), learning_rate=1e-3, seed=1),  # tuning is of seed 0,
-        made_up("lora", "ca", errors=(0, 0, 0, 0), learning_rate=1e-3),  # in Romanian,
-        made_up("lora", errors=(0, 0, 0, 0), learning_rate=1e-3, rank=8),  # among the candidates,
-        made_up("lora", errors=(0, 0, 0, 0), learning_rate=5e-4, train_size=100),  # with the main settings,
-        made_up("clsr", errors=(0, 0, 0, 0), learning_rate=1e-3),  # of the method
+def tried(candidates, method="lora", **settings):
+    """Runs of learning rate and rank to language to errors in each utterance, of 4 words."""
+    return [
+        made_up(method, language, errors, learning_rate=learning_rate, rank=rank, **settings)
+        for (learning_rate, rank), languages in candidates.items()
+        for language, errors in languages.items()
     ]
-    results[2]["evaluations"]["test"] = rates((0, 0, 0, 0))  # and by validation
-    assert report.chosen(results, "lora") == (2e-3, 32)
-    assert report.chosen(results, "clsr") == (1e-3, None)
-    assert report.chosen(results, "clsr", "finetuned") is None
+
+
+def test_chosen_is_the_candidate_of_the_lowest_validation_wer_mean_over_both_languages():
+    none, one, two = ([errors] * 4 for errors in (0, 1, 2))
+    results = tried(
+        {
+            (5e-4, 64): {"ro": two, "bg": two, "ca": none},  # Catalan is no tuning language
+            (1e-3, 32): {"ro": two, "bg": none},
+            (2e-3, 32): {"ro": one, "bg": [1, 1, 0, 1]},
+            (1e-3, 64): {"ro": none, "bg": two},
+            (4e-3, 64): {"bg": none},  # not tried in Romanian
+            (1e-3, 8): {"ro": none, "bg": none},  # not a candidate
+        }
+    )
+    results[0]["evaluations"]["test"] = results[1]["evaluations"]["test"] = rates(none)  # tuning is by validation,
+    results += tried({(2e-3, 64): {"ro": two, "bg": two}})
+    results += tried({(2e-3, 64): {"ro": none, "bg": none}}, seed=1)  # of seed 0,
+    results += tried({(5e-4, 64): {"ro": none, "bg": none}}, train_size=100)  # with the main settings,
+    results += tried({(1e-3, None): {"ro": none}}, "clsr")  # of the method
+    assert grid.chosen(results, "lora") == (2e-3, 32)
+    assert grid.chosen(results, "clsr") == (1e-3, None)  # the only one in use
+    assert grid.chosen(results, "clsr", "finetuned") is None
+
+
+def test_candidates_that_lack_a_language_do_not_count_and_ties_go_to_the_first():
+    one, other, partial = (1e-3, 64), (2e-3, 64), (4e-3, 64)
+    assert grid.best_candidate({partial: {"ro": 0.0}, other: {"ro": 0.5, "bg": 0.5}}) == other
+    assert grid.best_candidate({one: {"ro": 0.25, "bg": 0.5}, other: {"ro": 0.5, "bg": 0.25}}) == one
+    assert grid.best_candidate({other: {"ro": 0.5, "bg": 0.25}, one: {"ro": 0.25, "bg": 0.5}}) == other
+    assert grid.best_candidate({one: {"ro": 0.1}, other: {"bg": 0.1}, partial: {}}) is None
+    results = tried({one: {"ro": [1] * 4}, other: {"ro": [2] * 4}})
+    assert grid.chosen(results, "lora") is None and grid.main_grid(results) == []
+
+
+def test_tuning_has_a_column_a_language_and_the_choice_in_bold():
+    results = tried(
+        {
+            (2e-3, 64): {"bg": [1] * 4, "ro": [1] * 4},
+            (5e-4, 64): {"ro": [0] * 4},
+            (1e-3, 32): {"ro": [0] * 4, "bg": [3] * 4},
+        }
+    )
+    lines = report.tuning_section([*results, made_up("full", errors=[1] * 4), made_up("zero-shot")])
+    assert [line for line in lines if line.startswith("|")] == [
+        "| method | learning rate | ro | bg |",
+        "| --- | --- | --- | --- |",
+        "| full fine-tuning | 5e-05 | 25.0 | - |",
+        "| LoRA | 0.001, rank 32 | 0.0 | 75.0 |",
+        "| LoRA | 0.0005, rank 64 | 0.0 | - |",
+        "| LoRA | **0.002, rank 64** | 25.0 | 25.0 |",
+    ]
+    assert report.tuning_section([made_up("zero-shot")]) == []
+
+
+def test_a_rank_has_the_chosen_learning_rate_or_that_of_its_lowest_validation_wer():
+    none, one, four = ([errors] * 4 for errors in (0, 1, 4))
+    results = tried(
+        {
+            (1e-3, 64): {"ro": none, "bg": four},
+            (2e-3, 64): {"ro": one, "bg": one},
+            (2e-3, 32): {"ro": one},
+            (1e-3, 32): {"ro": none},
+        }
+    )
+    results += tried({(2e-3, 64): {"ro": one}}, seed=1)
+    by_rank = estimates.ranks(results, "lora", None)
+    assert {rank: [(grid.tuning(run)[0], *grid.place(run)) for run in runs] for rank, runs in by_rank.items()} == {
+        32: [(1e-3, "ro", 0)],
+        64: [(2e-3, "ro", 0), (2e-3, "ro", 1)],
+    }
 
 
 def test_main_grid_has_each_method_with_its_own_tuning_and_the_main_settings_only():
@@ -184,7 +266,7 @@ def test_main_grid_has_each_method_with_its_own_tuning_and_the_main_settings_onl
     assert {run["settings"]["train_size"] for run in main} == {400}
     assert {run["settings"]["rank"] for run in main if run["settings"]["method"] == "lora"} == {64}
     cells = grid.by_cell(main)
-    assert [run["settings"]["seed"] for run in cells["CLSR + KD", "ca"]] == [0, 1]
+    assert [run["settings"]["seed"] for run in cells["CLSR + KD", "bg"]] == [0, 1]
 
 
 def test_settings_that_a_method_does_not_use_do_not_part_its_runs():
@@ -268,9 +350,8 @@ def test_changes_of_several_settings_are_compared_with_the_main_run():
 
 
 def test_mean_over_languages_stands_only_where_all_are_there():
-    results = [
-        run for run in whole_grid() if run["settings"]["language"] == "ro" or run["settings"]["method"] != "lora"
-    ]
+    results = [run for run in whole_grid() if run["settings"]["method"] != "lora"]
+    results += [made_up("lora", errors=(1, 0, 2, seed), seed=seed) for seed in (0, 1)]
     rows = estimates.rates_by_cell(grid.main_grid(results), "test")
     assert "mean" in rows["CLSR"] and set(rows["LoRA"]) == {"ro"}
     assert rows["LoRA"]["ro"]["spread"] == [3 / 16, 4 / 16]
@@ -286,9 +367,10 @@ def test_gates_are_reported_of_the_runs_that_were_measured_without_them():
             "half at random": {"test": rates((1, 1, 1, 1)), "out_of_domain": rates((4, 4, 4, 0))},
         }
     # Measured too, but of another learning rate than tuning chose.
-    other = made_up("clsr", teacher="finetuned", errors=(4, 4, 4, 4), learning_rate=1e-3)
+    other = made_up("clsr", teacher="finetuned", errors=(4, 4, 4, 4), learning_rate=2e-4)
     other |= {key: clsr[key] for key in ("gate_logits", "without_gates")}
-    lines = report.gates_section([straight, other, made_up("lora"), made_up("straight"), clsr])
+    tuned = [made_up("clsr", "bg", teacher="finetuned", learning_rate=learning_rate) for learning_rate in (2e-4, 5e-4)]
+    lines = report.gates_section([straight, other, made_up("lora"), made_up("straight"), clsr, *tuned])
     assert [line for line in lines if line.startswith("|")] == [
         "| method | language | seed | in domain: its gates | in domain: all to the expert | in domain: half at random "
         "| out of domain: its gates | out of domain: all to the expert | out of domain: half at random "
@@ -318,12 +400,15 @@ def test_report_of_a_grid_has_all_tables_and_figures_and_the_same_bytes_again(tm
     assert "Runs: 25, of which\n\n- 25 on device test\n" in tables
     assert "| CLSR + KD | 12.5 [0.0, 25.0] | 12.5 [0.0, 25.0] | 12.5 [" in tables
     assert "| CLSR + KD | -9.4 [" in tables  # to LoRA: 12.5 less 21.9
+    assert "| CLSR + KD | -1.9 [" in tables  # in CER, of 5 characters a word
+    assert "| LoRA | 0.001, rank 32 | 50.0 | - |" in tables
+    assert "| LoRA | **0.001, rank 64** | 18.8 | 18.8 |" in tables
     assert "| LoRA | 18.8 to 25.0 | 18.8 to 25.0 |" in tables
 
 
 def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
     kept = [run for run in whole_grid() if run["settings"]["method"] != "clsr" or run["settings"]["train_size"] == 200]
-    kept = [run for run in kept if (run["settings"]["method"], *grid.place(run)) != ("lora", "ca", 1)]
+    kept = [run for run in kept if (run["settings"]["method"], *grid.place(run)) != ("lora", "bg", 1)]
     write(tmp_path / "results", kept)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.png").write_bytes(b"")
@@ -335,7 +420,7 @@ def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
     assert "not drawn: size.png, its runs are missing" in printed
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"wer.png", "parameters.png", "mine.png"}
     tables = (tmp_path / "out" / "tables.md").read_text()
-    assert "| LoRA | 3 | 0.001, rank 64 | - | ca 1 |" in tables
+    assert "| LoRA | 3 | 0.001, rank 64 | - | bg 1 |" in tables
 
 
 def test_nothing_to_report_is_an_error(tmp_path, capsys):
