@@ -230,8 +230,13 @@ def main() -> None:
         train([run for group in groups if group not in ("tuning", *AFTERWARDS) for run in grid.runs(group)])
         for group, (task, key) in AFTERWARDS.items():
             if group in groups:
-                runs = grid.afterwards(group)
-                run_all(pool, task, [run for run in runs if key not in (places.read(run) or {})], places)
+                runs = [run for run in grid.afterwards(group) if key not in (places.read(run) or {})]
+                here = [run for run in runs if run.method == ZERO_SHOT or places.weights(run).exists()]
+                if len(here) < len(runs):
+                    print(
+                        f"{group}: left out {len(runs) - len(here)} runs, whose weights are not in {places.work_dir}"
+                    )
+                run_all(pool, task, here, places)
     print(f"results: {arguments.results_dir}")
 
 

@@ -290,7 +290,7 @@ def pretended(call_main, monkeypatch, tmp_path):
     def execute(run, places):
         assert run.teacher != "finetuned" or places.weights(teacher_run(run.max_steps)).exists()
         executed.append(run)
-        if run.language == "all":
+        if run.method != "zero-shot":
             path = places.weights(run)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -317,6 +317,20 @@ def pretended(call_main, monkeypatch, tmp_path):
         return list(executed), list(measured)
 
     return call
+
+
+def test_runs_that_were_trained_elsewhere_are_not_measured_again(pretended, tmp_path, capsys):
+    arguments = ("--groups", "tuning", "main", "gates", "--languages", "ro", "--seeds", 0)
+    _, measured = pretended(*arguments)
+    assert len(measured) == 5
+    for _, run in measured:
+        path = tmp_path / "results" / run.name / "results.json"
+        row = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in row.items() if key != "without_gates"}))
+    (weights,) = (tmp_path / "work").rglob(f"{measured[0][1].name}.safetensors")
+    weights.unlink()
+    assert pretended(*arguments) == ([], measured[1:])
+    assert "gates: left out 1 runs, whose weights are not in" in capsys.readouterr().out
 
 
 def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended, tmp_path):
