@@ -95,12 +95,12 @@ compare: venv
 	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
 	$(BIN)/python benchmarks/report.py
 
-# Every method in Romanian, from end to end in a few steps.
+# From end to end in a few steps, with two methods.
 compare-smoke: venv
 	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
 	rm -rf runs/smoke/compare
-	$(BIN)/python benchmarks/compare.py --groups tuning main --languages ro --seeds 0 --jobs 2 --max_steps 2 \
-		--max_utterances 8 --results_dir runs/smoke/compare/results --work_dir runs/smoke/compare
+	$(BIN)/python benchmarks/compare.py --groups tuning main --methods lora straight --languages ro --seeds 0 --jobs 2 \
+		--max_steps 2 --max_utterances 8 --results_dir runs/smoke/compare/results --work_dir runs/smoke/compare
 	$(BIN)/python benchmarks/report.py --results_dir runs/smoke/compare/results --output_dir runs/smoke/compare/report
 
 clean:

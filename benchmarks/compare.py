@@ -26,6 +26,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -74,17 +75,25 @@ DECODER_LAYERS = 3  # of the smaller student
 
 
 class Grid:
-    """The runs of each group; `settings` are those that all of them share."""
+    """
+    The runs of each group, in `tuning`, `main` and what measures those of `main` again of the given methods alone;
+    `settings` are those that all of them share.
+    """
 
-    def __init__(self, places: Places, teacher: str, languages: list[str], seeds: list[int], **settings: Any) -> None:
+    def __init__(
+        self,
+        places: Places,
+        teacher: str,
+        languages: list[str],
+        seeds: list[int],
+        methods: Collection[str] = tuple(CANDIDATES),
+        **settings: Any,
+    ) -> None:
         self.places, self.teacher, self.languages, self.seeds = places, teacher, languages, seeds
         self.settings = settings
-
-    @property
-    def methods(self) -> list[tuple[str, str | None]]:
-        """Those that are trained, with their teachers."""
         alone = [(method, None) for method in (FULL, LORA, CLSR, STRAIGHT)]
-        return alone + [(method, self.teacher) for method in (CLSR, LOW_RANK, STRAIGHT)]
+        taught = [(method, teacher) for method in (CLSR, LOW_RANK, STRAIGHT)]
+        self.methods = [(method, teacher) for method, teacher in alone + taught if method in methods]
 
     def tuning(self, method: str, teacher: str | None) -> list[Run]:
         settings = {"teacher": teacher, "seed": TUNING_SEED} | METHOD_SETTINGS.get(method, {}) | self.settings
@@ -173,6 +182,13 @@ def main() -> None:
     parser.add_argument(
         "--groups", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=f"of {GROUPS}"
     )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(CANDIDATES),
+        default=list(CANDIDATES),
+        help="of the groups tuning and main",
+    )
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="of the group main")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of all groups but tuning")
     parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
@@ -208,7 +224,14 @@ def main() -> None:
         threads,
         arguments.max_utterances,
     )
-    grid = Grid(places, arguments.teacher, arguments.languages, arguments.seeds, max_steps=arguments.max_steps)
+    grid = Grid(
+        places,
+        arguments.teacher,
+        arguments.languages,
+        arguments.seeds,
+        arguments.methods,
+        max_steps=arguments.max_steps,
+    )
     groups = arguments.groups
 
     def train(runs: list[Run]) -> None:

@@ -728,11 +728,10 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
     settings = json.loads(path.read_text())
     settings["suppress_tokens"] = [token for token in range(300) if token != settings["eos_token_id"]]
     path.write_text(json.dumps(settings))  # of all tokens but the last, so that transcripts are short
-    monkeypatch.setattr(compare.Grid, "methods", [("lora", None), ("straight", "finetuned")])
-    for method in ("lora", "straight"):
+    for method in ("lora", "low-rank"):
         monkeypatch.setitem(grid.CANDIDATES, method, [(1e-3, 4)])
     arguments = ["--student", places.student, "--groups", "tuning", "main", "gates"]
-    arguments += ["--languages", "ro", "--seeds", 0]
+    arguments += ["--methods", "lora", "low-rank", "--languages", "ro", "--seeds", 0]
     arguments += ["--precision", "float32", "--max_steps", 2, "--max_utterances", 2]
     call_main(*arguments)
     done = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
@@ -740,11 +739,11 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
         "[1/3] all_full_seed0_learning_rate=5e-05_max_steps=2",
         "[2/3] ro_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
         "[3/3] bg_lora_seed0_learning_rate=0.001_rank=4_max_steps=2",
-        "[1/2] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
-        "[2/2] bg_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/2] ro_low-rank_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[2/2] bg_low-rank_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
         "[1/2] ro_zero-shot_seed0_audio_seconds=30_max_steps=2",
         "[2/2] ro_zero-shot_seed0_max_steps=2",
-        "[1/1] ro_straight_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
+        "[1/1] ro_low-rank_kd-finetuned_seed0_learning_rate=0.001_rank=4_max_steps=2",
         "results",
     ]
     folders = (places.results_dir, places.work_dir)
@@ -755,7 +754,7 @@ def test_the_command_trains_the_grid_in_processes_and_nothing_twice(places, call
     for name in names:
         results = json.loads((places.results_dir / name / "results.json").read_text())
         assert results.get("train_steps") == (None if "zero-shot" in name else 2)
-        assert ("without_gates" in results) == name.startswith("ro_straight")
+        assert ("without_gates" in results) == name.startswith("ro_low-rank")
     before = {path: path.stat().st_mtime_ns for path in written}
 
     call_main(*arguments)
