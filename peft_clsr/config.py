@@ -54,7 +54,6 @@ class CLSRConfig(PeftConfig):
             gives it back where the adapter is taken off; a saved adapter so finds the context that it was trained at.
             All adapters on a model have one context. The processor is cut by `set_audio_context`. By default the
             context of the model stays as it is.
-
         straight_through (`bool`, *optional*, defaults to `False`):
             Makes gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
             estimator, Bengio et al., 2013). Tokens are then trained on the path that they will take, from the first
@@ -104,7 +103,6 @@ class CLSRConfig(PeftConfig):
     max_audio_seconds: float | None = field(
         default=None, metadata={"help": "The context, in seconds, to which a Whisper is cut for the adapter."}
     )
-
     straight_through: bool = field(
         default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
     )
