@@ -61,9 +61,10 @@ CHANGES = {
         {"gate_noise": 0.0},
         {"expert_dropout": 0.05},
         {"skip_gate_prob": 0.0, "expert_dropout": 0.05},
-        {"straight_through": True, "gate_noise": 0.0},
+        {"straight_through": True},
+        {"gate_budget": 0.75},
     ],
-    "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.75}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
+    "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.5}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
     "kd": [{"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
     "rank": [{"rank": 8}, {"rank": 32}],
 }
@@ -155,12 +156,12 @@ class Grid:
         return [Run(ZERO_SHOT, STUDIED_LANGUAGE, audio_seconds=FULL_CONTEXT, **self.settings), *runs]
 
 
-def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], places: Places) -> None:
+def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], places: Places) -> list[str]:
     """
     Do the runs in the order given; a line on each as it is done. One that fails does not stop the others.
 
-    Raises:
-        RuntimeError: runs have failed; what they raised is printed.
+    Returns:
+        `list[str]`: The names of those that failed; what they raised is printed.
     """
     futures = {pool.submit(task, run, places): run for run in dict.fromkeys(runs)}
     failed = []
@@ -171,6 +172,14 @@ def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], places: Place
             print(f"[{done}/{len(futures)}] {futures[future].name}: failed", flush=True)
         else:
             print(f"[{done}/{len(futures)}] {future.result()}", flush=True)
+    return failed
+
+
+def check(failed: list[str]) -> None:
+    """
+    Raises:
+        RuntimeError: runs have failed.
+    """
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed, called again they are tried again: {', '.join(failed)}")
 
@@ -242,8 +251,7 @@ def main() -> None:
         teacher = teacher_run(arguments.max_steps)
         if taught and (places.read(teacher) is None or not places.weights(teacher).exists()):
             first.insert(0, teacher)
-        run_all(pool, execute, first, places)
-        run_all(pool, execute, taught, places)
+        check([name for some in (first, taught) for name in run_all(pool, execute, some, places)])
 
     # Processes are spawned with these: what a thread too many costs is a multiple of what it brings.
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -259,7 +267,7 @@ def main() -> None:
                     print(
                         f"{group}: left out {len(runs) - len(here)} runs, whose weights are not in {places.work_dir}"
                     )
-                run_all(pool, task, here, places)
+                check(run_all(pool, task, here, places))
     print(f"results: {arguments.results_dir}")
 
 

@@ -44,6 +44,7 @@ from peft_clsr.trainer.data import prepare_dataset
 FULL_CONTEXT = 30.0  # seconds
 MAX_NEW_TOKENS = 64  # bounds the time lost on a model that repeats itself
 EVAL_BATCH = 25
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def execute(run: Run, places: Places) -> str:
     processor = WhisperProcessor.from_pretrained(places.student)
     if run.audio_seconds < FULL_CONTEXT:
         set_audio_context(None, processor, run.audio_seconds)
-    model = build_model(run, places, run.audio_seconds)
+    model = build_model(run, places, run.audio_seconds).to(DEVICE)
     row: dict[str, Any] = {
         "settings": asdict(run) | {"student": Path(places.student).name, "precision": places.precision},
         "machine": machine(places.precision),
@@ -232,7 +233,7 @@ def load_run(run: Run, places: Places, seconds: float) -> tuple[dict[str, Any], 
     processor = WhisperProcessor.from_pretrained(places.student)
     if seconds < FULL_CONTEXT:
         set_audio_context(None, processor, seconds)
-    model = build_model(run, places, seconds)
+    model = build_model(run, places, seconds).to(DEVICE)
     if run.method != ZERO_SHOT:
         load_weights(model, places.weights(run))
     return results, model, processor
@@ -279,8 +280,8 @@ def train(run: Run, places: Places, model: nn.Module, processor: Any) -> dict[st
             "adam_beta2": 0.98,
             "label_smoothing_factor": run.label_smoothing,
             "bf16": places.precision == "bfloat16",
-            "use_cpu": not torch.cuda.is_available(),
-            "dataloader_pin_memory": torch.cuda.is_available(),
+            "use_cpu": DEVICE == "cpu",
+            "dataloader_pin_memory": DEVICE != "cpu",
             "remove_unused_columns": False,
             "save_strategy": "no",
             "logging_steps": 25,
@@ -342,7 +343,7 @@ def load_teacher(run: Run, places: Places) -> tuple[nn.Module | None, Any]:
         load_weights(teacher, places.weights(teacher_run(run.max_steps)))
     if seconds < FULL_CONTEXT:
         set_audio_context(teacher, processor, seconds)
-    return teacher.to(torch.bfloat16 if places.precision == "bfloat16" else torch.float32), processor
+    return teacher.to(DEVICE, torch.bfloat16 if places.precision == "bfloat16" else torch.float32), processor
 
 
 # -------------------------------------------------------------------------------------------------------- measurement

@@ -53,6 +53,7 @@ def gate_logits(model: nn.Module, gates: dict[str, nn.Module], dataset: Any, col
     """Mean and standard deviation of each gate's logits over a dataset, teacher-forced, padding left out."""
     heard: dict[str, list[torch.Tensor]] = defaultdict(list)
     masks: dict[str, torch.Tensor] = {}
+    device = next(model.parameters()).device
 
     def keep(name: str, output: torch.Tensor) -> None:
         heard[name].append(output.squeeze(-1)[masks["decoder" if "decoder" in name else "encoder"]])
@@ -63,6 +64,7 @@ def gate_logits(model: nn.Module, gates: dict[str, nn.Module], dataset: Any, col
     ]
     with evaluation_mode(model):
         for batch in DataLoader(dataset, batch_size=EVAL_BATCH, collate_fn=collator):
+            batch = {name: batch[name].to(device) for name in ("input_features", "attention_mask", "labels")}
             masks["decoder"] = batch["labels"] != -100
             masks["encoder"] = batch["attention_mask"][:, ::2].bool()  # the second convolution has stride 2
             model(input_features=batch["input_features"], labels=batch["labels"])

@@ -24,9 +24,9 @@ METHODS = {
     LOW_RANK: "low-rank CLSR",
     STRAIGHT: "low-rank CLSR, straight-through",
 }
-# What a method sets otherwise than the paper: gates that are hard in training too, with nothing to make them so.
+# What a method sets otherwise than the paper: gates that are hard in training too, and less that holds experts back.
 METHOD_SETTINGS = {
-    STRAIGHT: {"straight_through": True, "gate_noise": 0.0, "skip_gate_prob": 0.0, "expert_dropout": 0.05},
+    STRAIGHT: {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05},
 }
 FINETUNED, BASE = "finetuned", "base"  # teachers: the student's base trained on all languages; as it is, at 30 s
 ALL_LANGUAGES = "all"  # of the run that trains the teacher

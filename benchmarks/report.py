@@ -338,7 +338,7 @@ def gates_section(results: Sequence[Result]) -> list[str]:
         for split in SPLITS:
             rates = [run["evaluations"][split], *(rates[split] for rates in run["without_gates"].values())]
             cells += [percent(rate["wer"]) for rate in rates]
-        sizes = [np.mean([abs(gate["mean"]) for gate in logits]), np.mean([gate["std"] for gate in logits])]
+        sizes = [np.median([abs(gate["mean"]) for gate in logits]), np.median([gate["std"] for gate in logits])]
         noise = run["settings"]["gate_noise"]
         rows.append([*cells, *(f"{size:.2f}" for size in sizes), f"{noise:g}"])
     names = ["its gates", *measured[0]["without_gates"]]
@@ -348,7 +348,7 @@ def gates_section(results: Sequence[Result]) -> list[str]:
         "",
         "WER, %, of the same weights with their own gates, with all tokens sent to the expert, and with a half of "
         "them, drawn by chance. Gate logits: the distance of a gate's mean from 0 and its standard deviation over "
-        "tokens, both mean over gates; and the standard deviation of the noise at the end of training.",
+        "tokens, of the median gate each; and the standard deviation of the noise at the end of training.",
         "",
         *table([*header, "logit mean", "over tokens", "noise"], rows),
     ]

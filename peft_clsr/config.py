@@ -31,7 +31,8 @@ class CLSRConfig(PeftConfig):
         gate_dropout (`float`, *optional*, defaults to 0.1): Dropout on the gate's input in training, in [0, 1).
         gate_noise (`float`, *optional*, defaults to 5.0):
             Standard deviation of the noise on the gate logit at the end of training, at least 0. It rises linearly
-            from 0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to.
+            from 0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to. With `straight_through`, that at
+            the start, from which it falls to 0 in the first half of training.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
             Probability, in [0, 1), that a module uses its shared FFN only, drawn per module and training step.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
@@ -56,9 +57,9 @@ class CLSRConfig(PeftConfig):
             context of the model stays as it is.
         straight_through (`bool`, *optional*, defaults to `False`):
             Makes gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
-            estimator, Bengio et al., 2013). Tokens are then trained on the path that they will take, from the first
-            step on, and `gate_noise` is not needed: set it to 0. By default they are trained on blends of both paths,
-            as in the paper.
+            estimator, Bengio et al., 2013). Tokens are then trained on one path: at first, while there is noise, now
+            on one, now on the other, in the end on that which they will take. By default they are trained on blends of
+            both paths, as in the paper.
 
     Raises:
         ValueError: an unknown language, or a value outside of the range given above.
@@ -76,7 +77,7 @@ class CLSRConfig(PeftConfig):
     gate_dim: int = field(default=64, metadata={"help": "Hidden size of the gate."})
     gate_dropout: float = field(default=0.1, metadata={"help": "Dropout on the gate's input in training, in [0, 1)."})
     gate_noise: float = field(
-        default=5.0, metadata={"help": "Standard deviation of the noise on the gate logit at the end of training."}
+        default=5.0, metadata={"help": "Standard deviation of the noise on the gate logit, where it is at its highest."}
     )
     skip_gate_prob: float = field(
         default=0.2, metadata={"help": "Probability that a module uses its shared FFN only in a training step."}

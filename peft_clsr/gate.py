@@ -21,6 +21,26 @@ class GateLinear(nn.Linear):
             return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
+def noise_deviation(progress: float | None, gate_noise: float, straight_through: bool) -> float:
+    """
+    Standard deviation of the noise on gate logits.
+
+    Soft gates become decisive by noise that rises until the end of training. Straight-through gates are decisive from
+    the start; noise that falls, and is gone in half of the training, lets them try both paths for a token first.
+
+    Args:
+        progress (`float`): Of the training, in [0, 1]; `None`, where nobody tells: no noise.
+        gate_noise (`float`): The highest deviation.
+        straight_through (`bool`): Whether gates are 0 or 1 in training.
+
+    Returns:
+        `float`: at least 0.
+    """
+    if progress is None:
+        return 0.0
+    return gate_noise * (max(1 - 2 * progress, 0.0) if straight_through else progress)
+
+
 def gate_logits(hidden_states: torch.Tensor, gate_in: GateLinear, gate_out: GateLinear) -> torch.Tensor:
     """
     `G(x) = w2ᵀ relu(W1 x + b1)` (Zhang et al., ICLR 2021, eq. 5).

@@ -13,7 +13,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from .config import CLSRConfig
-from .gate import GateLinear, gate_logits
+from .gate import GateLinear, gate_logits, noise_deviation
 from .gradients import with_zero_gradients
 from .route import Route
 
@@ -294,7 +294,7 @@ class InputLinear(nn.Module, CLSRLayer):
             route.routing.add(route.name, torch.zeros(x.shape[:-1], device=x.device), config, trains=False)
             return
         logits = gate_logits(F.dropout(x, config.gate_dropout), gate_in, gate_out)
-        alpha = route.routing.gate_progress * config.gate_noise
+        alpha = noise_deviation(route.routing.gate_progress, config.gate_noise, config.straight_through)
         if alpha:
             logits = logits + alpha * torch.randn_like(logits)
         gate_values = logits.sigmoid()

@@ -354,7 +354,8 @@ class CLSRModel(BaseTuner):
 
     def set_gate_progress(self, progress: float) -> None:
         """
-        Set how far training is: the noise on gate logits has standard deviation `progress · gate_noise`.
+        Set how far training is, by which the noise on gate logits goes: from 0 to `gate_noise`, or of straight-through
+        gates from `gate_noise` to 0, where half of the training is done. Without this call there is none.
 
         Args:
             progress (`float`): In [0, 1]; 0 at the start. [`GateScheduleCallback`] calls this in each step.

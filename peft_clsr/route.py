@@ -67,7 +67,7 @@ class Routing:
     """
 
     def __init__(self) -> None:
-        self.gate_progress = 0.0
+        self.gate_progress: float | None = None  # of the training, in [0, 1]
         self.recorded: dict[str, torch.Tensor] | None = None
         self.adapter_names: list[str] | None = None  # of each sample; None: the active adapter
         self.labels: torch.Tensor | None = None  # of a batch whose forward is not given them

@@ -103,10 +103,11 @@ def test_a_name_tells_every_setting():
 def test_a_name_leaves_out_what_is_of_the_method_itself():
     run = Run("straight", "ro", learning_rate=1e-3, rank=64, **grid.METHOD_SETTINGS["straight"])
     assert run.name == "ro_straight_seed0_learning_rate=0.001_rank=64"
+    assert replace(run, gate_budget=0.5, gate_noise=0.0).name == f"{run.name}_gate_budget=0.5_gate_noise=0"
     assert replace(run, skip_gate_prob=0.2).name == f"{run.name}_skip_gate_prob=0.2"
     assert replace(run, method="low-rank").name == (
         "ro_low-rank_seed0_learning_rate=0.001_rank=64"
-        "_skip_gate_prob=0_gate_noise=0_expert_dropout=0.05_straight_through=True"
+        "_gate_budget=0.75_skip_gate_prob=0_expert_dropout=0.05_straight_through=True"
     )
 
 
@@ -139,11 +140,11 @@ def test_tuning_tries_the_candidates_of_each_method_in_two_languages():
     assert {(run.language, run.seed, run.max_steps) for run in runs} == {("ro", 0, 7), ("bg", 0, 7)}
     assert len({run.name for run in runs}) == len(runs) == 2 * 24
     settings = {
-        (run.method, run.straight_through, run.gate_noise, run.skip_gate_prob, run.expert_dropout)
+        (run.method, run.straight_through, run.gate_budget, run.skip_gate_prob, run.expert_dropout)
         for run in runs
         if run.rank is not None and run.method != "lora"
     }
-    assert settings == {("low-rank", False, 5.0, 0.2, 0.3), ("straight", True, 0.0, 0.0, 0.05)}
+    assert settings == {("low-rank", False, 0.5, 0.2, 0.3), ("straight", True, 0.75, 0.0, 0.05)}
 
 
 def test_the_tuned_run_is_the_candidate_of_the_lowest_validation_wer_as_in_the_report(tuned_grid):
@@ -258,8 +259,11 @@ def test_a_failed_run_stops_no_other_and_is_named_at_the_end(somewhere, capsys):
             raise OSError("disk full")
         return f"seed {run.seed} done"
 
-    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="1 runs failed.*: ro_full_seed1$"):
-        compare.run_all(pool, task, [*runs, runs[0]], somewhere)
+    with ThreadPoolExecutor(1) as pool:
+        failed = compare.run_all(pool, task, [*runs, runs[0]], somewhere)
+    with pytest.raises(RuntimeError, match="1 runs failed.*: ro_full_seed1$"):
+        compare.check(failed)
+    compare.check([])
     assert done == runs  # each once
     printed = capsys.readouterr()
     assert "/3] seed 2 done" in printed.out and "/3] ro_full_seed1: failed" in printed.out

@@ -362,6 +362,7 @@ def test_gates_are_reported_of_the_runs_that_were_measured_without_them():
     logits = {"encoder": {"mean": -3.0, "std": 1.0}, "decoder": {"mean": 1.0, "std": 0.5}}
     for run, errors in ((straight, (1, 1, 0, 0)), (clsr, (2, 0, 2, 1))):
         run["gate_logits"] = {f"model.{side}.layers.0.fc1": logit for side, logit in logits.items()}
+        run["gate_logits"]["model.encoder.layers.1.fc1"] = {"mean": 20.0, "std": 0.75}
         run["without_gates"] = {
             "all to the expert": {"test": rates(errors), "out_of_domain": rates((4, 4, 4, 4))},
             "half at random": {"test": rates((1, 1, 1, 1)), "out_of_domain": rates((4, 4, 4, 0))},
@@ -376,8 +377,8 @@ def test_gates_are_reported_of_the_runs_that_were_measured_without_them():
         "| out of domain: its gates | out of domain: all to the expert | out of domain: half at random "
         "| logit mean | over tokens | noise |",
         "| --- " * 12 + "|",
-        "| CLSR + KD | ro | 0 | 25.0 | 31.2 | 25.0 | 25.0 | 100.0 | 75.0 | 2.00 | 0.75 | 5 |",
-        "| low-rank CLSR, straight-through | ro | 1 | 6.2 | 12.5 | 25.0 | 6.2 | 100.0 | 75.0 | 2.00 | 0.75 | 0 |",
+        "| CLSR + KD | ro | 0 | 25.0 | 31.2 | 25.0 | 25.0 | 100.0 | 75.0 | 3.00 | 0.75 | 5 |",
+        "| low-rank CLSR, straight-through | ro | 1 | 6.2 | 12.5 | 25.0 | 6.2 | 100.0 | 75.0 | 3.00 | 0.75 | 0 |",
     ]
     assert report.gates_section([made_up("straight"), made_up("lora")]) == []
 

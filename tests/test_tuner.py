@@ -686,6 +686,31 @@ def test_noise_on_the_gate_logit_grows_with_progress(progress, alpha):
     assert middle == pytest.approx(0.0, abs=0.05 * alpha + 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("progress", "alpha"), [(None, 0.0), (0.0, 5.0), (0.25, 2.5), (0.45, 0.5), (0.5, 0.0), (0.8, 0.0), (1.0, 0.0)]
+)
+def test_noise_of_straight_through_gates_falls_in_the_first_half(progress, alpha):
+    torch.manual_seed(0)
+    model = clsr_mlp(gate_noise=5.0, straight_through=True).train()
+    force_gate(model.base_model.model.lin0, -2.5)
+    if progress is not None:
+        model.base_model.set_gate_progress(progress)
+    with torch.no_grad(), model.base_model.record_gates() as gates:
+        model(torch.randn(4, 5000, 12))
+    (gate_values,) = gates.values()
+    share = torch.distributions.Normal(0, 1).cdf(torch.tensor(-2.5 / alpha)).item() if alpha else 0.0
+    assert set(gate_values.unique().tolist()) <= {0.0, 1.0}
+    assert gate_values.mean().item() == pytest.approx(share, abs=0.01)
+
+
+def test_without_a_schedule_there_is_no_noise(tiny_whisper):
+    for config in ({}, {"straight_through": True}):
+        model = randomize(clsr(tiny_whisper(), gate_noise=5.0, **config)).train()
+        inputs = make_inputs(model)
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+
+
 def test_noise_is_drawn_per_token_and_only_in_training():
     torch.manual_seed(0)
     model = randomize(clsr_mlp(gate_noise=5.0))

@@ -9,7 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 class GateScheduleCallback(TrainerCallback):
     """
-    Lets the noise on gate logits rise linearly from 0 to `gate_noise` over training.
+    Lets the noise on gate logits rise linearly from 0 to `gate_noise` over training; that of straight-through gates
+    fall from `gate_noise` to 0 in its first half.
 
     [`DistillationTrainer`] brings its own; a plain `Seq2SeqTrainer` takes `callbacks=[GateScheduleCallback()]`. A
     resumed run goes on where it was.
