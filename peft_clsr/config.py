@@ -77,7 +77,7 @@ class CLSRConfig(PeftConfig):
     gate_dim: int = field(default=64, metadata={"help": "Hidden size of the gate."})
     gate_dropout: float = field(default=0.1, metadata={"help": "Dropout on the gate's input in training, in [0, 1)."})
     gate_noise: float = field(
-        default=5.0, metadata={"help": "Standard deviation of the noise on the gate logit, where it is at its highest."}
+        default=5.0, metadata={"help": "Standard deviation of the noise on the gate logit at its highest."}
     )
     skip_gate_prob: float = field(
         default=0.2, metadata={"help": "Probability that a module uses its shared FFN only in a training step."}
