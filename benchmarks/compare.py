@@ -10,8 +10,9 @@ The groups of the grid, each of which answers a question:
 - `tuning`: which learning rate, and which rank of LoRA, suits each method, on the validation splits of two languages;
 - `main`: every method, language and seed, each method as tuning chose it;
 - `gate`: what the settings of the gates do to low-rank experts with a teacher, in Romanian;
-- `budget`, `kd`, `rank`, `size`, `student`: what these do to such experts with straight-through gates; `size` and
-  `student` beside other methods;
+- `budget`, `kd`, `size`, `student`: what these do to such experts with straight-through gates; `size` and `student`
+  beside other methods;
+- `rank`: the same without a teacher, down to rank 8 and up to full experts;
 - `untouched`: what the runs in Romanian did to other languages and to translation;
 - `gates`: how sure the gates of the runs in Romanian are, and what their weights are worth without them.
 
@@ -66,7 +67,11 @@ CHANGES = {
     ],
     "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.5}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
     "kd": [{"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
-    "rank": [{"rank": 8}, {"rank": 32}],
+    "rank": [
+        {"rank": 8},
+        {"rank": 32},
+        *({"rank": None, "learning_rate": learning_rate} for learning_rate in (1e-4, 2e-4, 4e-4)),
+    ],
 }
 # Groups that measure trained runs again: how, and the key of what that adds to their results.
 AFTERWARDS = {"untouched": (measure_untouched, "untouched"), "gates": (measure_gates, "without_gates")}
@@ -144,7 +149,7 @@ class Grid:
             methods = [(FULL, None), (LORA, None), (STRAIGHT, None), (STRAIGHT, self.teacher)]
             runs = [replace(self.tuned(*method), decoder_layers=DECODER_LAYERS) for method in methods]
         else:
-            best = self.tuned(LOW_RANK if group == "gate" else STRAIGHT, self.teacher)
+            best = self.tuned(LOW_RANK if group == "gate" else STRAIGHT, None if group == "rank" else self.teacher)
             runs = [replace(best, **change) for change in CHANGES[group]]
         return [replace(run, seed=seed) for seed in self.seeds for run in runs]
 

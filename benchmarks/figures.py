@@ -43,8 +43,8 @@ LOOKS = {
     "CLSR + KD": ("#0072B2", "s"),
     "low-rank CLSR": ("#CC79A7", "D"),
     "low-rank CLSR + KD": ("#D55E00", "X"),
-    "low-rank CLSR, straight-through": ("#85CFB7", "<"),
-    "low-rank CLSR, straight-through + KD": ("#009E73", ">"),
+    "CLSR, straight-through": ("#85CFB7", "<"),
+    "CLSR, straight-through + KD": ("#009E73", ">"),
 }
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00")
 TITLES = {

@@ -14,7 +14,7 @@ Candidate = tuple[float | None, int | None]  # learning rate and rank
 Result = dict[str, Any]  # a results.json, and its folder's name as "name"
 
 ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
-STRAIGHT = "straight"  # low-rank experts with straight-through gates
+STRAIGHT = "straight"  # straight-through gates; experts are low-rank, but in the group "rank"
 ROUTED = (CLSR, LOW_RANK, STRAIGHT)
 METHODS = {
     ZERO_SHOT: "zero-shot",
@@ -22,7 +22,7 @@ METHODS = {
     LORA: "LoRA",
     CLSR: "CLSR",
     LOW_RANK: "low-rank CLSR",
-    STRAIGHT: "low-rank CLSR, straight-through",
+    STRAIGHT: "CLSR, straight-through",
 }
 # What a method sets otherwise than the paper: gates that are hard in training too, and less that holds experts back.
 METHOD_SETTINGS = {

@@ -47,6 +47,7 @@ from peft_clsr.trainer.data import prepare_dataset
 from peft_clsr.trainer.losses import Teaching, chunked_losses, cross_entropy_sum, distillation_sum
 
 FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
+LOW_RANK_BFLOAT16 = "CLSR, rank 32, bfloat16 autocast"
 LIVE, CACHED = "CLSR + KD, live teacher", "CLSR + KD, cached teacher"
 # Of a step's time: method, what it is compared with, and the ratio that must hold.
 BOUNDS = ((CLSR, LORA, 1.6), (CACHED, CLSR, 1.1))
@@ -66,7 +67,12 @@ def prepare(path: str, processor: Any, num_examples: int) -> datasets.Dataset:
 
 
 def build_trainers(
-    base: WhisperForConditionalGeneration, processor: Any, dataset: datasets.Dataset, batch_size: int, folder: str
+    base: WhisperForConditionalGeneration,
+    processor: Any,
+    dataset: datasets.Dataset,
+    batch_size: int,
+    folder: str,
+    with_bfloat16: bool,
 ) -> dict[str, Seq2SeqTrainer]:
     """A trainer for each method, with a student of its own; teachers are the unchanged base."""
     language = dataset["language"][0]
@@ -76,6 +82,7 @@ def build_trainers(
         "train_sampling_strategy": "sequential",  # the same batches for all
         "remove_unused_columns": False,
         "bf16": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
     }
@@ -88,12 +95,14 @@ def build_trainers(
             data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
         )
 
-    def clsr(train_dataset: datasets.Dataset = dataset, teacher: Any = None, **config: Any) -> DistillationTrainer:
+    def clsr(
+        train_dataset: datasets.Dataset = dataset, teacher: Any = None, bf16: bool = settings["bf16"], **config: Any
+    ) -> DistillationTrainer:
         model = get_peft_model(copy.deepcopy(base), CLSRConfig(language=language, **config), adapter_name=language)
         model.base_model.set_gate_progress(0.5)  # the middle of training: gates are noisy
         return DistillationTrainer(
             model=model,
-            args=DistillationTrainingArguments(**settings),
+            args=DistillationTrainingArguments(**settings | {"bf16": bf16}),
             teacher_model=teacher,
             train_dataset=train_dataset,
             data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
@@ -102,7 +111,7 @@ def build_trainers(
 
     cached = cache_teacher_states(dataset, copy.deepcopy(base), processor, Path(folder) / "states")
     lora = LoraConfig(r=32, target_modules=["fc1", "fc2"])
-    return {
+    trainers = {
         FULL: plain(copy.deepcopy(base)),
         LORA: plain(get_peft_model(copy.deepcopy(base), lora)),
         CLSR: clsr(),
@@ -110,6 +119,9 @@ def build_trainers(
         LIVE: clsr(teacher=copy.deepcopy(base)),
         CACHED: clsr(train_dataset=cached.dataset, teacher=cached),
     }
+    if with_bfloat16:
+        trainers[LOW_RANK_BFLOAT16] = clsr(expert_rank=32, bf16=True)
+    return trainers
 
 
 def training_steps(trainer: Seq2SeqTrainer) -> Iterator[None]:
@@ -224,6 +236,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each method")
     add_clock_argument(parser)
     parser.add_argument(
+        "--with_bfloat16",
+        action="store_true",
+        help=f"time {LOW_RANK_BFLOAT16!r} too: for CPUs that have such instructions, slow on others",
+    )
+    parser.add_argument(
         "--kd_labels", type=int, nargs=2, default=[16, 128], help="batch and tokens at which KD's memory is measured"
     )
     parser.add_argument("--output", type=Path, default=Path("results/train.json"), help="where results are written")
@@ -237,7 +254,7 @@ def main() -> None:
     dataset = prepare(arguments.dataset, processor, num_batches * arguments.batch_size)
 
     with tempfile.TemporaryDirectory() as folder:
-        trainers = build_trainers(base, processor, dataset, arguments.batch_size, folder)
+        trainers = build_trainers(base, processor, dataset, arguments.batch_size, folder, arguments.with_bfloat16)
         generators = {method: training_steps(trainer) for method, trainer in trainers.items()}
         steps = {method: lambda generator=generator: next(generator) for method, generator in generators.items()}
         time_steps(steps, WARMUP_ROUNDS)

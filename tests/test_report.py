@@ -294,7 +294,7 @@ def test_straight_through_is_a_method_of_its_own_and_as_a_change_is_compared_wit
     changed = {"straight_through": True, "gate_noise": 0.0}
     results = [made_up("low-rank"), made_up("low-rank", errors=(1, 1, 1, 2), **changed)]
     results += [made_up("low-rank", "ca"), made_up("straight"), made_up("straight", teacher="finetuned")]
-    rows = ["low-rank CLSR", "low-rank CLSR, straight-through", "low-rank CLSR, straight-through + KD"]
+    rows = ["low-rank CLSR", "CLSR, straight-through", "CLSR, straight-through + KD"]
     assert grid.in_order(results) == rows
     assert len(grid.main_grid(results)) == 4
     (entry,) = estimates.variations(results)
@@ -378,7 +378,7 @@ def test_gates_are_reported_of_the_runs_that_were_measured_without_them():
         "| logit mean | over tokens | noise |",
         "| --- " * 12 + "|",
         "| CLSR + KD | ro | 0 | 25.0 | 31.2 | 25.0 | 25.0 | 100.0 | 75.0 | 3.00 | 0.75 | 5 |",
-        "| low-rank CLSR, straight-through | ro | 1 | 6.2 | 12.5 | 25.0 | 6.2 | 100.0 | 75.0 | 3.00 | 0.75 | 0 |",
+        "| CLSR, straight-through | ro | 1 | 6.2 | 12.5 | 25.0 | 6.2 | 100.0 | 75.0 | 3.00 | 0.75 | 5 |",
     ]
     assert report.gates_section([made_up("straight"), made_up("lora")]) == []
 
