@@ -348,7 +348,7 @@ def gates_section(results: Sequence[Result]) -> list[str]:
         "",
         "WER, %, of the same weights with their own gates, with all tokens sent to the expert, and with a half of "
         "them, drawn by chance. Gate logits: the distance of a gate's mean from 0 and its standard deviation over "
-        "tokens, of the median gate each; and the standard deviation of the noise at the end of training.",
+        "tokens, of the median gate each; and the standard deviation of the noise at its highest.",
         "",
         *table([*header, "logit mean", "over tokens", "noise"], rows),
     ]
