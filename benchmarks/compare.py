@@ -9,9 +9,8 @@ The paper's comparison, on real speech: train and measure a grid of runs, one `r
 The groups of the grid, each of which answers a question:
 - `tuning`: which learning rate, and which rank of LoRA, suits each method, on the validation splits of two languages;
 - `main`: every method, language and seed, each method as tuning chose it;
-- `gate`: what the settings of the gates do to low-rank experts with a teacher, in Romanian;
-- `budget`, `kd`, `size`, `student`: what these do to such experts with straight-through gates; `size` and `student`
-  beside other methods;
+- `gate`, `budget`, `kd`, `size`, `student`: what the settings of the gates and these others do to experts with
+  straight-through gates and a teacher, in Romanian; `size` and `student` beside other methods;
 - `rank`: the same without a teacher, down to rank 8 and up to full experts;
 - `untouched`: what the runs in Romanian did to other languages and to translation;
 - `gates`: how sure the gates of the runs in Romanian are, and what their weights are worth without them.
@@ -57,14 +56,7 @@ from speech import AUDIO_SECONDS, LANGUAGES
 
 # What the other groups change of one method.
 CHANGES = {
-    "gate": [
-        {"skip_gate_prob": 0.0},
-        {"gate_noise": 0.0},
-        {"expert_dropout": 0.05},
-        {"skip_gate_prob": 0.0, "expert_dropout": 0.05},
-        {"straight_through": True},
-        {"gate_budget": 0.75},
-    ],
+    "gate": [{"skip_gate_prob": 0.2}, {"gate_noise": 0.0}, {"expert_dropout": 0.3}],
     "budget": [{"gate_budget": 0.25}, {"gate_budget": 0.5}, {"gate_budget": 1.0}, {"budget_weight": 0.0}],
     "kd": [{"teacher": BASE}, {"kd_loss": "kl"}, {"kd_weight": 0.5}, {"kd_weight": 8.0}],
     "rank": [
@@ -149,7 +141,7 @@ class Grid:
             methods = [(FULL, None), (LORA, None), (STRAIGHT, None), (STRAIGHT, self.teacher)]
             runs = [replace(self.tuned(*method), decoder_layers=DECODER_LAYERS) for method in methods]
         else:
-            best = self.tuned(LOW_RANK if group == "gate" else STRAIGHT, None if group == "rank" else self.teacher)
+            best = self.tuned(STRAIGHT, None if group == "rank" else self.teacher)
             runs = [replace(best, **change) for change in CHANGES[group]]
         return [replace(run, seed=seed) for seed in self.seeds for run in runs]
 
