@@ -26,14 +26,19 @@ from tqdm import tqdm
 from train_distilwhisper import ScriptArguments, load_recordings
 from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import CLSRConfig
-from peft_clsr.context import set_audio_context
-from peft_clsr.evaluation import error_rates, transcribe
-from peft_clsr.freeze import FrozenRouting, freeze_routing
-from peft_clsr.hub import load_language
-from peft_clsr.languages import adapter_of_language, language_code
-from peft_clsr.trainer.audio import read_audio
-from peft_clsr.trainer.data import prepare_dataset
+from peft_clsr import (
+    CLSRConfig,
+    FrozenRouting,
+    adapter_of_language,
+    error_rates,
+    freeze_routing,
+    language_code,
+    load_language,
+    prepare_dataset,
+    read_audio,
+    set_audio_context,
+    transcribe,
+)
 
 PROMPT_TOKENS = 4
 MAX_NEW_TOKENS = 224  # faster-whisper allows the decoder's 448 positions, of which CTranslate2 takes half

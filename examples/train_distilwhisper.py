@@ -46,12 +46,15 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     cache_teacher_states,
+    error_rates,
+    gate_means,
+    language_code,
+    make_compute_metrics,
+    plot_gate_means,
+    prepare_dataset,
+    set_audio_context,
+    transcribe,
 )
-from peft_clsr.context import set_audio_context
-from peft_clsr.evaluation import error_rates, gate_means, make_compute_metrics, transcribe
-from peft_clsr.languages import language_code
-from peft_clsr.plots import plot_gate_means
-from peft_clsr.trainer.data import prepare_dataset
 
 # The branch where the Hub keeps what it made of a dataset: a folder for each configuration, and none of its own.
 CONVERTED = "refs/convert/parquet"

@@ -46,11 +46,16 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from peft_clsr.context import POSITIONS_PER_SECOND
-from peft_clsr.hub import list_languages, load_language
-from peft_clsr.language_record import HubLanguage, read_languages
-from peft_clsr.languages import inference_adapter, language_code
-from peft_clsr.trainer.audio import read_audio
+from peft_clsr import (
+    HubLanguage,
+    inference_adapter,
+    language_code,
+    list_languages,
+    load_language,
+    read_audio,
+    read_languages,
+)
+from peft_clsr.whisper import POSITIONS_PER_SECOND
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
 # What is taken for a recording in a folder. libsndfile does not read those of the second line: they are named, too.

@@ -4,16 +4,16 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
+import pytest
+import torch
+from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 LANGUAGES = ("en", "ro", "ca", "be", "bg", "el", "fr")
 SPECIAL_TOKENS = (

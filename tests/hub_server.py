@@ -9,12 +9,18 @@ import json
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import pytest
+import transformers
 import yaml
+from huggingface_hub import constants
 
+TOKENS = {"hf_mine": "me", "hf_yours": "you"}
 LFS_SUFFIXES = (".safetensors", ".png", ".bin", ".pt")
 
 
@@ -384,3 +390,22 @@ class Handler(BaseHTTPRequestHandler):
         start = int(span[1])
         headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         return lambda: self.send(206, content[start:], headers)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The server, with the client of this process pointed at it, an empty cache, and no waiting before retries."""
+    with HubServer(TOKENS) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        # Shared instances that took the endpoint at import.
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+        sleep = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
+        yield server

@@ -4,8 +4,7 @@ import pytest
 from langcodes import Language
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from peft_clsr import CLSRConfig
-from peft_clsr.languages import adapter_of_language, inference_adapter, language_code
+from peft_clsr import CLSRConfig, adapter_of_language, inference_adapter, language_code
 
 # The configurations of google/fleurs for languages that Whisper knows; "ca_es" where the first part is the code.
 FLEURS = """

@@ -9,10 +9,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import estimates  # noqa: E402
-import figures  # noqa: E402
-import grid  # noqa: E402
-import report  # noqa: E402
+import estimates
+import figures
+import grid
+import report
 
 DEFAULTS = {
     "seed": 0,

@@ -15,8 +15,8 @@ import soundfile
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import speech  # noqa: E402
-from fetch_demo import FetchError, choose_recordings, fetch_package, write_split  # noqa: E402
+import speech
+from fetch_demo import FetchError, choose_recordings, fetch_package, write_split
 
 
 def sha256(data):

@@ -7,7 +7,7 @@ import datasets
 from accelerate import PartialState
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr.trainer.teacher_states import cache_teacher_states
+from peft_clsr import cache_teacher_states
 
 
 class CountingTeacher(WhisperForConditionalGeneration):

@@ -1,0 +1,1 @@
+"""Recordings and transcripts in, batches out. Nothing about models."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, its losses, arguments and callbacks. Teachers are in `teachers`."""

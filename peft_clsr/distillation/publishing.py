@@ -1,0 +1,192 @@
+"""What Trainer does with the Hub, done for folders of languages."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import PushInProgress, logging
+
+from ..hub.card import START, language_card
+from ..hub.push import LANGUAGE_FILES, README, describe_adapter, push_folder
+from ..hub.record import read_languages
+from ..languages import language_code
+from ..tuner.adapter_names import adapter_folder
+
+logger = logging.get_logger(__name__)
+
+
+class LanguagePublisher:
+    """
+    Mixed into a `Trainer`: pushes go into one folder a language of a repository that may hold others, by
+    [`push_folder`], and leave it a card of all languages.
+
+    Trainer would push the whole output folder instead: its card over everybody's, adapters of the last `save_model`
+    where they are not named "default", and the pickled arguments with `hub_token` in them.
+    """
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        for name, config in self.accelerator.unwrap_model(self.model).peft_config.items():
+            try:
+                language_code(config.language or name)
+            except ValueError as error:
+                raise ValueError(
+                    f"adapter {name!r} is for no language, so there is no folder on the Hub for it: give it one, "
+                    'CLSRConfig(language="ca")'
+                ) from error
+        super().init_hf_repo(*args, **kwargs)
+        self._hub = HfApi()  # its pushes in the background come one after the other
+
+    def create_model_card(
+        self,
+        *,
+        dataset: str | None = None,
+        metrics: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+        gate_means: Mapping[str, Mapping[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Write the card of the languages in `output_dir`, and beside each adapter what the card says of it.
+
+        Args:
+            dataset (`str`, *optional*, defaults to `"evaluation set"`): Name of the test set that evaluation was on.
+            metrics (`Mapping`, *optional*):
+                Language code to results by test set, as [`push_language`] takes them; by default WER and CER of the
+                evaluation of these weights, where there was one with `make_compute_metrics`.
+            gate_means (`Mapping`, *optional*): Language code to what `gate_means` measured, for the plot.
+            kwargs: Further arguments of `Trainer.create_model_card`, which this card has no place for.
+        """
+        if not self.is_world_process_zero():
+            return
+        state = self.state
+        step = state.best_global_step if self.args.load_best_model_at_end else None
+        output_dir = Path(self.args.output_dir)
+        self._describe(output_dir, step or state.global_step, dataset, metrics or {}, gate_means or {})
+        path = output_dir / README
+        existing = path.read_bytes().decode("utf-8") if path.is_file() else ""
+        repo_id = self.hub_model_id or self.args.hub_model_id or output_dir.absolute().name
+        # PEFT leaves an empty template there whenever it saves.
+        text = language_card(read_languages(output_dir), repo_id, existing if START in existing else None)
+        path.write_bytes(text.encode("utf-8"))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """As `Trainer.push_to_hub`, for languages; `kwargs` are those of `create_model_card`."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        push = self._push(Path(self.args.output_dir), commit_message, token, revision)
+        return push.result() if blocking else push
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy = HubStrategy(self.args.hub_strategy)
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        in_progress = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if in_progress and not self.args.hub_always_push:
+            return
+        try:
+            self._describe(Path(checkpoint_folder), self.state.global_step, None, {}, {})
+        except ValueError as error:
+            logger.warning(f"{checkpoint_folder} is not pushed: {error}")
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # A copy, as the checkpoint may be deleted, and the next one saved, while this one is on its way.
+        copied = Path(tempfile.mkdtemp())
+        for folder in self._folders(Path(checkpoint_folder)).values():
+            target = copied / folder.relative_to(checkpoint_folder)
+            target.mkdir(exist_ok=True)
+            for name in LANGUAGE_FILES:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, target / name)
+        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        done = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
+        message = f"Training in progress, {done}"
+        jobs = [self._push(copied, message, None, None, remove=True)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+            jobs.append(
+                self._hub.upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=checkpoint_folder,
+                    path_in_repo=name,
+                    commit_message=f"{message}, checkpoint",
+                    token=self.args.hub_token,
+                    revision=self.args.hub_revision,
+                    run_as_future=True,
+                    ignore_patterns=[TRAINING_ARGS_NAME],  # pickled, with the token
+                )
+            )
+        if in_progress:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _push(
+        self, folder: Path, message: str | None, token: str | None, revision: str | None, remove: bool = False
+    ) -> Future:
+        def push() -> CommitInfo:
+            try:
+                return push_folder(
+                    folder,
+                    self.hub_model_id,
+                    private=self.args.hub_private_repo,
+                    revision=revision or self.args.hub_revision,
+                    commit_message=message or "End of training",
+                    token=token or self.args.hub_token,
+                )
+            finally:
+                if remove:
+                    shutil.rmtree(folder)
+
+        return self._hub.run_as_future(push)
+
+    def _folders(self, folder: Path) -> dict[str, Path]:
+        """Where PEFT saved each adapter under `folder`."""
+        adapters = self.accelerator.unwrap_model(self.model).peft_config
+        folders = {name: adapter_folder(folder, name) for name in adapters}
+        return {name: path for name, path in folders.items() if (path / SAFETENSORS_WEIGHTS_NAME).is_file()}
+
+    def _describe(
+        self, folder: Path, step: int, dataset: str | None, metrics: Mapping[str, Any], gate_means: Mapping[str, Any]
+    ) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        for name, path in self._folders(folder).items():
+            code = language_code(model.peft_config[name].language or name)
+            describe_adapter(
+                model,
+                name,
+                path,
+                results=metrics.get(code) or self._evaluated(code, step, dataset or "evaluation set"),
+                training_args=self.args,
+                gate_means=gate_means.get(code),
+            )
+
+    def _evaluated(self, code: str, step: int, test_set: str) -> dict[str, dict[str, float]]:
+        """WER and CER of a language in the last evaluation at a step."""
+        logs = [log for log in self.state.log_history if log.get("step") == step and f"eval_wer_{code}" in log]
+        if not logs:
+            return {}
+        rates = {name: logs[-1].get(f"eval_{name}_{code}") for name in ("wer", "cer")}
+        return {test_set: {name: rate for name, rate in rates.items() if rate is not None and math.isfinite(rate)}}

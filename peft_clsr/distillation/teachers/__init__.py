@@ -1,0 +1,1 @@
+"""The teacher: its forward pass, and its decoder states cached on disk."""

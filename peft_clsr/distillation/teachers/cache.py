@@ -1,0 +1,286 @@
+"""The teacher's decoder states of a whole dataset, computed once and kept on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import tqdm
+from peft.utils import infer_device
+from safetensors.torch import load_file, save
+from torch import nn
+from transformers import WhisperProcessor
+
+from ...data.teacher_columns import STATES_COLUMN
+from ...evaluation.mode import evaluation_mode
+from .forward import linear_layer, teacher_decoder_states, teacher_hash, teacher_output_layer
+from .inputs import TeacherBatch, check_dataset, check_teacher, in_one_piece, input_hashes, teacher_batches
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMAT_VERSION = 1
+
+_REMEDY = "give another cache_dir, or delete this one"
+
+
+@dataclass
+class TeacherStates:
+    """
+    A dataset with its teacher's states, and what else distillation needs in place of the teacher.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            The prepared dataset with a further column `teacher_states`, see [`unflatten_states`].
+        output_layer (`nn.Linear`): Hidden to vocabulary, frozen: states times it are the teacher's logits.
+        processor (`WhisperProcessor`): The teacher's.
+    """
+
+    dataset: datasets.Dataset
+    output_layer: nn.Linear
+    processor: Any
+
+    @property
+    def hidden_size(self) -> int:
+        return self.output_layer.in_features
+
+
+def cache_teacher_states(
+    dataset: datasets.Dataset,
+    teacher: nn.Module,
+    processor: Any,
+    cache_dir: str | os.PathLike,
+    *,
+    batch_size: int = 8,
+    shard_size: int = 1000,
+) -> TeacherStates:
+    """
+    Run a teacher over a prepared dataset, once, and keep its decoder states in float16.
+
+    Where a run was killed or the disk was full, a further call goes on after the last whole shard; a complete cache is
+    opened without running the teacher. Under `accelerate launch`, each process computes its share of the shards. A
+    dataset that was shuffled, split or selected from is first written in its new order by `datasets`.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            From `prepare_dataset`. The teacher gets `teacher_input_features` and `teacher_labels` where they are
+            there, and else `input_features` and `labels`.
+        teacher (`nn.Module`):
+            A Whisper, or a `PeftModel` around one. It runs in evaluation mode. If it is on the CPU (without a
+            `device_map`), it is moved to the accelerator, if there is one, and stays there.
+        processor (`WhisperProcessor`): The teacher's. It is kept with the states.
+        cache_dir (`str` or `os.PathLike`): A folder of its own for each dataset and teacher.
+        batch_size (`int`, *optional*, defaults to 8): Examples a forward.
+        shard_size (`int`, *optional*, defaults to 1000): Examples a file. A cache keeps the size it began with.
+
+    Raises:
+        TypeError: `dataset` is no `datasets.Dataset`.
+        ValueError:
+            the dataset is empty, not prepared, or not for this teacher; `processor` is not the teacher's; `cache_dir`
+            holds other files, or the states of another teacher, of other examples, or in another order (it stays as
+            it is); the teacher's states of an example are not finite in float16 (whole shards stay).
+        OSError: the disk is full, or fails (whole shards stay).
+    """
+    folder, process = Path(cache_dir), _process()
+    check_dataset(dataset)
+    check_teacher(teacher, dataset, processor)
+    key = teacher_hash(teacher)
+    with evaluation_mode(teacher):
+        with process.main_process_first():
+            dataset = in_one_piece(dataset)
+            if process.is_main_process and not (folder / "teacher").exists():
+                _begin(folder, teacher, processor, key, len(dataset), shard_size)
+        cache = _Cache(folder, dataset, key)
+        shards = cache.shards[process.process_index :: process.num_processes]
+        missing = [shard for shard in shards if not shard.path.exists()]
+        cache.check([shard for shard in shards if shard not in missing])
+        if missing:
+            if next(teacher.parameters()).device.type == "cpu" and getattr(teacher, "hf_device_map", None) is None:
+                teacher.to(process.device)
+            cache.write(missing, teacher, batch_size)
+    process.wait_for_everyone()
+    return cache.open()
+
+
+def load_teacher_states(dataset: datasets.Dataset, cache_dir: str | os.PathLike) -> TeacherStates:
+    """
+    Open a complete cache of [`cache_teacher_states`], with no teacher at hand.
+
+    Args:
+        dataset (`datasets.Dataset`): The prepared dataset: the same examples in the same order.
+        cache_dir (`str` or `os.PathLike`): The cache's folder.
+
+    Raises:
+        TypeError: `dataset` is no `datasets.Dataset`.
+        ValueError: `cache_dir` holds no cache, one that is not complete, or one of another dataset.
+    """
+    process = _process()
+    check_dataset(dataset)
+    with process.main_process_first():
+        dataset = in_one_piece(dataset)
+    cache = _Cache(Path(cache_dir), dataset)
+    if cache.num_cached < len(dataset):
+        raise ValueError(
+            f"the cache in {cache_dir} is not complete, it holds the states of {cache.num_cached} of {len(dataset)} "
+            "examples: call cache_teacher_states with the teacher, which goes on there"
+        )
+    cache.check(cache.shards[process.process_index :: process.num_processes])
+    return cache.open()
+
+
+class _Shard(NamedTuple):
+    path: Path
+    rows: range
+
+
+class _Cache:
+    """
+    A folder of `teacher/` (teacher.json, output_layer.safetensors and processor/) and of shards, such as
+    states-00000-of-00012.arrow, with the columns `teacher_states` and `fed`, a hash of what the teacher was fed. Each
+    of these is written under a name that ends in ".tmp", and renamed when it is whole.
+    """
+
+    def __init__(self, folder: Path, dataset: datasets.Dataset, key: str | None = None) -> None:
+        self.folder, self.dataset = folder, dataset
+        try:
+            header = json.loads((folder / "teacher" / "teacher.json").read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{folder} holds no teacher states: make them with cache_teacher_states") from None
+        for what, theirs, ours in (
+            ("of format version", header["version"], FORMAT_VERSION),
+            ("of another teacher, of hash", header["teacher"], key or header["teacher"]),
+            ("of another dataset, of length", header["examples"], len(dataset)),
+        ):
+            if theirs != ours:
+                raise ValueError(f"the cache in {folder} is {what} {theirs}, expected {ours}: {_REMEDY}")
+        starts = range(0, len(dataset), header["shard_size"])
+        self.shards = [
+            _Shard(
+                folder / f"states-{number:05d}-of-{len(starts):05d}.arrow",
+                range(start, min(start + starts.step, len(dataset))),
+            )
+            for number, start in enumerate(starts)
+        ]
+
+    @property
+    def num_cached(self) -> int:
+        """Examples in whole shards."""
+        return sum(len(shard.rows) for shard in self.shards if shard.path.exists())
+
+    def check(self, shards: list[_Shard]) -> None:
+        """Raise a `ValueError` where the teacher was fed other than these rows of the dataset."""
+        for shard in tqdm(shards, desc="checking teacher states", unit="shard", leave=False, disable=not shards):
+            cached, fed = _read(shard)["fed"][:], input_hashes(self.dataset, shard.rows)
+            if cached == fed:
+                continue
+            row = next(row for row, *pair in zip(shard.rows, cached, fed, strict=True) if pair[0] != pair[1])
+            everything = input_hashes(self.dataset, range(len(self.dataset)))
+            written = [shard for shard in self.shards if shard.path.exists()]
+            reordered = {one for shard in written for one in _read(shard)["fed"]}.issubset(everything)
+            what = "the dataset's examples in another order" if reordered else "other examples than the dataset's"
+            raise ValueError(f"the cache in {self.folder} is of {what}, first at row {row}: {_REMEDY}")
+
+    def write(self, shards: list[_Shard], teacher: nn.Module, batch_size: int) -> None:
+        """Run the teacher on these rows of the dataset."""
+        import datasets
+        import pyarrow as pa
+
+        columns = {STATES_COLUMN: datasets.List(datasets.Value("float16")), "fed": datasets.Value("string")}
+        schema = datasets.Features(columns).arrow_schema
+        total = sum(len(shard.rows) for shard in shards)
+        with tqdm(total=total, desc="teacher states", unit="example") as progress:
+            for shard in shards:
+                temporary = shard.path.with_suffix(".tmp")
+                try:
+                    with open(temporary, "wb") as file:
+                        with pa.ipc.new_stream(file, schema) as writer:
+                            for batch in teacher_batches(self.dataset, shard.rows, batch_size):
+                                states = [state.flatten().numpy() for state in self._states(batch, teacher)]
+                                writer.write_batch(pa.record_batch([states, batch.hashes], schema))
+                                progress.update(len(batch.rows))
+                        file.flush()
+                        os.fsync(file.fileno())
+                    temporary.rename(shard.path)
+                except OSError as error:
+                    raise OSError(
+                        f"{error}: the cache in {self.folder} is usable up to its last whole shard, it holds the "
+                        f"states of {self.num_cached} of {len(self.dataset)} examples. Make room on the disk and call "
+                        "cache_teacher_states again, which goes on there"
+                    ) from error
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+    def _states(self, batch: TeacherBatch, teacher: nn.Module) -> Iterator[torch.Tensor]:
+        """float16 [tokens, hidden] of each example."""
+        start, size = teacher.config.decoder_start_token_id, teacher.config.vocab_size
+        # As the collator: the model puts the start token in front itself.
+        labels = [ids[1:] if len(ids) and ids[0] == start else ids for ids in batch.labels]
+        for row, ids in zip(batch.rows, labels, strict=True):
+            if len(ids) == 0 or ids.max() >= size:
+                raise ValueError(
+                    f"{self._name(row)} has the labels {ids.tolist()}, expected at least one, all below {size} (the "
+                    "teacher's vocabulary): prepare_dataset(..., teacher_processor=...) maps them"
+                )
+        padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+        states = teacher_decoder_states(teacher, torch.stack(batch.features), padded).half()
+        for row, ids, state in zip(batch.rows, labels, states, strict=True):
+            if not state[: len(ids)].isfinite().all():
+                raise ValueError(
+                    f"the teacher's states of {self._name(row)} are not finite in float16 (NaN, infinity or above "
+                    "65,504): check that example, and the teacher's precision (bfloat16 or float32 hold more)"
+                )
+            yield state[: len(ids)]
+
+    def _name(self, row: int) -> str:
+        text = f" ({self.dataset['text'][row]!r})" if "text" in self.dataset.column_names else ""
+        return f"example {row}{text}"
+
+    def open(self) -> TeacherStates:
+        """The dataset with its states: all shards must be there."""
+        import datasets
+
+        states = datasets.concatenate_datasets([_read(shard) for shard in self.shards]).select_columns(STATES_COLUMN)
+        dataset = datasets.concatenate_datasets([self.dataset, states], axis=1, split=self.dataset.split)
+        form = self.dataset.format
+        dataset.set_format(**{**form, "columns": [*form["columns"], STATES_COLUMN]})
+        tensors = load_file(self.folder / "teacher" / "output_layer.safetensors")
+        return TeacherStates(
+            dataset=dataset,
+            output_layer=linear_layer(tensors["weight"], tensors.get("bias")),
+            processor=WhisperProcessor.from_pretrained(self.folder / "teacher" / "processor"),
+        )
+
+
+def _begin(folder: Path, teacher: nn.Module, processor: Any, key: str, num_examples: int, shard_size: int) -> None:
+    """Make the folder of a new cache."""
+    others = [path.name for path in folder.iterdir() if path.suffix != ".tmp"] if folder.exists() else []
+    if others:
+        raise ValueError(f"{folder} holds no teacher states but other files, such as {others[0]!r}: {_REMEDY}")
+    temporary = folder / "teacher.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    layer = teacher_output_layer(teacher)
+    header = {"version": FORMAT_VERSION, "teacher": key, "hidden_size": layer.in_features}
+    header |= {"examples": num_examples, "shard_size": shard_size}
+    (temporary / "teacher.json").write_text(json.dumps(header, indent=2))
+    (temporary / "output_layer.safetensors").write_bytes(save(layer.state_dict()))
+    processor.save_pretrained(temporary / "processor")
+    temporary.rename(folder / "teacher")
+
+
+def _read(shard: _Shard) -> datasets.Dataset:
+    import datasets
+
+    return datasets.Dataset.from_file(str(shard.path))
+
+
+def _process() -> PartialState:
+    # Without being told, accelerate sees no processes of one run where there is no accelerator.
+    return PartialState(cpu=infer_device() == "cpu")

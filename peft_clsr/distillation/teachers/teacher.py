@@ -1,0 +1,143 @@
+"""What the trainer asks of a teacher of any kind: what it says about a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ...data.vocabulary import VocabularyMap
+from ...evaluation.mode import evaluation_mode
+from ...tuner.adapter_names import BASE
+from ..losses import Teaching
+from ..output_layer import output_layer
+from .cache import TeacherStates
+from .forward import teacher_decoder_states
+
+# What the collator puts into a batch for the teacher alone.
+TEACHER_INPUTS = ("teacher_states", "teacher_input_features", "teacher_labels")
+
+
+class Teacher:
+    """
+    A teacher beside its student: another Whisper, its cached states, or the student's own base.
+
+    Args:
+        teacher (`nn.Module` or [`TeacherStates`]): A model is frozen and put into evaluation mode.
+        student ([`~peft.PeftModel`]): The student; given as `teacher` too, its shared FFNs alone teach.
+        processor (`WhisperProcessor`, *optional*): The student's, to compare vocabularies.
+        teacher_processor (`WhisperProcessor`, *optional*): The teacher's.
+
+    Raises:
+        ValueError: the vocabularies differ, and how is not known; the student would teach itself what it trains.
+    """
+
+    def __init__(self, teacher: nn.Module | TeacherStates, student: PeftModel, processor: Any, teacher_processor: Any):
+        self.student = student
+        self.states = teacher if isinstance(teacher, TeacherStates) else None
+        self.is_student = teacher is student or teacher is student.get_base_model()
+        self.model = student if self.is_student else teacher
+        self.vocabulary: VocabularyMap | None = None  # None: the student's
+        self.output_layer: nn.Module | None = None  # None: the student's
+        if self.is_student:
+            if any(config.modules_to_save for config in student.peft_config.values()):
+                raise ValueError(
+                    "the student is its own teacher, but modules_to_save trains parts of its base: load the teacher "
+                    "a second time, or leave modules_to_save out"
+                )
+            return
+        if self.states is None:
+            teacher.requires_grad_(False).eval()
+            self.output_layer = output_layer(teacher)
+        else:
+            self.output_layer = teacher.output_layer
+            teacher_processor = teacher_processor or teacher.processor
+        ours, theirs = output_layer(student).out_features, self.output_layer.out_features
+        if processor is not None and teacher_processor is not None:
+            tokenizers = (getattr(one, "tokenizer", one) for one in (processor, teacher_processor))
+            vocabulary = VocabularyMap.between(*tokenizers)
+            self.vocabulary = None if vocabulary.is_identity and ours == theirs else vocabulary
+        elif ours != theirs:
+            raise ValueError(
+                f"the teacher has a vocabulary of {theirs} tokens, the student of {ours}: give teacher_processor= and "
+                "processing_class= (the student's), so that tokens are found by their strings"
+            )
+        has_own_labels = self.vocabulary is None or self.vocabulary.is_identity
+        if self.states is not None and not has_own_labels and "teacher_labels" not in self.states.dataset.column_names:
+            raise ValueError(
+                "the teacher has another vocabulary than the student, and its states were cached of the student's "
+                "label ids: prepare the dataset with prepare_dataset(teacher_processor=...) and cache them again"
+            )
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device what is not spread over devices already."""
+        moved = self.model if self.states is None else self.output_layer
+        if not self.is_student and getattr(moved, "hf_device_map", None) is None:
+            moved.to(device)
+
+    def teaching(
+        self,
+        input_features: torch.Tensor,
+        labels: torch.Tensor,
+        is_training: bool,
+        teacher_states: torch.Tensor | None = None,
+        teacher_input_features: torch.Tensor | None = None,
+        teacher_labels: torch.Tensor | None = None,
+    ) -> Teaching | None:
+        """
+        What the teacher says at the label positions of a batch; nothing of an evaluation set without cached states.
+
+        Args:
+            input_features (`torch.Tensor`): [batch, mels, frames], the student's.
+            labels (`torch.Tensor`): int64 [batch, tokens], the student's.
+            is_training (`bool`): Whether states must be there.
+            teacher_states (`torch.Tensor`, *optional*): [batch, tokens, teacher hidden], from the cache.
+            teacher_input_features (`torch.Tensor`, *optional*): [batch, teacher mels, teacher frames]
+            teacher_labels (`torch.Tensor`, *optional*): int64 [batch, tokens], in the teacher's vocabulary.
+
+        Raises:
+            ValueError: the batch lacks what this teacher needs, or holds another's.
+        """
+        if teacher_labels is None:
+            teacher_labels = labels if self.vocabulary is None else self.vocabulary.teacher_labels(labels)
+        if self.states is None:
+            heard = input_features if teacher_input_features is None else teacher_input_features
+            states = self._run(heard, teacher_labels)
+        elif teacher_states is not None:
+            states = teacher_states
+            if states.shape[-1] != self.states.hidden_size:
+                raise ValueError(
+                    f"the batch has teacher states of {states.shape[-1]} numbers a token, the teacher's are of "
+                    f"{self.states.hidden_size}: they are another teacher's. Train on states.dataset"
+                )
+        elif is_training:
+            raise ValueError(
+                "the batch has no 'teacher_states': train on the dataset that cache_teacher_states gave back "
+                "(train_dataset=states.dataset), and let the collator pass them on"
+            )
+        else:
+            return None
+        kept = labels != -100
+        states = states.to(labels.device)[kept]
+        if self.vocabulary is None:
+            return Teaching(states, self.output_layer)
+        ids = self.vocabulary.student_ids, self.vocabulary.teacher_ids
+        return Teaching(states, self.output_layer, *ids, is_taught=(teacher_labels != -100)[kept])
+
+    def _run(self, input_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The decoder states [batch, tokens, hidden] of a teacher that is at hand."""
+        config = self.model.config
+        heard = input_features.shape[1], input_features.shape[2] // 2
+        if heard != (config.num_mel_bins, config.max_source_positions):
+            raise ValueError(
+                f"the teacher hears {config.num_mel_bins} mel bins and {config.max_source_positions} positions of 20 "
+                f"ms, and the batch has {heard[0]} and {heard[1]}: give teacher_processor= to the collator or to "
+                "prepare_dataset, which make the teacher's own features, or cut both models alike with "
+                "set_audio_context(teacher, None, seconds)"
+            )
+        if not self.is_student:
+            return teacher_decoder_states(self.model, input_features, labels)
+        with evaluation_mode(self.student), self.student.base_model.route_samples([BASE] * len(labels)):
+            return teacher_decoder_states(self.student, input_features, labels)

@@ -1,0 +1,1 @@
+"""Measuring: transcripts, error rates, gate means, plots. Not training."""

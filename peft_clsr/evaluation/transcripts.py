@@ -1,0 +1,86 @@
+"""Transcripts of a prepared dataset."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .mode import evaluation_mode
+
+
+@contextmanager
+def _quiet_generation() -> Iterator[None]:
+    """Whisper's `generate` passes itself arguments that transformers then warns of, at every batch."""
+    logger = logging.getLogger("transformers.generation.utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def transcribe(
+    model: nn.Module,
+    processor: Any,
+    dataset: Any,
+    language: str,
+    *,
+    task: str = "transcribe",
+    batch_size: int = 8,
+    max_new_tokens: int | None = None,
+    desc: str = "transcribing",
+) -> list[str]:
+    """
+    Transcribe a prepared dataset greedily, with the language given, and a progress bar.
+
+    As in any `generate`, the adapter is that of the language, or none, whatever is active; to hear a language with the
+    active adapter of another, set `model.base_model.route_by_language = False`.
+
+    Args:
+        model (`nn.Module`): A Whisper or a `PeftModel` around one, at the context of the dataset's features.
+        processor (`WhisperProcessor`): Decodes the tokens.
+        dataset: Examples with `input_features` [mels, frames], as `prepare_dataset` gives them.
+        language (`str`): What is spoken: name or code, "catalan" or "ca".
+        task (`str`, *optional*, defaults to `"transcribe"`): Or "translate", to English.
+        batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
+        max_new_tokens (`int`, *optional*):
+            Longest transcript in tokens, without the four of the prompt. All that the decoder allows by default; less
+            bounds the time lost on a model that repeats itself.
+        desc (`str`, *optional*, defaults to `"transcribing"`): Name of the progress bar.
+
+    Returns:
+        `list[str]`: one stripped transcript an example, in order.
+    """
+    if max_new_tokens is None:
+        max_new_tokens = model.config.max_target_positions - 4
+
+    def collate(examples: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(example["input_features"], dtype=model.dtype) for example in examples])
+
+    transcripts: list[str] = []
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(),
+        _quiet_generation(),
+        tqdm(total=len(dataset), desc=desc, unit="utt") as progress,
+    ):
+        for input_features in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
+            tokens = model.generate(
+                input_features=input_features.to(model.device),
+                language=language,
+                task=task,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+            )
+            transcripts += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+            progress.update(len(input_features))
+    return transcripts

@@ -1,0 +1,1 @@
+"""A plain Whisper of a routed one."""

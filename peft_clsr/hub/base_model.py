@@ -1,0 +1,122 @@
+"""Whether a base model is the one that an adapter was trained on: by name, and by a hash of one shared FFN."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..tuner.layer import CLSRLayer
+
+# A checkpoint is loaded in one precision by one user and in another by the next. Lower ones follow from float32 by one
+# rounding, whoever does it; between themselves they do not.
+_HASHED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def ffn_identity(model: PeftModel, adapter_name: str) -> dict[str, Any]:
+    """
+    The identity of the base model: hashes of the shared weight of the last FFN that the adapter routes.
+
+    The last one, since fine-tuning often leaves the encoder, which comes first, as it is.
+
+    Args:
+        model (`PeftModel`): A model with the adapter.
+        adapter_name (`str`): The adapter's name.
+
+    Returns:
+        `dict`: `{"module": name in the base model, "sha256": {dtype: hex digest}}`, for the precision of the weight
+        and for those that follow from it. No digests where the weight is quantized, sharded or not in memory.
+    """
+    module = [
+        name
+        for name, layer in model.get_base_model().named_modules()
+        if isinstance(layer, CLSRLayer) and adapter_name in layer.clsr_config
+    ][-1]
+    return {"module": module, "sha256": _weight_hashes(model.get_base_model(), module)}
+
+
+def check_base_model(
+    model: nn.Module, base_model_name_or_path: str | None, identity: Mapping[str, Any] | None, adapter: str
+) -> None:
+    """
+    Refuse an adapter of another base model.
+
+    Names must be equal, unless one of them is a folder and the hashes say that it holds the same model. Where hashes
+    can be compared they must be equal too.
+
+    Args:
+        model (`nn.Module`): The base model, or a `PeftModel` around it.
+        base_model_name_or_path (`str`, *optional*): The adapter's.
+        identity (`Mapping`, *optional*): What [`ffn_identity`] gave for the adapter.
+        adapter (`str`): How to call the adapter in the error.
+
+    Raises:
+        ValueError: the base differs; the message says in what, and how to load all the same.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    name, wanted = getattr(base, "name_or_path", None), base_model_name_or_path
+    remedy = (
+        f"load the base model {wanted!r}, or pass allow_other_base=True if you know that the experts suit this one"
+        if wanted
+        else "load the base model that they were trained on, or pass allow_other_base=True"
+    )
+    is_same = _has_identity(base, identity or {})
+    if is_same is False:
+        raise ValueError(
+            f"{adapter} was trained on another base model: the shared FFN {identity['module']!r} of {wanted!r} there "
+            f"and of {name!r} here have different weights; {remedy}"
+        )
+    if not name or not wanted or name == wanted:
+        return
+    if is_same and not (is_hub_id(name) and is_hub_id(wanted)):
+        return
+    raise ValueError(f"{adapter} was trained on the base model {wanted!r}, and this model is {name!r}; {remedy}")
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name is a repository's on the Hub, such as "openai/whisper-small", and not a folder's here."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return not os.path.isdir(name)
+
+
+def _has_identity(base: nn.Module, identity: Mapping[str, Any]) -> bool | None:
+    """Whether `base` has the hash of `identity`; `None` where the two cannot be compared."""
+    hashes = identity.get("sha256")
+    if not hashes:
+        return None
+    try:
+        own = _weight_hashes(base, identity.get("module", ""))
+    except AttributeError:  # no such module, or none with a weight
+        return False
+    for dtype, digest in own.items():  # the precision of the weight comes first
+        if dtype in hashes:
+            return digest == hashes[dtype]
+    return None
+
+
+@torch.no_grad()
+def _weight_hashes(base: nn.Module, module: str) -> dict[str, str]:
+    layer = base.get_submodule(module)
+    if isinstance(layer, BaseTunerLayer):
+        layer = layer.get_base_layer()
+    with align_module_device(layer):
+        weight = layer.weight.detach()
+        dtype = str(weight.dtype).removeprefix("torch.")
+        if type(weight) is not torch.Tensor or weight.is_meta or not weight.numel() or dtype not in _HASHED_DTYPES:
+            return {}
+        names = list(_HASHED_DTYPES) if dtype == "float32" else [dtype]
+        weights = {name: weight.to("cpu", _HASHED_DTYPES[name]).contiguous() for name in names}
+    return {
+        name: hashlib.sha256(weight.view(torch.uint8).numpy().data).hexdigest() for name, weight in weights.items()
+    }

@@ -1,0 +1,186 @@
+"""
+Whisper's `generate`, made to route each sample by its language.
+
+The decoder's prompt holds a language token, whether the language was given, comes from the generation config or was
+detected, and the prompt stays with its sample wherever Whisper runs a part of a batch again: audio longer than the
+context, timestamps, several temperatures. So the prompt says which adapter a sample takes. transformers has no hook
+where prompts are known before the encoder runs, so three functions are wrapped here, and nowhere else; they do nothing
+for models without CLSR layers:
+
+- `WhisperGenerationMixin.generate`, where the routing begins and ends, and a language has more names;
+- `WhisperGenerationMixin.detect_language`: the base detects, as an expert knows one language;
+- `GenerationMixin.generate`, which Whisper's calls with the prompts of the samples that it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+
+from ..languages import inference_adapter, language_code
+from ..tuner.adapter_names import BASE
+from ..tuner.layer import CLSRLayer
+from ..tuner.route import RoutingState
+from ..tuner.samples import use_adapter_per_sample
+from ..whisper import POSITIONS_PER_SECOND
+
+# The call of Whisper's `generate` that is running.
+_current_call: ContextVar[PromptRouting | None] = ContextVar("peft_clsr_current_call", default=None)
+
+
+def register_language_routing() -> None:
+    """Wrap the functions named above; once."""
+    WhisperGenerationMixin.generate = _routed_by_language(WhisperGenerationMixin.generate)
+    WhisperGenerationMixin.detect_language = _by_the_base(WhisperGenerationMixin.detect_language)
+    GenerationMixin.generate = _followed(GenerationMixin.generate)
+
+
+class PromptRouting:
+    """
+    The routing of one call of Whisper's `generate`.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): The base model, with CLSR layers.
+        routing (`RoutingState`): The model's.
+        tokens (`dict[str, int]`): Ids of the language tokens, such as `{"<|ca|>": 50270}`.
+    """
+
+    def __init__(self, model: nn.Module, routing: RoutingState, tokens: dict[str, int]) -> None:
+        self.model, self.routing = model, routing
+        self.start_token = model.generation_config.decoder_start_token_id
+        self.languages = {token_id: token[2:-2] for token, token_id in tokens.items()}
+        layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
+        self.adapters = {name: config for layer in layers for name, config in layer.clsr_config.items()}
+        # transformers lets an adapter of another method be active beside ours
+        self.active = next((name for name in layers[0].active_adapters if name in self.adapters), None)
+        self.adapter_of = functools.cache(self._adapter_of)
+        self.outer_names = routing.adapter_names  # of a call that this one is in
+        self.names: list[str] | None = None
+        self.samples = ExitStack()  # of the samples that are run now
+
+    def __enter__(self) -> None:
+        self.token = _current_call.set(self)
+        self.names = self.routing.adapter_names = None
+
+    def __exit__(self, *exception: Any) -> None:
+        self.samples.close()
+        _current_call.reset(self.token)
+        self.routing.adapter_names = self.outer_names
+
+    def follow(self, prompts: torch.Tensor) -> None:
+        """Route the samples that run next by their prompts [samples, tokens]: what the decoder is to begin with."""
+        self.samples.close()
+        languages = [self._language_of(prompt) for prompt in prompts.tolist()]
+        if any(languages):
+            names = [self.adapter_of(language) for language in languages]
+            self.samples.enter_context(use_adapter_per_sample(self.model, self.routing, names))
+        self.names = self.routing.adapter_names
+
+    def _language_of(self, prompt: list[int]) -> str | None:
+        """The language whose token follows the start of the transcript; before that stands text that was said."""
+        starts = [index for index, token in enumerate(prompt[:-1]) if token == self.start_token]
+        return self.languages.get(prompt[starts[-1] + 1]) if starts else None
+
+    def _adapter_of(self, language: str | None) -> str:
+        if language is None:
+            return self.active or BASE
+        return inference_adapter(self.adapters, language, self.active) or BASE
+
+
+def _routed_by_language(generate: Callable) -> Callable:
+    signature = inspect.signature(generate)
+
+    @functools.wraps(generate)
+    def routed(self, *args: Any, **kwargs: Any) -> Any:
+        routing = _routing(self)
+        if routing is None:
+            return generate(self, *args, **kwargs)
+        call = signature.bind(self, *args, **kwargs)
+        # A config of the call takes from the model's what it does not say.
+        configs = (call.arguments.get("generation_config"), self.generation_config)
+        tokens = next((config.lang_to_id for config in configs if getattr(config, "lang_to_id", None)), None)
+        if tokens is None:  # the model knows English only
+            return generate(self, *args, **kwargs)
+        _check_context(self, routing, call.arguments)
+        languages = (call.arguments.get("language"), *(getattr(config, "language", None) for config in configs))
+        language = next((language for language in languages if language is not None), None)
+        if language is not None:
+            call.arguments["language"] = _whisper_languages(language, tokens)
+        if not _routes_by_language(routing):
+            return generate(*call.args, **call.kwargs)
+        with PromptRouting(self, routing, tokens):
+            return generate(*call.args, **call.kwargs)
+
+    return routed
+
+
+def _check_context(model: nn.Module, routing: RoutingState, arguments: dict[str, Any]) -> None:
+    """Say why features are longer than a context that an adapter cut; Whisper says that they are over 30 s."""
+    features, context = arguments.get("input_features"), model.config.max_source_positions
+    timestamps = arguments.get("return_timestamps") or getattr(model.generation_config, "return_timestamps", None)
+    if routing.full_positions is None or features is None or timestamps or features.shape[-1] <= 2 * context:
+        return
+    seconds = context / POSITIONS_PER_SECOND
+    raise ValueError(
+        f"the features have {features.shape[-1]} frames, and the model's context is {2 * context}, {seconds:g} s, to "
+        f"which an adapter cut it: cut the processor alike, set_audio_context(None, processor, {seconds:g}), or give "
+        "return_timestamps=True to hear longer audio in windows of the context"
+    )
+
+
+def _by_the_base(detect_language: Callable) -> Callable:
+    @functools.wraps(detect_language)
+    def detected(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        routing = _routing(self)
+        if routing is None or not _routes_by_language(routing):
+            return detect_language(self, *args, **kwargs)
+        with use_adapter_per_sample(self, routing, [BASE]):
+            return detect_language(self, *args, **kwargs)
+
+    return detected
+
+
+def _followed(generate: Callable) -> Callable:
+    @functools.wraps(generate)
+    def followed(self, *args: Any, **kwargs: Any) -> Any:
+        routing = _routing(self)
+        call = None if routing is None else _call_of(routing)
+        prompts = kwargs.get("decoder_input_ids")
+        if call is not None and prompts is not None:
+            call.follow(prompts)
+        return generate(self, *args, **kwargs)
+
+    return followed
+
+
+def _routing(model: nn.Module) -> RoutingState | None:
+    return getattr(model, "clsr_routing", None)
+
+
+def _call_of(routing: RoutingState) -> PromptRouting | None:
+    """The running call of `generate`, if it is one of this model: an assistant model has calls of its own in it."""
+    call = _current_call.get()
+    return call if call is not None and call.routing is routing else None
+
+
+def _routes_by_language(routing: RoutingState) -> bool:
+    """Whether nothing else says how samples are routed: nothing, or what a call of `generate` read off prompts."""
+    call = _call_of(routing)
+    read = None if call is None else call.names
+    return routing.route_by_language and routing.adapter_names is read
+
+
+def _whisper_languages(language: str | list[str], tokens: dict[str, int]) -> str | list[str]:
+    """Names of languages as Whisper's own `generate` takes them; a token that the model knows stays as it is."""
+    if isinstance(language, (list, tuple)):
+        return [_whisper_languages(name, tokens) for name in language]
+    return language if language in tokens or language is None else language_code(language)

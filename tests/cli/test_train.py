@@ -1,0 +1,253 @@
+"""`examples/train_distilwhisper.py` from end to end on a tiny random Whisper and noise, and its bad input."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import WhisperForConditionalGeneration
+
+from peft_clsr import prepare_dataset
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_distilwhisper.py"
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("train_distilwhisper", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_distilwhisper"] = module  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["train_distilwhisper"]
+
+
+@pytest.fixture
+def student(tiny_whisper, tiny_processor, tmp_path):
+    folder = tmp_path / "student"
+    tiny_whisper().save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """A second of noise and less: four items to train on and two to test on, in Romanian, and one each in Catalan."""
+    folder = tmp_path / "recordings"
+    generator = np.random.default_rng(0)
+    for split, size in (("train", 4), ("test", 2)):
+        (folder / split).mkdir(parents=True)
+        rows = ["file_name,transcription,language"]
+        for i in range(size + 1):
+            samples = generator.normal(0, 0.1, 4000 + 2000 * i).astype(np.float32)
+            soundfile.write(folder / split / f"{i}.wav", samples, 16000)
+            rows.append(f"{i}.wav,null {i},{'ca' if i == size else 'ro'}")
+        (folder / split / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run(script, student, recordings, tmp_path, monkeypatch, capsys):
+    """Runs the script with the given further arguments; returns its exit status and what it printed."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def call(*arguments, languages=("ro",), dataset=None, method=("--gate_dim", 8)):
+        command = ["train_distilwhisper.py", "--student", student, "--dataset", dataset or recordings]
+        command += ["--languages", *languages, "--output_dir", tmp_path / "out", "--max_steps", 2, "--use_cpu"]
+        command += ["--report_to", "none", "--per_device_train_batch_size", 2, *method, *arguments]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        try:
+            script.main()
+            status = 0
+        except SystemExit as error:
+            status = error.code
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return call
+
+
+def test_two_languages_give_a_table_results_adapters_and_plots(run, student, tmp_path):
+    status, printed = run("--teacher", student, "--max_new_tokens", 8, languages=("romanian", "ca"))
+    assert status == 0, printed
+    out = tmp_path / "out"
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["languages"]) == {"ro", "ca"}
+    for language, utterances in (("ro", 2), ("ca", 1)):
+        row = results["languages"][language]
+        assert row["train_items"]["kept"] == {"ro": 4, "ca": 1}[language]
+        for when in ("base", "expert"):
+            assert row[when]["utterances"] == utterances
+            assert row[when]["wer"] >= 0 and row[when]["cer"] >= 0
+        assert 0 < row["trainable_share"] < 1 and 0 <= row["gate_mean"] <= 1
+        assert len(row["gate_means"]) == 4
+        assert f"| {language} " in printed
+        assert (out / f"gates-{language}.png").stat().st_size > 1000
+
+        whisper = WhisperForConditionalGeneration.from_pretrained(student, dtype=torch.float32)
+        model = PeftModel.from_pretrained(whisper, out, subfolder=language, adapter_name=language)
+        assert model.peft_config[language].language == language
+        assert sum(p.numel() for name, p in model.named_parameters() if "clsr_" in name) == row["trainable_parameters"]
+
+
+def test_a_cached_teacher_teaches_as_the_teacher_itself(run, student, tmp_path):
+    results = []
+    for arguments in ((), ("--teacher_cache", tmp_path / "states", "--overwrite")):
+        status, printed = run("--teacher", student, "--max_new_tokens", 8, "--max_audio_seconds", 1, *arguments)
+        assert status == 0, printed
+        results.append(json.loads((tmp_path / "out" / "results.json").read_text()))
+    assert (tmp_path / "states" / "ro" / "teacher" / "teacher.json").exists()
+    for name, mean in results[0]["languages"]["ro"]["gate_means"].items():
+        assert results[1]["languages"]["ro"]["gate_means"][name] == pytest.approx(mean, abs=0.02)
+
+
+def test_the_same_settings_again_show_the_table_without_training(run, tmp_path):
+    assert run()[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    status, printed = run()
+    assert status == 0 and "| ro " in printed and "--overwrite" in printed
+    results = tmp_path / "out" / "results.json"
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    before.pop(results), after.pop(results)
+    assert after == before
+    status, printed = run(languages=("ro", "ca"))  # another language joins
+    assert status == 0 and "| ro " in printed and "| ca " in printed
+
+
+def test_results_of_other_settings_are_not_overwritten(run, tmp_path):
+    assert run()[0] == 0
+    results = tmp_path / "out" / "results.json"
+    before = results.read_bytes()
+    status, printed = run("--gate_budget", 0.25)
+    assert status == 2
+    assert "gate_budget 0.5 there, 0.25 here" in printed and "--overwrite" in printed
+    assert results.read_bytes() == before
+    assert run("--gate_budget", 0.25, "--overwrite")[0] == 0
+    assert json.loads(results.read_text())["settings"]["gate_budget"] == 0.25
+
+
+def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
+    (tmp_path / "out" / "ro").mkdir(parents=True)
+    adapter = tmp_path / "out" / "ro" / "adapter_config.json"
+    adapter.write_text("{}")
+    status, printed = run()
+    assert status == 2 and str(adapter.parent) in printed and "--overwrite" in printed
+    assert adapter.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "languages", "named"),
+    [
+        (("--gate_budget", 1.5), ("ro",), "gate_budget is 1.5"),
+        (("--expert_rank", 0), ("ro",), "expert_rank is 0"),
+        (("--kd_loss", "cosine"), ("ro",), "'cosine'"),
+        (("--text_column", "sentence"), ("ro",), "'sentence'"),
+        (("--eval_split", "dev"), ("ro",), "dev/metadata.csv"),
+        (("--dataset_config", "ro_ro"), ("ro",), "ro_ro'"),
+        (("--dataset_config", "a", "b"), ("ro",), "2 values of --dataset_config for 1 languages"),
+        (("--teacher_cache", "states"), ("ro",), "give a --teacher"),
+        (("--lora_rank", 4), ("ro",), "--gate_dim would do nothing"),
+        (("--lora_rank", 4, "--teacher", "any"), ("ro",), "--teacher, --gate_dim would do nothing"),
+        (("--lora_rank", 0), ("ro",), "--lora_rank is 0"),
+        (("--lora_rank", 4, "--lora_dropout", 1), ("ro",), "--lora_dropout is 1.0"),
+        ((), ("romanain",), "did you mean 'romanian'"),
+        ((), ("el",), "no row of language 'el'"),
+        (("--max_audio_seconds", 40), ("ro",), "40"),
+        (("--student", "nobody/nothing"), ("ro",), "nobody/nothing"),
+    ],
+)
+def test_bad_arguments_are_named_and_nothing_is_written(run, tmp_path, arguments, languages, named):
+    status, printed = run(*arguments, languages=languages)
+    assert status == 2
+    assert named in printed and "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_neither_folder_nor_on_the_hub_is_named(run, tmp_path):
+    status, printed = run(dataset="nobody/nothing")
+    assert status == 2 and "nobody/nothing" in printed and not (tmp_path / "out").exists()
+
+
+LORA = ("--lora_rank", 4, "--lora_alpha", 8)
+
+
+def test_lora_starts_from_the_smoothed_loss_of_the_base(run, student, recordings, tiny_processor, tmp_path):
+    options = ("--label_smoothing_factor", 0.1, "--per_device_train_batch_size", 4, "--logging_steps", 1)
+    status, printed = run(*options, "--save_steps", 1, method=LORA)
+    assert status == 0, printed
+    assert "| with LoRA " in printed and not (tmp_path / "out" / "gates-ro.png").exists()
+    log = json.loads((tmp_path / "out/checkpoints/ro/checkpoint-2/trainer_state.json").read_text())["log_history"]
+
+    audio = [str(recordings / "train" / f"{i}.wav") for i in range(4)]
+    rows = {"audio": audio, "transcription": [f"null {i}" for i in range(4)]}
+    batch = prepare_dataset(datasets.Dataset.from_dict(rows), tiny_processor, "ro")[0][:4]
+    labels = torch.nn.utils.rnn.pad_sequence(batch["labels"], batch_first=True, padding_value=-100)
+    with torch.no_grad():
+        whisper = WhisperForConditionalGeneration.from_pretrained(student, dtype=torch.float32)
+        logits = whisper(input_features=batch["input_features"], labels=labels).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    assert log[0]["loss"] == pytest.approx(loss.item(), abs=1e-3)
+
+
+def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
+    """And evaluates by generation, as experts do."""
+    options = ("--save_steps", 1, "--predict_with_generate", "--eval_strategy", "steps", "--eval_steps", 1)
+    options += ("--generation_max_length", 8)
+    assert run(*options, method=LORA)[0] == 0
+    out = tmp_path / "out"
+    whole = load_file(out / "ro" / "adapter_model.safetensors")
+    checkpoint = out / "checkpoints" / "ro" / "checkpoint-1" / "trainer_state.json"
+    saved = checkpoint.stat().st_mtime_ns
+    for path in (out / "ro", out / "checkpoints" / "ro" / "checkpoint-2"):
+        shutil.rmtree(path)
+    (out / "results.json").unlink()
+    status, printed = run(*options, "--resume_from_checkpoint", "true", method=LORA)
+    assert status == 0, printed
+    resumed = load_file(out / "ro" / "adapter_model.safetensors")
+    assert whole.keys() == resumed.keys() and checkpoint.stat().st_mtime_ns == saved
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    state = json.loads((out / "checkpoints/ro/checkpoint-2/trainer_state.json").read_text())
+    assert len([log for log in state["log_history"] if "eval_wer_ro" in log]) == 2
+
+
+def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
+    kept = []
+    for _ in range(2):
+        assert run("--overwrite", "--max_train_samples", 3)[0] == 0
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        kept.append(results["languages"]["ro"]["train_items"]["kept"])
+        soundfile.write(recordings / "train" / "0.wav", np.zeros(40000), 16000)  # longer than the context
+    assert kept == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("revision", "where"),
+    [
+        (None, {"path": "google/fleurs", "name": "ca_es"}),
+        ("v1", {"path": "google/fleurs", "name": "ca_es"}),
+        ("refs/convert/parquet", {"path": "google/fleurs", "data_dir": "ca_es"}),
+    ],
+)
+def test_what_the_hub_converted_has_folders_for_configurations(script, monkeypatch, revision, where):
+    arguments = script.ScriptArguments("any", "google/fleurs", ["ca"], dataset_revision=revision)
+    called = {}
+    monkeypatch.setattr(script.datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
+    script.load_recordings(arguments, "ca", "ca_es", "train", None)
+    assert called == {**where, "split": "train", "revision": revision}
+
+
+def test_a_dataset_that_is_a_script_points_to_what_the_hub_converted(script, monkeypatch):
+    def load_dataset(**kwargs):
+        raise RuntimeError("Dataset scripts are no longer supported, but found fleurs.py")
+
+    monkeypatch.setattr(script.datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match="no longer supported.*--dataset_revision refs/convert/parquet"):
+        script.load_recordings(script.ScriptArguments("any", "google/fleurs", ["ca"]), "ca", "ca_es", "train", None)

@@ -1,0 +1,518 @@
+"""`examples/transcribe.py` from end to end on a tiny random Whisper and noise, and its bad input."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pysubs2
+import pytest
+import soundfile
+import torch
+from conftest import SPECIAL_TOKENS, build_tokenizer
+from peft import get_peft_model
+from training import QUIET, randomize
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging
+
+from peft_clsr import CLSRConfig, push_language
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "transcribe.py"
+TIMESTAMPS = [f"<|{position / 50:.2f}|>" for position in range(51)]
+SECONDS = {"a.wav": 0.5, "deep/b.flac": 0.9, "deep/er/c.ogg": 2.3, "d.mp3": 3.0, "e.wav": 1.0}
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("transcribe", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["transcribe"] = module  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["transcribe"]
+
+
+@pytest.fixture
+def base(tiny_whisper, tmp_path):
+    """The folder of a Whisper of 1 s of context that knows timestamps, and a factory of the same model."""
+    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *TIMESTAMPS])
+
+    def build():
+        whisper = tiny_whisper(init_std=0.2, vocab_size=len(tokenizer))
+        whisper.generation_config.max_length = 12  # noise makes a random model talk without end
+        return whisper
+
+    folder = tmp_path / "base"
+    build().save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(chunk_length=1), tokenizer).save_pretrained(folder)
+    return SimpleNamespace(folder=folder, build=build)
+
+
+@pytest.fixture
+def experts(base, tmp_path):
+    """A factory of folders with one folder a language."""
+
+    def save(*languages, folder="experts", **config):
+        model = base.build()
+        for seed, language in enumerate(languages):
+            settings = CLSRConfig(language=language, **{**QUIET, "gate_dim": 8, **config})
+            if seed == 0:
+                model = get_peft_model(model, settings, adapter_name=language)
+            else:
+                model.add_adapter(language, settings)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "clsr_" in name:
+                    parameter.add_(torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / folder)
+        return tmp_path / folder
+
+    return save
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    folder = tmp_path / "recordings"
+    generator = np.random.default_rng(0)
+    for name, seconds in SECONDS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, generator.normal(0, 0.1, round(seconds * 16000)).astype(np.float32), 16000)
+    (folder / "notes.txt").write_text("no recording")
+    (folder / "._a.wav").write_text("left by another system")
+    return folder
+
+
+@pytest.fixture
+def run(script, base, recordings, tmp_path, monkeypatch, capsys):
+    """Runs the script with the given further arguments; returns its exit status and what it printed."""
+
+    def call(*arguments, inputs=(recordings,), output_dir=tmp_path / "out"):
+        command = ["transcribe", *inputs, "--model", base.folder, "--device", "cpu", *arguments]
+        command += [] if output_dir is None else ["--output_dir", output_dir]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        try:
+            status = script.main()
+        except SystemExit as error:
+            status = error.code
+        return status, capsys.readouterr()
+
+    verbosity = logging.get_verbosity()
+    yield call
+    logging.set_verbosity(verbosity)  # the script has set it for its process
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """What the script asked of `generate` for each batch: `language`, `task`, `shape` and `dtype` of features."""
+    calls = []
+    generate = WhisperForConditionalGeneration.generate
+
+    def spy(self, *args, **kwargs):
+        features = kwargs["input_features"]
+        asked = {"language": kwargs["language"], "task": kwargs["task"]}
+        calls.append(SimpleNamespace(**asked, shape=tuple(features.shape), dtype=features.dtype))
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(WhisperForConditionalGeneration, "generate", spy)
+    return calls
+
+
+def written(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_json(folder):
+    return {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in written(folder)}
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_recordings_of_several_languages_are_one_batch_each_by_its_expert(
+    run, experts, recordings, generated, tmp_path
+):
+    table = recordings / "metadata.csv"
+    rows = ["a.wav,ca", "deep/b.flac,Romanian", "deep/er/c.ogg,ca_es", "d.mp3,bg", "e.wav,"]
+    table.write_text("\n".join(["file_name,language", *rows]) + "\n")
+    status, printed = run(
+        "--adapters", experts("ca", "ro"), "--language", "fr", "--output_format", "json", inputs=[table]
+    )
+    assert status == 0, printed.err
+    assert "5 transcribed, 0 skipped" in printed.err
+    assert [call.language for call in generated] == [["bg", "ca", "fr", "ro", "ca"]]  # the longest first
+    assert generated[0].shape == (5, 80, 300)
+    transcripts = read_json(tmp_path / "out")
+    heard = {name: (transcript["language"], transcript["adapter"]) for name, transcript in transcripts.items()}
+    assert heard == {
+        "a.json": ("ca", "ca"),
+        "deep/b.json": ("ro", "ro"),
+        "deep/er/c.json": ("ca", "ca"),
+        "d.json": ("bg", None),
+        "e.json": ("fr", None),
+    }
+    for name, seconds in SECONDS.items():
+        transcript = transcripts[str(Path(name).with_suffix(".json"))]
+        assert transcript["file"] == str(recordings / name)
+        assert transcript["seconds"] == pytest.approx(seconds, abs=0.1)  # MP3 has frames
+        times = [segment[key] for segment in transcript["segments"] for key in ("start", "end")]
+        assert times == sorted(times)
+        assert all(0 <= time <= transcript["seconds"] for time in times)
+        assert all(segment["start"] < segment["end"] for segment in transcript["segments"])
+    assert sum(len(transcript["segments"]) for transcript in transcripts.values()) > len(SECONDS)
+
+
+def test_an_expert_changes_the_text_of_its_language_alone(run, experts, recordings, tmp_path):
+    table = recordings / "metadata.csv"
+    table.write_text("file_name,language\nd.mp3,bg\ne.wav,ca\n")
+    texts = []
+    for adapters in ([], ["--adapters", experts("ca", "ro")]):
+        arguments = ["--output_format", "json", "--batch_size", 1, "--overwrite", *adapters]
+        status, printed = run(*arguments, inputs=[table])
+        assert status == 0, printed.err
+        texts.append({name: transcript["text"] for name, transcript in read_json(tmp_path / "out").items()})
+    assert texts[0]["d.json"] == texts[1]["d.json"] != ""
+    assert texts[0]["e.json"] != texts[1]["e.json"]
+
+
+def test_all_formats_say_the_same(run, recordings, tmp_path):
+    for output_format in ("json", "text", "srt", "vtt"):
+        arguments = ("--language", "ro", "--output_format", output_format)
+        status, printed = run(*arguments, output_dir=tmp_path / output_format)
+        assert status == 0, printed.err
+    transcripts = read_json(tmp_path / "json")
+    assert set(transcripts) == {str(Path(name).with_suffix(".json")) for name in SECONDS}
+    for name, transcript in transcripts.items():
+        segments = transcript["segments"]
+        stem = name.removesuffix(".json")
+        text = (tmp_path / "text" / f"{stem}.txt").read_text(encoding="utf-8")
+        assert text == "".join(segment["text"] + "\n" for segment in segments)
+        for suffix in ("srt", "vtt"):
+            subtitles = pysubs2.load(str(tmp_path / suffix / f"{stem}.{suffix}"))
+            times = [(line.start, line.end) for line in subtitles]
+            assert times == [(round(1000 * segment["start"]), round(1000 * segment["end"])) for segment in segments]
+    assert (tmp_path / "vtt" / "d.vtt").read_text(encoding="utf-8").startswith("WEBVTT\n\n")
+
+
+def test_without_an_output_dir_texts_are_printed(run, recordings):
+    status, printed = run("--language", "ro", output_dir=None)
+    assert status == 0
+    lines = printed.out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        str(recordings / name) for name in sorted(SECONDS, key=SECONDS.get, reverse=True)
+    ]
+
+
+def test_half_precision_is_taken(run, experts, generated, tmp_path):
+    status, printed = run("--adapters", experts("ca"), "--language", "ca", "--dtype", "bfloat16", "--num_beams", 2)
+    assert status == 0, printed.err
+    assert [call.dtype for call in generated] == [torch.bfloat16]
+    assert len(written(tmp_path / "out")) == len(SECONDS)
+
+
+def test_a_translation_is_asked_for(run, generated, tmp_path):
+    arguments = ("--language", "ro", "--output_format", "json", "--batch_size", 5)
+    assert run(*arguments)[0] == run(*arguments, "--task", "translate", output_dir=tmp_path / "english")[0] == 0
+    assert [call.task for call in generated] == ["transcribe", "translate"]
+    for folder, task in (("out", "transcribe"), ("english", "translate")):
+        assert {transcript["task"] for transcript in read_json(tmp_path / folder).values()} == {task}
+
+
+@pytest.mark.parametrize(("text", "srt", "vtt"), [("a <b> & {c}", "a <b> & {c}", "a &lt;b&gt; &amp; {c}")])
+def test_no_text_is_lost_in_subtitles(script, text, srt, vtt):
+    transcript = script.Transcript("ro", None, 3.0, [{"start": 0.5, "end": 2.25, "text": f" {text}"}])
+    recording = script.Recording(Path("a.wav"), None, None, 3.0)
+
+    def lines(output_format):
+        arguments = SimpleNamespace(output_format=output_format, task="transcribe")
+        return script.format_transcript(transcript, recording, arguments).splitlines()
+
+    assert lines("srt")[:3] == ["1", "00:00:00,500 --> 00:00:02,250", srt]
+    assert lines("vtt")[:5] == ["WEBVTT", "", "1", "00:00:00.500 --> 00:00:02.250", vtt]
+
+
+# ---------------------------------------------------------------- times
+
+
+@pytest.mark.parametrize(
+    ("heard", "made"),
+    [
+        ([(0.0, 2.0, "a"), (2.0, 3.0, "b")], [(0.0, 2.0, "a"), (2.0, 3.0, "b")]),
+        ([(0.0, 30.0, "a")], [(0.0, 3.0, "a")]),  # rounded up past the end
+        ([(0.0, 2.6, "a"), (1.0, 3.0, "b")], [(0.0, 1.0, "a"), (1.0, 3.0, "b")]),  # past the next window
+        ([(0.0, 1.0, "a"), (2.5, 2.8, "b"), (2.0, 3.0, "c")], [(0.0, 1.0, "a"), (2.0, 3.0, "bc")]),
+        ([(0.0, 2.0, "a"), (3.0, 4.0, "b")], [(0.0, 2.0, "a")]),  # heard in the silence after the end
+        ([(0.0, 1.0, " "), (1.0, 2.0, "b")], [(1.0, 2.0, "b")]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_segments_are_in_order_and_within_the_recording(script, heard, made):
+    tokenizer = SimpleNamespace(decode=lambda tokens, skip_special_tokens: tokens)
+    segments = [{"start": torch.tensor(start), "end": torch.tensor(end), "tokens": text} for start, end, text in heard]
+    assert [
+        (segment["start"], segment["end"], segment["text"])
+        for segment in script.make_segments(segments, tokenizer, seconds=3.0)
+    ] == [(pytest.approx(start), pytest.approx(end), text) for start, end, text in made]
+
+
+def test_features_hold_all_of_the_audio_and_silence_up_to_the_context(script):
+    extractor = WhisperFeatureExtractor()
+    generator = np.random.default_rng(0)
+    waveforms = [generator.normal(0, 0.1, size).astype(np.float32) for size in (8000, 16000, 40000)]
+    features, mask = script.make_features(waveforms, extractor, context=1.0)
+    assert features.shape == (3, 80, 250)
+    assert mask.sum(-1).tolist() == [100, 100, 250]
+    alone = WhisperFeatureExtractor(chunk_length=1)(waveforms[0], sampling_rate=16000, return_tensors="pt")
+    torch.testing.assert_close(features[:1, :, :100], alone.input_features)
+
+
+# ---------------------------------------------------------------- languages
+
+
+def test_a_language_is_detected_among_those_given(run, generated, base, recordings):
+    languages = ["ca", "el", "fr"]
+    assert run("--language", *languages)[0] == 0
+    assert set(generated[0].language) <= set(languages)
+    assert run(output_dir=None)[0] == 0  # among all
+    whisper = base.build()
+    known = whisper.generation_config.lang_to_id
+    assert {f"<|{code}|>" for code in generated[1].language} <= set(known)
+    whisper.generation_config.lang_to_id = {token: known[token] for token in ("<|ca|>", "<|el|>", "<|fr|>")}
+    expected = []
+    for name in sorted(SECONDS, key=SECONDS.get, reverse=True):
+        samples = soundfile.read(recordings / name, dtype="float32")[0][:16000]
+        inputs = WhisperFeatureExtractor(chunk_length=1)(samples, sampling_rate=16000, return_tensors="pt")
+        token = whisper.detect_language(inputs.input_features, num_segment_frames=100).item()
+        expected.append(next(key for key, value in known.items() if value == token)[2:-2])
+    assert generated[0].language == expected
+
+
+def test_only_adapters_of_the_languages_are_loaded(run, experts, monkeypatch, script, tmp_path):
+    loaded = []
+    transcribe = script.transcribe
+
+    def spy(model, *args):
+        loaded.append(sorted(getattr(model, "peft_config", {})))
+        return transcribe(model, *args)
+
+    monkeypatch.setattr(script, "transcribe", spy)
+    folder = experts("ca", "ro", "fr")
+    for language in (["ca"], ["ca", "ro", "el"], []):
+        arguments = ["--adapters", folder, "--overwrite", *(["--language", *language] if language else [])]
+        assert run(*arguments)[0] == 0
+    assert run("--adapters", folder / "ca", folder / "fr", "--overwrite")[0] == 0
+    assert loaded == [["ca"], ["ca", "ro"], ["ca", "fr", "ro"], ["ca", "fr"]]
+
+
+def test_adapters_of_a_repository_are_used(run, hub, base, experts, recordings, tmp_path):  # noqa: F811
+    model = get_peft_model(base.build(), CLSRConfig(language="ca", **QUIET), adapter_name="ca")
+    push_language(randomize(model, 5), "me/experts", "ca")
+    arguments = ("--language", "ca", "--output_format", "json")
+    assert run(*arguments, "--adapters", "me/experts")[0] == 0
+    assert {transcript["adapter"] for transcript in read_json(tmp_path / "out").values()} == {"ca"}
+    status, printed = run("--adapters", "me/nothing", output_dir=tmp_path / "other")
+    assert status == 2 and "me/nothing is neither a folder here nor a repository" in printed.err
+
+
+def test_at_a_cut_context_longer_recordings_are_heard_in_windows(run, experts, generated, tmp_path):
+    folder = experts("ca", "ro", max_audio_seconds=0.5)
+    status, printed = run("--adapters", folder, "--language", "ca", "ro", "--output_format", "json", "--batch_size", 2)
+    assert status == 0, printed.err
+    assert [call.shape for call in generated] == [(2, 80, 300), (2, 80, 100), (1, 80, 50)]
+    for transcript in read_json(tmp_path / "out").values():
+        assert transcript["adapter"] == transcript["language"]
+        times = [segment[key] for segment in transcript["segments"] for key in ("start", "end")]
+        assert times == sorted(times) and all(time <= transcript["seconds"] for time in times)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--language", "ca", "fr")])
+def test_at_a_cut_context_a_language_without_adapter_is_refused(run, experts, tmp_path, arguments):
+    status, printed = run("--adapters", experts("ca", max_audio_seconds=0.5), *arguments)
+    assert status == 2 and "cut the model's context to 0.5 s" in printed.err
+    assert not written(tmp_path / "out")
+
+
+def test_adapters_that_cannot_be_on_one_model_are_refused(run, experts):
+    cut, full, again = experts("ca", folder="cut", max_audio_seconds=0.5), experts("ro"), experts("ro", folder="again")
+    status, printed = run("--adapters", cut, full, "--language", "ca", "ro")
+    assert status == 2 and "ca 0.5 s, ro all" in printed.err
+    status, printed = run("--adapters", full, again)
+    assert status == 2 and f"several adapters are for ro: {full / 'ro'}, {again / 'ro'}" in printed.err
+    assert run("--adapters", cut, full, "--language", "ro")[0] == 0  # the other is not needed
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_file_that_cannot_be_read_is_named_and_skipped(run, recordings, tmp_path):
+    (recordings / "empty.wav").touch()
+    (recordings / "text.flac").write_text("no audio")
+    (recordings / "video.mp4").write_bytes(bytes(1000))
+    soundfile.write(recordings / "silence.wav", np.zeros(0), 16000)
+    whole = (recordings / "deep" / "b.flac").read_bytes()
+    (recordings / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (recordings / "broken.wav").symlink_to(recordings / "gone.wav")
+    status, printed = run("--language", "ro", "--batch_size", 2)
+    assert status == 1
+    bad = ("empty.wav", "text.flac", "video.mp4", "silence.wav", "cut.flac", "broken.wav")
+    for name in bad:
+        assert f"skipped: audio {recordings / name} " in printed.err
+    assert "5 transcribed, 6 skipped" in printed.err
+    assert written(tmp_path / "out") == {str(Path(name).with_suffix(".txt")) for name in SECONDS}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named_and_skipped(run, recordings):
+    (recordings / "a.wav").chmod(0)
+    status, printed = run("--language", "ro")
+    assert status == 1 and f"skipped: audio {recordings / 'a.wav'} " in printed.err
+
+
+def test_a_truncated_file_that_can_be_read_is_named_and_transcribed(run, recordings, tmp_path):
+    path = recordings / "d.mp3"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    status, printed = run("--language", "ro", inputs=[path])
+    assert status == 0 and (tmp_path / "out" / "d.txt").exists()
+    assert f"warning: {path} ends after 1.4 s of the 3.0 s that its header says" in printed.err
+
+
+def test_no_recording_can_be_read(run, recordings, tmp_path):
+    (recordings / "empty.wav").touch()
+    assert run("--language", "ro", inputs=[recordings / "empty.wav"])[0] == 1
+    assert not written(tmp_path / "out")
+
+
+def test_a_file_of_unknown_name_is_tried(run, recordings, tmp_path):
+    (recordings / "e.wav").rename(recordings / "talk.2")
+    assert run("--language", "ro", inputs=[recordings / "talk.2", recordings / "a.wav"])[0] == 0
+    assert written(tmp_path / "out") == {"talk.2.txt", "a.txt"}
+
+
+def test_transcripts_that_are_there_are_kept(run, recordings, generated, tmp_path):
+    kept = tmp_path / "out" / "deep" / "b.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("by hand")
+    status, printed = run("--language", "ro")
+    assert status == 0 and "1 of 5 have a transcript" in printed.out
+    assert kept.read_text() == "by hand" and len(written(tmp_path / "out")) == 5
+    assert sum(call.shape[0] for call in generated) == 4
+    status, printed = run("--language", "ro")
+    assert status == 0 and "5 of 5" in printed.out and len(generated) == 1
+    assert run("--language", "ro", "--overwrite")[0] == 0
+    assert kept.read_text() != "by hand"
+
+
+def test_an_interrupted_run_keeps_what_is_done(run, generated, monkeypatch, script, tmp_path):
+    transcribe = script.transcribe
+
+    def interrupted(*args):
+        if generated:
+            raise KeyboardInterrupt
+        return transcribe(*args)
+
+    monkeypatch.setattr(script, "transcribe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("--language", "ro", "--batch_size", 2)
+    assert written(tmp_path / "out") == {"d.txt", "deep/er/c.txt"}
+    monkeypatch.setattr(script, "transcribe", transcribe)
+    assert run("--language", "ro", "--batch_size", 2)[0] == 0
+    assert len(written(tmp_path / "out")) == 5 and sum(call.shape[0] for call in generated) == 5
+
+
+def test_nothing_is_half_written(script, monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError("no space left")
+
+    path = tmp_path / "new" / "a.txt"
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        script.write_whole(path, "text")
+    assert not path.exists()
+
+
+def test_two_recordings_of_one_transcript_are_refused(run, recordings, generated, tmp_path):
+    soundfile.write(recordings / "a.flac", np.zeros(8000), 16000)
+    status, printed = run("--language", "ro")
+    assert status == 2
+    assert f"{recordings / 'a.flac'} and {recordings / 'a.wav'} would both be written to" in printed.err
+    assert not written(tmp_path / "out") and not generated
+    # Without files to write, both are transcribed; the same file twice is one.
+    assert run("--language", "ro", output_dir=None)[0] == 0
+    assert run("--language", "ro", inputs=[recordings / "e.wav", recordings / "deep" / ".." / "e.wav"])[0] == 0
+    assert written(tmp_path / "out") == {"e.txt"}
+
+
+def test_a_table_does_not_lead_out_of_the_output_dir(run, recordings, tmp_path):
+    table = recordings / "deep" / "table.csv"
+    table.write_text(f"file_name\n../a.wav\n{recordings / 'e.wav'}\nb.flac\ngone.wav\n")
+    status, printed = run("--language", "ro", inputs=[table])
+    assert status == 1 and "gone.wav cannot be read: no such file" in printed.err
+    assert written(tmp_path / "out") == {"a.txt", "e.txt", "b.txt"}
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--language", "romanain"), "did you mean 'romanian'"),
+        (("--language", "yo"), "no token for the language yo"),
+        (("--model", "nobody/nothing"), "--model nobody/nothing cannot be used"),
+        (("--adapters", "nobody/nothing"), "nobody/nothing is neither a folder here nor a repository"),
+        (("--adapters", "{recordings}"), "holds no adapter of a language"),
+        (("--adapters", "{experts}", "--language", "fr"), "none of the adapters is for fr: they are for ca, ro"),
+        (("--batch_size", 0), "--batch_size is 0"),
+        (("--num_beams", 0), "--num_beams is 0"),
+        (("--device", "gpu"), "--device gpu cannot be used"),
+        (("--output_dir", "{recordings}/a.wav"), "is a file, expected a folder"),
+        (("--output_dir", "{recordings}/a.wav/b"), "is a file, expected a folder"),
+        (("--output_format", "docx"), "invalid choice: 'docx'"),
+        (("gone.wav",), "gone.wav does not exist"),
+        (("{recordings}/notes.csv",), "a row without file_name"),
+        (("{recordings}/typo.csv",), "did you mean 'romanian'"),
+    ],
+)
+def test_bad_arguments_are_named_and_nothing_is_transcribed(
+    run, experts, recordings, generated, tmp_path, arguments, named
+):
+    (recordings / "notes.csv").write_text("name\na.wav\n")
+    (recordings / "typo.csv").write_text("file_name,language\na.wav,romanain\n")
+    places = {"recordings": recordings, "experts": experts("ca", "ro")}
+    arguments = [str(argument).format(**places) for argument in arguments]
+    if arguments[0].startswith("--"):
+        inputs, output_dir = (recordings,), None if "--output_dir" in arguments else tmp_path / "out"
+    else:
+        inputs, arguments, output_dir = arguments, [], tmp_path / "out"
+    status, printed = run(*arguments, inputs=inputs, output_dir=output_dir)
+    assert status == 2
+    assert named in printed.err and "Traceback" not in printed.err
+    assert not generated and not written(tmp_path / "out")
+
+
+def test_subtitles_need_a_folder(run):
+    status, printed = run("--output_format", "srt", output_dir=None)
+    assert status == 2 and "give an --output_dir" in printed.err
+
+
+def test_a_folder_without_recordings_is_named(run, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    status, printed = run(inputs=[tmp_path / "nothing"])
+    assert status == 2 and f"no recording in {tmp_path / 'nothing'}" in printed.err and ".flac" in printed.err
+
+
+def test_a_model_that_is_no_multilingual_whisper_is_named(run, base, tmp_path):
+    config = json.loads((base.folder / "config.json").read_text())
+    (base.folder / "config.json").write_text(json.dumps({**config, "model_type": "bart"}))
+    status, printed = run()
+    assert status == 2 and "it is a bart, expected a Whisper" in printed.err
+    WhisperConfig(**config).save_pretrained(base.folder)
+    settings = json.loads((base.folder / "generation_config.json").read_text())
+    (base.folder / "generation_config.json").write_text(json.dumps({**settings, "lang_to_id": None}))
+    status, printed = run()
+    assert status == 2 and "expected a multilingual Whisper" in printed.err
