@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is import
 
 import pytest
 import torch
+from hub_server import hub  # noqa: F401
 from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
