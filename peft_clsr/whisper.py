@@ -1,4 +1,4 @@
-"""The context of a Whisper, the length of audio that each forward pass takes: cut, and given back."""
+"""Facts about Whisper's encoder, and its context: the length of audio that one forward pass takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,26 @@ from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 # The encoder's second convolution has stride 2, and a mel frame is 10 ms: one position is 2 frames, 20 ms.
+FRAMES_PER_POSITION = 2
 POSITIONS_PER_SECOND = 50
+
+
+def is_decoder_module(name: str) -> bool:
+    """True for the name of a module in the decoder, such as "model.decoder.layers.0.fc1"."""
+    return "decoder" in name.split(".")
+
+
+def position_mask(frame_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Mask of encoder positions from a mask of mel frames.
+
+    Args:
+        frame_mask (`torch.Tensor`): [batch, frames], 1 for audio and 0 for padding.
+
+    Returns:
+        `torch.Tensor`: [batch, positions], of the same dtype.
+    """
+    return frame_mask[:, ::FRAMES_PER_POSITION]
 
 
 def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: float) -> None:

@@ -1,0 +1,40 @@
+"""Optional dependencies, and the extra that installs each."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+_EXTRAS = {
+    "datasets": "train",
+    "jiwer": "train",
+    "pandas": "train",
+    "soundfile": "train",
+    "soxr": "train",
+    "pysubs2": "transcribe",
+    "matplotlib": "plots",
+    "ctranslate2": "export",
+    "faster_whisper": "export",
+}
+
+
+def require(name: str) -> ModuleType:
+    """
+    Import an optional dependency.
+
+    Args:
+        name (`str`): The module, such as "jiwer" or "matplotlib.figure".
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        if error.name != package:
+            raise  # something else is missing in it
+        extra = _EXTRAS[package]
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install 'peft_clsr[{extra}]'", name=package
+        ) from error

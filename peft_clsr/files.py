@@ -1,0 +1,43 @@
+"""Reading and writing of small files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 4 * 2**20  # a config or record has 1 to 10 kB
+
+
+def read_json(path: str | Path) -> Any:
+    """
+    Read JSON of unknown origin.
+
+    Raises:
+        ValueError: the file is larger than 4 MiB, is no JSON, or is nested too deeply for Python.
+    """
+    with open(path, "rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes, expected a small JSON file: do not load it")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or integers of thousands of digits
+        raise ValueError(f"{path} cannot be read as JSON ({error}): get the file again") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """
+    Write a file completely or not at all. Folders are made; a file that is there is replaced.
+
+    Raises:
+        OSError: the file cannot be written. The file that was there stays as it is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
