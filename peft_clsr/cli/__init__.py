@@ -1,1 +1,3 @@
-"""The command `peft-clsr`."""
+"""The command `peft-clsr`: one module per command, and `main`, which calls them. The work itself is done elsewhere."""
+
+from .main import main as main

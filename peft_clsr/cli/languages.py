@@ -1,0 +1,53 @@
+"""`peft-clsr languages`: what a repository or a folder has."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .table import markdown_table
+
+DESCRIPTION = "list the languages of a repository on the Hub or of a folder"
+
+
+def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description="List the language experts of a repository or of a folder.")
+    parser.add_argument("source", help="repository on the Hub, such as me/whisper-small-experts, or folder")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the repository; main by default")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    arguments = parser.parse_args(argv)
+
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from ..hub.pull import list_languages
+    from ..hub.record import read_languages
+
+    folder = Path(arguments.source)
+    try:
+        if folder.is_dir():
+            languages = read_languages(folder)
+        else:
+            languages = list_languages(arguments.source, revision=arguments.revision)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        parser.exit(2, f"error: no languages of {arguments.source}: {error}\n")
+    if not languages:
+        print(f"{arguments.source} has no languages")
+        return 0
+    header = ["language", "name", "folder", "base model", "expert", "MB", "WER %"]
+    rows = [
+        [
+            language.code,
+            language.name,
+            language.subfolder,
+            language.base_model or "",
+            "full" if language.rank is None else f"rank {language.rank}",
+            "" if language.size is None else f"{language.size / 1e6:.1f}",
+            "" if language.wer is None else f"{100 * language.wer:.1f}",
+        ]
+        for language in languages
+    ]
+    print(markdown_table(header, rows))
+    return 0

@@ -1,0 +1,94 @@
+"""Entry point of `peft-clsr`: finds the command, and handles `--help`, `--help-all` and `--config` for all commands."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from types import ModuleType
+
+from .config_file import options_in_file, split_config
+from .help import HelpFormatter
+
+PROG = "peft-clsr"
+# Each is a module of this folder with DESCRIPTION, make_parser() and run(). None imports torch before it works.
+COMMANDS = ("train", "compare", "transcribe", "export", "convert", "push", "languages")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Args:
+        argv (`list[str]`, *optional*): The command's name and its arguments. By default those of the process.
+
+    Returns:
+        `int`: the exit status.
+
+    Raises:
+        SystemExit: for bad arguments, with status 2.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *arguments = argv
+    if name not in COMMANDS:
+        (nearest,) = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)
+        print(f"error: {PROG} has no command {name!r}; did you mean {nearest!r}? All: {PROG} --help", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f".{name}", __package__)
+    if "-h" in arguments or "--help" in arguments:
+        _parser(command, name).print_help()
+        return 0
+    everything = _parser(command, name, everything=True)
+    if "--help-all" in arguments:
+        everything.print_help()
+        return 0
+    return _run(command, everything, arguments)
+
+
+def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    try:
+        config, arguments = split_config(arguments)
+        if config is not None:
+            # A list of values would take what follows it: the user's positional arguments stay first.
+            options = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+            arguments = arguments[:options] + options_in_file(config, parser) + arguments[options:]
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+    from ..registration import register
+
+    register()
+    try:
+        return command.run(parser, arguments)
+    except ModuleNotFoundError as error:
+        if "peft_clsr[" not in str(error):  # no extra of ours
+            raise
+        parser.exit(1, f"error: {error}\n")
+
+
+def _parser(command: ModuleType, name: str, everything: bool = False) -> argparse.ArgumentParser:
+    """The parser of a command, with the options that all commands have."""
+    parser = command.make_parser(f"{PROG} {name}", everything=everything)
+    parser.formatter_class = HelpFormatter
+    parser.allow_abbrev = False  # main() would not recognize a shortened --config
+    # Only for the help: main() has handled them when a command parses its arguments.
+    parser.add_argument("--help-all", action="store_true", default=argparse.SUPPRESS, help="show all options and exit")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        default=argparse.SUPPRESS,
+        help="read options from a file, such as 'learning_rate: 2e-3'; options given here replace those in it",
+    )
+    return parser
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"usage: {PROG} COMMAND [options]", "", "Language experts for Whisper.", ""]
+    for name in COMMANDS:
+        lines.append(f"  {name:{width}}  {importlib.import_module(f'.{name}', __package__).DESCRIPTION}")
+    return "\n".join([*lines, "", f"Options of a command: {PROG} COMMAND --help, and all of them: --help-all"])
