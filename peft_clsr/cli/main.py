@@ -1,4 +1,4 @@
-"""Entry point of `peft-clsr`: finds the command, and handles `--help`, `--help-all` and `--config` for all commands."""
+"""Entry point of `peft-clsr`: finds the command, and handles `--help`, `--help-all` and `--config`."""
 
 from __future__ import annotations
 
