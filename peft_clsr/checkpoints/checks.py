@@ -44,7 +44,7 @@ def check_adapter_folder(folder: str | Path, model: nn.Module | None = None) -> 
 
 
 def check_weights(folder: str | Path, config: CLSRConfig, model: nn.Module | None = None) -> None:
-    """Raise a `ValueError` if the weights in a folder are not those of an adapter of `config`, or do not fit `model`."""
+    """Raise a `ValueError` if the weights in a folder do not fit an adapter of `config`, or do not fit `model`."""
     path = weights_path(Path(folder))
     shapes = read_shapes(path)
     check_parts(shapes, config, path)

@@ -9,8 +9,8 @@ wraps their functions. Adapters of other methods are passed on unchanged.
 - `PeftConfigMixin.from_json_file` reads every config of PEFT. CLSR configs are checked.
 - `PeftModel.from_pretrained`, `PeftModel.load_adapter` and transformers' `PeftAdapterMixin.load_adapter` (called by
   transformers' `from_pretrained(adapter_folder)`): the whole folder is checked, on a copy of the model without data.
-- `load_peft_weights`, as `hotswap_adapter` calls it: the folder is checked. `hotswap.py` checks that it fits the model.
-  `hotswap_adapter` itself may have been imported by name before this module.
+- `load_peft_weights`, as `hotswap_adapter` calls it: the folder is checked, and `hotswap.py` checks that it fits the
+  model. `hotswap_adapter` itself may have been imported by name before this module.
 - `torch_load` is called by `load_peft_weights` alone, for pickles.
 """
 

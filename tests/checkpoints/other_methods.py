@@ -6,7 +6,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
 from peft import AutoPeftModel, LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
