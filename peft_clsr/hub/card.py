@@ -41,21 +41,23 @@ def write_folder_card(directory: str | Path) -> None:
     languages = read_languages(directory)
     if not languages:
         raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
-    text = _read_card(directory)
+    text = read_card(directory)
     existing = None if text is None or _is_template(text) else text
     write_text(directory / README, language_card(languages, directory.resolve().name, existing, is_local=True))
     for language in languages:
-        text = _read_card(directory / language.subfolder)
+        text = read_card(directory / language.subfolder)
         if text is not None and _is_template(text):
             write_folder_card(directory / language.subfolder)
 
 
-def _read_card(folder: Path) -> str | None:
+def read_card(folder: Path) -> str | None:
+    """The text of `README.md` in a folder, with its newlines as they are; `None` if there is none."""
     path = folder / README
     return path.read_bytes().decode("utf-8-sig") if path.is_file() else None
 
 
 def _is_template(text: str) -> bool:
+    """True for PEFT's empty template."""
     return _PEFT_TEMPLATE in text and START not in text
 
 

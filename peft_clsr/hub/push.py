@@ -27,7 +27,7 @@ from ..files import MAX_JSON_BYTES, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
 from .base_model import ffn_identity
-from .card import README, language_card, write_folder_card
+from .card import README, language_card, read_card, write_folder_card
 from .record import (
     LANGUAGE_FILES,
     PLOT_NAME,
@@ -276,11 +276,7 @@ def _read_repository(api: HfApi, repo_id: str, revision: str | None) -> tuple[st
     if not small:
         return info.sha, [], None
     folder = Path(api.snapshot_download(repo_id, revision=info.sha, allow_patterns=[escape(path) for path in small]))
-    card = None
-    if README in small:
-        with (folder / README).open(newline="", encoding="utf-8-sig") as file:
-            card = file.read()
-    return info.sha, languages_of_snapshot(folder, info.siblings), card
+    return info.sha, languages_of_snapshot(folder, info.siblings), read_card(folder)
 
 
 def _describes_language(path: str, size: int | None) -> bool:
