@@ -1,1 +1,1 @@
-"""Adapters as files: checks, guards around the loaders of PEFT and transformers, hot-swapping, conversion. Not the Hub."""
+"""Adapters as files: checks, guards around loaders of PEFT and transformers, hot-swapping, conversion. Not the Hub."""
