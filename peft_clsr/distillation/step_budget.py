@@ -58,7 +58,7 @@ class StepBudget:
             forward (`Callable`): Runs the student on a batch and returns the adapter of each sample.
         """
         gates = torch.zeros((), device=self.accelerator.device)
-        with restored_random_state(self.accelerator.device):
+        with _restored_random_state(self.accelerator.device):
             for batch in batches:
                 gates = gates + self.batch_gates(forward(batch))
         self.step_gates = self._sum_over_processes(gates)
@@ -107,7 +107,7 @@ def gate_mean(gates: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def restored_random_state(device: torch.device) -> Iterator[None]:
+def _restored_random_state(device: torch.device) -> Iterator[None]:
     """After the block, the random generators of torch and numpy (used by SpecAugment) are as they were before it."""
     state = np.random.get_state()
     devices = [device] if device.type not in ("cpu", "meta") else []

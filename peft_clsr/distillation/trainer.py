@@ -40,9 +40,9 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`.
 
     The loss is that of a whole optimizer step, whatever the number of batches and processes. CE and KD are means over
-    the step's label tokens. L_budget is `|mean(g) - gate_budget|` over its routed tokens, for each language separately,
-    weighted by the language's tokens. Padding counts nowhere. Logits are computed in chunks of positions, so the
-    logits of a whole batch are never in memory.
+    the step's label tokens. L_budget is `|mean(g) - gate_budget|` over its routed tokens; several languages have one
+    each, weighted by their tokens. Padding counts nowhere. Logits are computed in chunks of positions, so the logits
+    of a whole batch are never in memory.
 
     Training logs `loss`, `ce_loss`, `kd_loss`, `budget_loss` (the parts without their weights) and `gate_mean`.
     Evaluation uses hard gates and logs the same with its prefix, over all tokens of the dataset. On several processes,
@@ -122,9 +122,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             self.add_callback(GateScheduleCallback())
         if self._teacher is not None:
             if self._teacher.is_student and self.is_fsdp_enabled:
-                raise ValueError(
-                    "under FSDP the student cannot be its own teacher: load the teacher as a second model"
-                )
+                raise ValueError("under FSDP the student cannot be its own teacher: load a second model as teacher")
             self._teacher.to(self.accelerator.device)
         self._budget = StepBudget(model, self.accelerator, args.average_tokens_across_devices)
         self._training_sums, self._evaluation_sums = LoggedSums(), LoggedSums()
@@ -257,7 +255,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         targets: TeacherTargets | None,
         with_logits: bool,
     ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The student's outputs, and the sums of `chunked_losses`. Without `with_logits`, `outputs.logits` is no logits."""
+        """The student's outputs, whose `logits` are only computed if asked for, and the sums of `chunked_losses`."""
         losses = []
 
         def forward(hidden_states: torch.Tensor, to_logits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

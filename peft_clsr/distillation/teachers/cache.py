@@ -228,8 +228,8 @@ class _Cache:
         for row, ids in zip(batch.rows, labels, strict=True):
             if len(ids) == 0 or ids.max() >= size:
                 raise ValueError(
-                    f"{self._example_name(row)} has the labels {ids.tolist()}, expected at least one, all below {size} "
-                    "(the teacher's vocabulary): prepare_dataset(..., teacher_processor=...) maps them"
+                    f"{self._example_name(row)} has the labels {ids.tolist()}, expected at least one, all below "
+                    f"{size} (the teacher's vocabulary): prepare_dataset(..., teacher_processor=...) maps them"
                 )
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
         states = teacher_decoder_states(teacher, torch.stack(batch.features), padded).half()
