@@ -126,7 +126,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             self._teacher.to(self.accelerator.device)
         self._budget = StepBudget(model, self.accelerator, args.average_tokens_across_devices)
         self._training_sums, self._evaluation_sums = LoggedSums(), LoggedSums()
-        self._batches_to_count: list[dict[str, Any]] = []  # of an accumulated step with a budget, before its first
+        self._batches_to_count: list[dict[str, Any]] = []  # of an accumulated step, until its gates are counted
         self._adapters_of_step: set[str] = set()
 
     # ------------------------------------------------------------------ languages
