@@ -44,12 +44,12 @@ def replaced_output_layer(
     forward = torch.compiler.disable(forward)  # it differs in each call, and would be recompiled
     # In a model that is spread over devices, accelerate's hook moves weights and inputs, then calls `_old_forward`.
     name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"
-    own, is_of_class = getattr(layer, name), name not in layer.__dict__
+    original_forward, is_of_class = getattr(layer, name), name not in layer.__dict__
     setattr(layer, name, forward)
     try:
-        yield own
+        yield original_forward
     finally:
         if is_of_class:
             delattr(layer, name)
         else:
-            setattr(layer, name, own)
+            setattr(layer, name, original_forward)

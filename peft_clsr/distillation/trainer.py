@@ -288,7 +288,9 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         inputs = {**inputs, "input_features": features}
         with (
             self._tuner.route_samples(adapter_names, labels),
-            replaced_output_layer(self.model, lambda hidden_states: output_forward(hidden_states, own)) as own,
+            replaced_output_layer(
+                self.model, lambda hidden_states: output_forward(hidden_states, to_logits)
+            ) as to_logits,
         ):
             return model(**inputs)
 
