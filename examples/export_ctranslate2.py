@@ -132,11 +132,11 @@ def export(arguments: ExportArguments) -> int:
     )
     print(modules_table(frozen) + "\n")
     rows = [("with the expert, routed", frozen.before), ("frozen", frozen.after)]
-    left = list(frozen.became.values()).count("routed")
+    left = list(frozen.decisions.values()).count("routed")
     if left:
         print(rates_table(rows))
         print(
-            f"{left} of {len(frozen.became)} modules are left routed, which CTranslate2 does not know; nothing was "
+            f"{left} of {len(frozen.decisions)} modules are left routed, which CTranslate2 does not know; nothing was "
             "written. --undecided loss decides them all"
         )
         return 1
@@ -204,7 +204,7 @@ def modules_table(frozen: FrozenRouting) -> str:
     lines = ["| module | to the expert, % | of padding, % | became |", "|---|---|---|---|"]
     for key, share in frozen.shares.items():
         padding = f"{100 * frozen.padding_shares[key]:.1f}" if key in frozen.padding_shares else ""
-        lines.append(f"| {key} | {100 * share:.1f} | {padding} | {frozen.became[key]} |")
+        lines.append(f"| {key} | {100 * share:.1f} | {padding} | {frozen.decisions[key]} |")
     return "\n".join(lines)
 
 

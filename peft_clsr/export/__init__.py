@@ -1,1 +1,1 @@
-"""A plain Whisper of a routed one."""
+"""Turns a routed Whisper into a plain one."""
