@@ -6,30 +6,35 @@ import argparse
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows each option once, under its first name, and its default after its help text."""
+    """Shows each option under its first name, its kind of value (N: whole number, X: number), and its default."""
 
     def __init__(self, prog: str, **kwargs) -> None:
-        super().__init__(prog, max_help_position=34, **kwargs)
+        super().__init__(prog, max_help_position=32, **kwargs)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
-        names = action.option_strings
         # HfArgumentParser gives each option a second name, with dashes.
-        names = [name for i, name in enumerate(names) if name.replace("-", "_") not in _underscored(names[:i])]
-        if action.nargs == 0:
-            return ", ".join(names)
-        return f"{', '.join(names)} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        names = {name.replace("-", "_"): name for name in reversed(action.option_strings)}
+        return f"{', '.join(reversed(names.values()))} {_values(action)}".rstrip()
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         default = action.default
-        if default in (None, argparse.SUPPRESS, "") or default is False or "default" in text.lower():
+        if default in (None, argparse.SUPPRESS) or default is False or "default" in text.lower():
             return text
         if isinstance(default, (list, tuple)):
             default = " ".join(map(str, default))
-        return f"{text} (default: {str(default).replace('%', '%%')})"
+        return f"{text} ({str(default).replace('%', '%%')})"
 
 
-def _underscored(names: list[str]) -> set[str]:
-    return {name.replace("-", "_") for name in names}
+def _values(action: argparse.Action) -> str:
+    """How the help names the values of an option."""
+    if action.nargs == 0:
+        return ""
+    if action.nargs == "?" and action.const is True:  # a switch that also takes true or false
+        return "[true|false]" if action.default is True else ""
+    name = action.metavar or {int: "N", float: "X"}.get(action.type, "TEXT")
+    if action.choices is not None and len(action.choices) <= 6:
+        name = "{" + ",".join(map(str, action.choices)) + "}"
+    return f"{name} ..." if action.nargs in ("+", "*") else str(name)

@@ -81,7 +81,7 @@ def _parser(command: ModuleType, name: str, everything: bool = False) -> argpars
         "--config",
         metavar="FILE.yaml",
         default=argparse.SUPPRESS,
-        help="read options from a file, such as 'learning_rate: 2e-3'; options given here replace those in it",
+        help="read options from a file, such as 'learning_rate: 2e-3'",
     )
     return parser
 

@@ -1,15 +1,54 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and the table of training results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+RESULTS_HEADER = ["language", "utterances", "model", "WER %", "CER %", "trained parameters", "gate mean"]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned as text, too."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
     rule = ["-" * width for width in widths]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in [header, rule, *rows]
     )
+
+
+def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
+    """
+    The rows of one language: the base model, the teacher, and what was trained, with WER and CER in percent.
+
+    Args:
+        results (`dict`): As `results.json` has it.
+        language (`str`): A code in `results["languages"]`.
+
+    Returns:
+        `list[list[str]]`: one cell for each column of `RESULTS_HEADER`.
+    """
+    row = results["languages"][language]
+    # The context is named only if it was cut. The base model is then measured at both.
+    cut = f", {results['settings']['max_audio_seconds']} s context" if "base_full_context" in row else ""
+    parameters = f"{row['trainable_parameters'] / 1e6:.2f} M ({row['trainable_share']:.1%})"
+    gate_mean = f"{row['gate_mean']:.2f}" if "gate_mean" in row else ""
+    names = {
+        "base_full_context": ("base, 30 s context", "", ""),
+        "base": (f"base{cut}", "", ""),
+        "teacher": ("teacher, 30 s context" if cut else "teacher", "", ""),
+        "expert": (f"with expert{cut}", parameters, gate_mean),
+        "lora": (f"with LoRA{cut}", parameters, gate_mean),
+    }
+    return [
+        [
+            language,
+            str(row[key]["utterances"]),
+            name,
+            *(f"{100 * row[key][rate]:.1f}" for rate in ("wer", "cer")),
+            *more,
+        ]
+        for key, (name, *more) in names.items()
+        if key in row
+    ]

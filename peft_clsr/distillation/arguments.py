@@ -35,6 +35,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         ValueError: a value outside the range above.
     """
 
+    _argument_group_name = "training"  # in the help of HfArgumentParser
+
     kd_loss: str = field(default="js", metadata={"help": "Divergence between teacher and student: 'js' or 'kl'."})
     kd_weight: float = field(default=2.0, metadata={"help": "Weight of the distillation loss, at least 0."})
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy, at least 0."})

@@ -1,0 +1,118 @@
+"""The folder of a training run: `results.json` with its settings and one row per language, and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..files import write_text
+from .train_options import TrainOptions, expert_config
+
+RESULTS = "results.json"
+# These do not affect results, or stand in the row of their language.
+_NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config"}
+_NO_SETTINGS |= {"preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
+
+
+def settings_of(options: TrainOptions) -> dict[str, Any]:
+    """The options that affect results; of the trainer's arguments, those that differ from transformers' defaults."""
+    from ..distillation.arguments import DistillationTrainingArguments
+
+    data, expert, lora, training = options
+    plain = DistillationTrainingArguments(output_dir=training.output_dir)
+    changed = {
+        item.name: getattr(training, item.name)
+        for item in fields(training)
+        if item.init and item.name not in _NO_SETTINGS and getattr(training, item.name) != getattr(plain, item.name)
+    }
+    settings = {key: value for key, value in asdict(data).items() if key not in _NO_SETTINGS}
+    settings |= expert_config(expert) if lora is None else {"exclude_modules": expert.exclude_modules, **asdict(lora)}
+    return json.loads(json.dumps({**settings, **changed}, default=str, sort_keys=True))
+
+
+def open_results(options: TrainOptions) -> dict[str, Any]:
+    """
+    Read the results of an earlier run with the same settings, or start new ones.
+
+    A `max_audio_seconds` that is not given is that of the earlier run; adapters for one model need the same context.
+
+    Returns:
+        `dict`: "settings", and "languages": row by language code.
+
+    Raises:
+        ValueError: the folder holds results of other settings, or adapters of unknown ones.
+    """
+    data, output_dir = options.data, Path(options.training.output_dir)
+    settings = settings_of(options)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder, which need not exist")
+    path = output_dir / RESULTS
+    if not path.exists():
+        for language in data.languages:
+            if (output_dir / language / "adapter_config.json").exists() and not data.overwrite:
+                raise ValueError(
+                    f"{output_dir / language} holds an adapter from elsewhere: choose another --output_dir, or give "
+                    "--overwrite to replace it"
+                )
+        return {"settings": settings, "languages": {}}
+
+    earlier = read_results(output_dir)
+    languages = earlier["languages"]
+    if data.overwrite:
+        languages = {key: row for key, row in languages.items() if key not in data.languages}
+    if settings["max_audio_seconds"] is None and languages:
+        settings["max_audio_seconds"] = earlier["settings"].get("max_audio_seconds")
+    differences = ", ".join(
+        f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
+        for key in sorted({**earlier["settings"], **settings})
+        if earlier["settings"].get(key) != settings.get(key)
+    )
+    if not differences:
+        return {"settings": settings, "languages": languages}
+    if data.overwrite:
+        return {"settings": settings, "languages": {}}
+    raise ValueError(
+        f"{output_dir} holds results of other settings ({differences}): choose another --output_dir, or give "
+        "--overwrite to replace them"
+    )
+
+
+def read_results(output_dir: str | Path) -> dict[str, Any]:
+    """
+    Read `results.json` of a run.
+
+    Raises:
+        ValueError: there is none, or it was not written by `peft-clsr train`.
+    """
+    path = Path(output_dir) / RESULTS
+    if not path.is_file():
+        raise ValueError(f"{output_dir} has no {RESULTS}: expected a folder that 'peft-clsr train' wrote")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return {"settings": dict(results["settings"]), "languages": dict(results["languages"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} was not written by 'peft-clsr train' ({error}): choose another folder") from error
+
+
+def write_results(results: dict[str, Any], output_dir: str | Path) -> None:
+    """Write `results.json`."""
+    text = json.dumps(results, indent=2, ensure_ascii=False, sort_keys=True)
+    write_text(Path(output_dir) / RESULTS, text + "\n")
+
+
+def checkpoints_folder(output_dir: str | Path, language: str) -> Path:
+    """The folder of a language's checkpoints."""
+    return Path(output_dir) / "checkpoints" / language
+
+
+def remove_checkpoints(output_dir: str | Path, language: str) -> None:
+    """Remove the checkpoints of a language. What else is in their folder stays, such as logs."""
+    folder = checkpoints_folder(output_dir, language)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for empty in (folder, folder.parent):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()

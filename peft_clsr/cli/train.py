@@ -1,0 +1,80 @@
+"""`peft-clsr train`: train the experts of some languages, one after the other, and show a table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from .train_options import TrainOptions, check_options, make_train_parser
+
+DESCRIPTION = "train language experts: measure, train, measure again"
+
+
+def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
+    return make_train_parser(prog, everything)
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    from ..extras import require
+
+    for module in ("datasets", "jiwer", "matplotlib", "soundfile", "soxr"):  # before the work, not after it
+        require(module)
+    from .run_folder import open_results
+    from .train_data import choose_context, dataset_configs
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        # Everything that can be wrong with the options, before anything is loaded or written.
+        from ..languages import language_code
+
+        data, expert, lora, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        spellings = {language_code(language): language for language in data.languages}
+        data.languages = list(spellings)
+        options = check_options(data, expert, lora, training)
+        if training.process_index == 0:
+            logging.getLogger("peft_clsr").setLevel(logging.INFO)
+        configs = dataset_configs(data, spellings)
+        results = open_results(options)
+        for language, dataset_config in zip(data.languages, configs, strict=True):
+            earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)
+            if earlier != dataset_config:
+                raise ValueError(
+                    f"{training.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
+                    "choose another --output_dir, or give --overwrite to replace them"
+                )
+        if results["settings"]["max_audio_seconds"] is None:
+            results["settings"]["max_audio_seconds"] = choose_context(data, configs)
+        data.max_audio_seconds = results["settings"]["max_audio_seconds"]
+        _train_all(options, configs, results)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+def _train_all(options: TrainOptions, configs: list[str | None], results: dict[str, Any]) -> None:
+    """Train the languages that have no results yet, and print the table."""
+    from accelerate import PartialState
+
+    from .run_folder import remove_checkpoints, write_results
+    from .table import RESULTS_HEADER, markdown_table, results_rows
+    from .train_data import report
+    from .train_language import train_language
+
+    data, training = options.data, options.training
+    for language, dataset_config in zip(data.languages, configs, strict=True):
+        if language in results["languages"]:
+            report(
+                training,
+                f"{language}: trained before with these settings, see {training.output_dir} (again: --overwrite)",
+            )
+            continue
+        results["languages"][language] = train_language(language, dataset_config, options)
+        PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
+        if training.process_index == 0:
+            write_results(results, training.output_dir)
+            if not data.keep_checkpoints:
+                remove_checkpoints(training.output_dir, language)
+    rows = [row for language in data.languages for row in results_rows(results, language)]
+    report(training, markdown_table(RESULTS_HEADER, rows))
+    report(training, f"results and adapters: {training.output_dir}")

@@ -1,0 +1,240 @@
+"""The training of one language: measure the base model, train, measure again, save."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    Seq2SeqTrainer,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from ..data.plain_batch import PlainCollator
+from ..distillation.teachers.cache import cache_teacher_states
+from ..distillation.trainer import DistillationTrainer
+from ..evaluation.error_rates import error_rates, make_compute_metrics
+from ..evaluation.gates import gate_means
+from ..evaluation.plots import plot_gate_means
+from ..evaluation.transcripts import transcribe
+from ..hub.card import write_folder_card
+from ..hub.push import save_language
+from ..tuner.config import CLSRConfig
+from ..whisper import set_audio_context
+from .run_folder import checkpoints_folder
+from .train_data import load_split, prepare, report
+from .train_options import TrainOptions, expert_config
+
+
+def train_language(language: str, dataset_config: str | None, options: TrainOptions) -> dict[str, Any]:
+    """
+    Train the expert (or LoRA) of one language, and save it in the output folder.
+
+    Args:
+        language (`str`): The code.
+        dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
+        options (`TrainOptions`): With `data.max_audio_seconds` set.
+
+    Returns:
+        `dict`: the row of results: counts of recordings, error rates, parameters, gate means and times in seconds.
+
+    Raises:
+        ValueError: data or models cannot be used.
+        OSError: a model cannot be loaded.
+    """
+    set_seed(options.training.seed)
+    return _LanguageTraining(language, dataset_config, options).run()
+
+
+class _LanguageTraining:
+    def __init__(self, language: str, dataset_config: str | None, options: TrainOptions) -> None:
+        self.language = language
+        self.options = options
+        self.row: dict[str, Any] = {"dataset_config": dataset_config}
+        data, training = options.data, options.training
+        with training.main_process_first(desc="recordings"):
+            self.train_recordings = load_split(data, language, dataset_config, "train")
+            self.eval_recordings = load_split(data, language, dataset_config, "eval")
+        self.processor = WhisperProcessor.from_pretrained(data.student)
+        extractor = self.processor.feature_extractor
+        # None leaves the context as it is.
+        self.seconds = None if data.max_audio_seconds == extractor.chunk_length else data.max_audio_seconds
+        self.teacher_processor = None if data.teacher is None else WhisperProcessor.from_pretrained(data.teacher)
+
+    def run(self) -> dict[str, Any]:
+        started = time.monotonic()
+        # The order matters for reproducible results: measuring draws random numbers, and so does a new adapter.
+        model = WhisperForConditionalGeneration.from_pretrained(self.options.data.student, dtype=torch.float32)
+        model.to(self.options.training.device)
+        self._prepare()
+        self._measure_base(model)
+        model = self._add_adapter(model)
+        trainer = self._trainer(model, self._load_teacher())
+        self._train(trainer)
+        self._measure_and_save(model, trainer)
+        self.row["seconds"] = round(time.monotonic() - started, 1)
+        return self.row
+
+    def _prepare(self) -> None:
+        if self.seconds is not None:
+            set_audio_context(None, self.processor, self.seconds)
+            if self.teacher_processor is not None:
+                set_audio_context(None, self.teacher_processor, self.seconds)
+        self.train_set, self.row["train_items"] = prepare(
+            self.train_recordings, self.processor, self.language, "training", self.options, self.teacher_processor
+        )
+        self.eval_set, self.row["eval_items"] = prepare(
+            self.eval_recordings, self.processor, self.language, "evaluation", self.options
+        )
+
+    def _measure_base(self, model: nn.Module) -> None:
+        """Measure the base model at its own context and, if that is cut, at the cut one: on the same recordings."""
+        if self.seconds is None:
+            self.row["base"] = self._measure(model, "base model")
+            return
+        full_processor = WhisperProcessor.from_pretrained(self.options.data.student)
+        full_set = self._full_context_set(full_processor, "evaluation at 30 s")
+        self.row["base_full_context"] = self._measure(model, "base model at its full context", full_set)
+        set_audio_context(model, None, self.seconds)
+        self.row["base"] = self._measure(model, f"base model at {self.seconds} s")
+
+    def _full_context_set(self, processor: WhisperProcessor, name: str) -> Any:
+        recordings = self.eval_recordings.select(self.eval_set["index"])
+        return prepare(recordings, processor, self.language, name, self.options)[0]
+
+    def _measure(self, model: nn.Module, name: str, dataset: Any = None, processor: Any = None) -> dict[str, float]:
+        dataset = self.eval_set if dataset is None else dataset
+        transcripts = transcribe(
+            model,
+            processor or self.processor,
+            dataset,
+            self.language,
+            batch_size=self.options.training.per_device_eval_batch_size,
+            max_new_tokens=self.options.data.max_new_tokens,
+            desc=f"{self.language}: {name}",
+        )
+        rates = error_rates(transcripts, dataset["text"], language=self.language)[self.language]
+        report(self.options.training, f"{self.language}, {name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")
+        return rates
+
+    def _add_adapter(self, model: nn.Module) -> PeftModel:
+        lora, expert = self.options.lora, self.options.expert
+        if lora is None:
+            config = CLSRConfig(language=self.language, max_audio_seconds=self.seconds, **expert_config(expert))
+            model = get_peft_model(model, config, adapter_name=self.language)
+        else:
+            config = LoraConfig(
+                r=lora.lora_rank,
+                lora_alpha=lora.lora_alpha,
+                lora_dropout=lora.lora_dropout,
+                target_modules=["fc1", "fc2"],
+                exclude_modules=expert.exclude_modules,
+            )
+            # Named "default": transformers' Trainer finds the best checkpoint of no other adapter.
+            model = get_peft_model(model, config)
+        trainable, total = model.get_nb_trainable_parameters()
+        self.row |= {"trainable_parameters": trainable, "trainable_share": trainable / total}
+        return model
+
+    def _load_teacher(self) -> Any:
+        """The teacher, or its cached states. It is measured at its own context, and teaches at the student's."""
+        data, training = self.options.data, self.options.training
+        if data.teacher is None:
+            return None
+        precision = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+        teacher = WhisperForConditionalGeneration.from_pretrained(data.teacher, dtype=precision)
+        teacher.to(training.device)
+        processor = WhisperProcessor.from_pretrained(data.teacher)
+        dataset = self._full_context_set(processor, "evaluation of the teacher")
+        self.row["teacher"] = self._measure(teacher, "teacher", dataset, processor)
+        if self.seconds is not None:
+            set_audio_context(teacher, None, self.seconds)
+        if data.teacher_cache is None:
+            return teacher
+        folder = Path(data.teacher_cache) / self.language
+        states = cache_teacher_states(self.train_set, teacher, self.teacher_processor, folder)
+        self.train_set = states.dataset
+        return states
+
+    def _trainer(self, model: PeftModel, teacher: Any) -> Seq2SeqTrainer:
+        training = copy.copy(self.options.training)
+        training.output_dir = str(checkpoints_folder(training.output_dir, self.language))
+        training.dataloader_pin_memory = training.dataloader_pin_memory and training.device.type != "cpu"
+        self.collator = DataCollatorSpeechSeq2SeqWithPadding(
+            self.processor,
+            language=self.language,
+            language_column=training.language_column,
+            teacher_processor=self.teacher_processor,
+        )
+        common = {
+            "model": model,
+            "args": training,
+            "train_dataset": self.train_set,
+            "eval_dataset": self.eval_set,
+            "processing_class": self.processor,
+            "compute_metrics": make_compute_metrics(self.processor) if training.predict_with_generate else None,
+        }
+        if self.options.lora is None:
+            return DistillationTrainer(
+                **common,
+                data_collator=self.collator,
+                teacher_model=teacher,
+                teacher_processor=self.teacher_processor,
+            )
+        model.generation_config.language = self.language  # for evaluation by generation
+        return Seq2SeqTrainer(**common, data_collator=PlainCollator(self.collator, model.config))
+
+    def _train(self, trainer: Seq2SeqTrainer) -> None:
+        checkpoint, folder = None, trainer.args.output_dir
+        if trainer.args.resume_from_checkpoint and Path(folder).is_dir():
+            checkpoint = get_last_checkpoint(folder)
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        self.row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
+        self.row["train_steps"] = trainer.state.global_step
+
+    def _measure_and_save(self, model: PeftModel, trainer: Seq2SeqTrainer) -> None:
+        output_dir = Path(self.options.training.output_dir)
+        is_main = trainer.args.process_index == 0
+        if self.options.lora is not None:
+            self.row["lora"] = self._measure(model, "with LoRA")
+            if is_main:
+                model.save_pretrained(str(output_dir / self.language))
+            return
+        self.row["expert"] = self._measure(model, "with the expert")
+        batch_size = trainer.args.per_device_eval_batch_size
+        means = gate_means(model, self.eval_set, self.collator, batch_size=batch_size)
+        self.row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
+        self.row["gate_mean"] = sum(means.values()) / len(means)
+        if is_main:
+            title = f"{self.options.data.student}, {self.language}"
+            plot_gate_means(means, output_dir / f"gates-{self.language}.png", title=title)
+            self._save_expert(model, means)
+
+    def _save_expert(self, model: PeftModel, means: dict[str, float]) -> None:
+        """Save the adapter with its results and a model card, as [`push_folder`] publishes them."""
+        data, output_dir = self.options.data, Path(self.options.training.output_dir)
+        base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
+        rates = {"wer": expert["wer"], "cer": expert["cer"], "base_wer": base["wer"], "base_cer": base["cer"]}
+        rates |= {"utterances": expert["utterances"], "split": data.eval_split}
+        if self.row["dataset_config"]:
+            rates["config"] = self.row["dataset_config"]
+        is_folder = Path(data.dataset).is_dir()
+        test_set = Path(data.dataset).resolve().name if is_folder else data.dataset  # no path of this machine
+        save_language(
+            model,
+            output_dir,
+            self.language,
+            metrics={test_set: rates},
+            training_args=self.options.training,
+            gate_means=means,
+        )
+        write_folder_card(output_dir)

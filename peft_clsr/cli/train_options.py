@@ -1,0 +1,221 @@
+"""Options of `peft-clsr train`: their defaults, help texts and checks. Imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transformers import HfArgumentParser
+
+if TYPE_CHECKING:
+    from ..distillation.arguments import DistillationTrainingArguments
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataArguments:
+    """What to train, on which recordings, and what to do with the results."""
+
+    _argument_group_name = "model and data"
+
+    student: str = field(metadata={"help": "Whisper to improve: Hub id or folder."})
+    dataset: str = field(metadata={"help": "Hub id or folder, see above."})
+    languages: list[str] = field(metadata={"help": "Codes or English names; an expert for each."})
+    teacher: str | None = _option(None, "Larger Whisper to learn from: Hub id or folder.")
+    teacher_cache: str | None = _option(
+        None, "Folder for the teacher's states: it then runs once, not in every epoch."
+    )
+    dataset_config: list[str] | None = _option(
+        None, "Hub configuration or subfolder (ca_es): one per language, or one for all."
+    )
+    dataset_revision: str | None = _option(
+        None, "Branch, tag or commit on the Hub; refs/convert/parquet if the dataset is a script."
+    )
+    train_split: str = _option("train", "Split to train on.")
+    eval_split: str = _option("test", "Held-out split to measure on.")
+    audio_column: str = _option("audio", "Column of the audio (Hub datasets).")
+    text_column: str = _option("transcription", "Column of the transcripts.")
+    max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
+    max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
+    max_audio_seconds: int | None = _option(
+        None, "Context in seconds. By default that of the longest recording; 30 is Whisper's own."
+    )
+    long_audio: str = _option("drop", "Recordings longer than the context: 'drop', or 'cut' their end.")
+    max_new_tokens: int | None = _option(
+        None, "Longest transcript when measuring, in tokens. By default as many as the decoder allows."
+    )
+    preprocessing_workers: int | None = _option(None, "Number of processes that compute features.")
+    keep_checkpoints: bool = _option(False, "Keep the checkpoints of finished languages.")
+    overwrite: bool = _option(False, "Replace other results in output_dir.")
+
+
+@dataclass
+class ExpertArguments:
+    """
+    The expert and its gates, see [`CLSRConfig`].
+
+    The defaults suit some hundred recordings (docs/training.md, "Gates in short trainings"). Those of `CLSRConfig` are
+    the paper's.
+    """
+
+    _argument_group_name = "expert (defaults for some hundred recordings; the paper's: examples/recipes)"
+
+    expert_rank: int = _option(64, "Rank of the low-rank expert.")
+    full_expert: bool = _option(False, "Train a full copy of each FFN instead.")
+    straight_through: bool = _option(True, "Gates are 0 or 1 in training too.")
+    gate_budget: float = _option(0.75, "Share of tokens for the expert.")
+    skip_gate_prob: float = _option(0.0, "Share of steps that skip an expert.")
+    expert_dropout: float = _option(0.05, "Dropout of the expert.")
+    gate_dim: int = _option(64, "Hidden size of the gate.")
+    gate_dropout: float = _option(0.1, "Dropout on the gate's input, in [0, 1).")
+    gate_noise: float = _option(5.0, "Highest standard deviation of the noise on gate logits.")
+    budget_weight: float = _option(1.0, "Weight of the budget loss, at least 0.")
+    exclude_modules: str | None = _option(None, "Modules without expert, as a regular expression: '.*encoder.*'.")
+
+
+@dataclass
+class LoraArguments:
+    """PEFT's LoRA on the same projections (fc1, fc2) instead of an expert, to compare with."""
+
+    _argument_group_name = "LoRA on fc1 and fc2, to compare with"
+
+    lora_rank: int | None = _option(None, "Train LoRA of this rank instead of an expert.")
+    lora_alpha: int = _option(64, "LoRA's alpha.")
+    lora_dropout: float = _option(0.05, "LoRA's dropout, in [0, 1).")
+
+
+class TrainOptions(NamedTuple):
+    """All options, checked. `lora` is `None` unless LoRA is trained."""
+
+    data: DataArguments
+    expert: ExpertArguments
+    lora: LoraArguments | None
+    training: DistillationTrainingArguments
+
+
+# The most used arguments of transformers' trainer: our default, or None for the trainer's own, and help text.
+_TRAINING = {
+    "output_dir": (None, "Folder for results and adapters."),
+    "learning_rate": (2e-3, "Highest learning rate."),
+    "num_train_epochs": (3.0, "Passes over the recordings."),
+    "max_steps": (-1, "Stop after so many steps; -1: no limit."),
+    "per_device_train_batch_size": (8, "Recordings per batch and device."),
+    "gradient_accumulation_steps": (1, "Batches per step."),
+    "per_device_eval_batch_size": (8, "Recordings transcribed at a time."),
+    "warmup_steps": (0.1, "Steps of warm-up; below 1, their share."),
+    "adam_beta2": (0.98, "Adam's second decay rate."),
+    "label_smoothing_factor": (0.0, "Of the cross-entropy; the paper's: 0.1."),
+    "kd_weight": (2.0, "Weight of distillation."),
+    "bf16": (False, "Train in bfloat16 mixed precision."),
+    "seed": (42, "Random seed."),
+    "logging_steps": (10, "Steps between logged losses."),
+    "logging_first_step": (True, "Log the loss of the first step."),
+    "save_steps": (500, "Steps between checkpoints."),
+    "resume_from_checkpoint": (None, "'true': continue an unfinished run."),
+}
+TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() if default is not None}
+# Options of the other groups that the short help leaves out.
+_RARE = (
+    "dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples long_audio "
+    "max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight exclude_modules lora_alpha "
+    "lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
+).split()
+
+_DESCRIPTION = """\
+Train language experts for a Whisper: measure, train, measure again, show a
+table. The dataset is a Hub id, or a folder of one of these kinds:
+- train/metadata.csv and test/metadata.csv: columns file_name (relative to the
+  csv), transcription and, if there are several, language;
+- train.tsv, test.tsv and clips/, as Common Voice (--text_column sentence);
+- files that datasets.load_dataset reads, such as Parquet.
+"{language}" in --dataset is the language's code; in --dataset_config it is the
+language as you wrote it."""
+
+
+def make_train_parser(prog: str, everything: bool) -> HfArgumentParser:
+    """The parser: of the most used options, for the short help, or of all, with those of transformers' trainer."""
+    own = [DataArguments, ExpertArguments, LoraArguments]
+    usage = f"{prog} --student ID --dataset ID --languages CODE [CODE ...] --output_dir FOLDER [options]"
+    texts = {"prog": prog, "usage": usage, "description": _DESCRIPTION}
+    if everything:
+        from ..distillation.arguments import DistillationTrainingArguments
+
+        parser = HfArgumentParser([*own, DistillationTrainingArguments], **texts)
+        parser.set_defaults(**TRAINING_DEFAULTS)
+    else:
+        parser = HfArgumentParser(own, **texts)
+        group = parser.add_argument_group("training (--help-all: all arguments of transformers' trainer)")
+        for name, (default, _) in _TRAINING.items():
+            if isinstance(default, bool):
+                group.add_argument(f"--{name}", default=default, nargs="?", const=True)
+            else:
+                group.add_argument(f"--{name}", default=default, type=str if default is None else type(default))
+    for action in parser._actions:
+        if action.dest in _TRAINING:
+            action.help = _TRAINING[action.dest][1]
+        # "--no_x" is "--x false".
+        if action.option_strings[0].startswith("--no_") or (not everything and action.dest in _RARE):
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+def check_options(
+    data: DataArguments, expert: ExpertArguments, lora: LoraArguments, training: DistillationTrainingArguments
+) -> TrainOptions:
+    """
+    Check what can be checked before anything is loaded.
+
+    Raises:
+        ValueError: an option is wrong, or two exclude each other.
+    """
+    from ..tuner.config import CLSRConfig
+
+    CLSRConfig(**expert_config(expert))
+    if data.teacher_cache is not None and data.teacher is None:
+        raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
+    if data.max_audio_seconds is not None and data.max_audio_seconds < 1:
+        raise ValueError(f"--max_audio_seconds is {data.max_audio_seconds}, expected at least 1")
+    if training.resume_from_checkpoint not in (None, "true", "True"):
+        raise ValueError(
+            f"--resume_from_checkpoint is {training.resume_from_checkpoint!r}, expected 'true': each language goes on "
+            "from the last checkpoint in its own folder under --output_dir"
+        )
+    return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
+
+
+def expert_config(expert: ExpertArguments) -> dict[str, Any]:
+    """
+    The arguments of `CLSRConfig`.
+
+    Raises:
+        ValueError: both a rank and a full expert are asked for.
+    """
+    config = asdict(expert)
+    if config.pop("full_expert"):
+        if expert.expert_rank != ExpertArguments.expert_rank:
+            raise ValueError(f"--expert_rank {expert.expert_rank} and --full_expert exclude each other: choose one")
+        config["expert_rank"] = None
+    return config
+
+
+def _check_lora(lora: LoraArguments, data: DataArguments, expert: ExpertArguments) -> LoraArguments | None:
+    """The arguments of LoRA if that is what is trained, or `None`."""
+    if lora.lora_rank is None:
+        return None
+    if lora.lora_rank < 1:
+        raise ValueError(f"--lora_rank is {lora.lora_rank}, expected at least 1; leave it out for an expert")
+    if not 0 <= lora.lora_dropout < 1:
+        raise ValueError(f"--lora_dropout is {lora.lora_dropout}, expected a probability in [0, 1)")
+    unused = [item.name for item in fields(expert) if getattr(expert, item.name) != item.default]
+    unused = ["teacher"] * (data.teacher is not None) + unused
+    unused = [f"--{name}" for name in unused if name != "exclude_modules"]
+    if unused:
+        raise ValueError(
+            f"--lora_rank trains LoRA instead of an expert, so {', '.join(unused)} would do nothing: leave out one of "
+            "the two"
+        )
+    return lora
