@@ -20,8 +20,6 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     from ..hub.pull import list_languages
     from ..hub.record import read_languages
 
@@ -31,7 +29,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             languages = read_languages(folder)
         else:
             languages = list_languages(arguments.source, revision=arguments.revision)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # the Hub's errors are of both kinds
         parser.exit(2, f"error: no languages of {arguments.source}: {error}\n")
     if not languages:
         print(f"{arguments.source} has no languages")

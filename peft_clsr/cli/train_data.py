@@ -11,6 +11,7 @@ import soundfile
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from ..data.dataset import prepare_dataset
+from ..data.tables import load_recordings
 from .train_options import DataArguments, TrainOptions
 
 if TYPE_CHECKING:
@@ -30,7 +31,15 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
     Raises:
         ValueError: there is no such dataset or split, or no row of the language.
     """
-    raise NotImplementedError
+    return load_recordings(
+        data.dataset.replace("{language}", language),
+        data.train_split if split == "train" else data.eval_split,
+        language,
+        config=dataset_config,
+        revision=data.dataset_revision,
+        audio_column=data.audio_column,
+        limit=data.max_train_samples if split == "train" else data.max_eval_samples,
+    )
 
 
 def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str | None]:

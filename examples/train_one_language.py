@@ -1,0 +1,56 @@
+"""
+Train a language expert on recordings of one language, and measure it.
+
+    python examples/train_one_language.py --model openai/whisper-base --data my_recordings --language ca
+
+The folder my_recordings has train/metadata.csv and test/metadata.csv, with the columns file_name and transcription.
+`peft-clsr train` does this with more options.
+"""
+
+import argparse
+
+import datasets
+import torch
+from peft import get_peft_model
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from peft_clsr import (
+    CLSRConfig,
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    error_rates,
+    prepare_dataset,
+    transcribe,
+)
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="openai/whisper-base")
+parser.add_argument("--data", required=True)
+parser.add_argument("--language", required=True)
+parser.add_argument("--output_dir", default="runs/one-language")
+parser.add_argument("--max_steps", type=int, default=-1)
+options = parser.parse_args()
+
+processor = WhisperProcessor.from_pretrained(options.model)
+whisper = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
+recordings = datasets.load_dataset("audiofolder", data_dir=options.data)
+train_set, _ = prepare_dataset(recordings["train"], processor, options.language)
+test_set, _ = prepare_dataset(recordings["test"], processor, options.language)
+
+# Gates for some hundred recordings, see docs/training.md.
+gates = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
+config = CLSRConfig(language=options.language, expert_rank=64, **gates)
+model = get_peft_model(whisper, config, adapter_name=config.language)
+arguments = DistillationTrainingArguments(
+    options.output_dir, learning_rate=2e-3, warmup_steps=0.1, adam_beta2=0.98, max_steps=options.max_steps
+)
+collator = DataCollatorSpeechSeq2SeqWithPadding(processor, language=config.language)
+trainer = DistillationTrainer(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
+trainer.train()
+model.save_pretrained(options.output_dir)
+
+for name, measured in (("with the expert", model), ("base model", model.unload())):
+    texts = transcribe(measured, processor, test_set, config.language)
+    rates = error_rates(texts, test_set["text"], language=config.language)[config.language]
+    print(f"{name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")

@@ -1,0 +1,42 @@
+"""`peft-clsr push`: publish the languages of a folder on the Hub."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = "publish the languages of a folder on the Hub"
+
+
+def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Push all language experts of a folder to a repository, and update its model card, in one commit. "
+        "Other languages of the repository are not changed.",
+    )
+    parser.add_argument("folder", help="output_dir of a 'peft-clsr train', or a folder of saved adapters")
+    parser.add_argument("repository", help="such as me/whisper-small-experts; created if there is none")
+    parser.add_argument("--private", action="store_true", help="make a repository that is created private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; main by default")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request, which needs no write access")
+    parser.add_argument("--commit_message", metavar="TEXT", default="Add languages", help="message of the commit")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    arguments = parser.parse_args(argv)
+
+    from ..hub.push import push_folder
+
+    try:
+        commit = push_folder(
+            arguments.folder,
+            arguments.repository,
+            private=arguments.private or None,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.commit_message,
+        )
+    except (OSError, ValueError) as error:  # the Hub's errors are of both kinds
+        parser.exit(2 if isinstance(error, ValueError) else 1, f"error: {arguments.folder} was not pushed: {error}\n")
+    print(f"pushed: {commit.pr_url or commit.commit_url}")
+    return 0

@@ -1,0 +1,116 @@
+"""The pages of `examples/`, each run for a few steps with tiny random Whispers and noise."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from peft_clsr import CLSRConfig
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs an example with the given options; returns what it printed."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+    def call(name, *options):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def whisper(tiny_whisper, tiny_processor, tmp_path):
+    """The folder of a tiny Whisper."""
+    tiny_whisper().save_pretrained(tmp_path / "whisper")
+    tiny_processor.save_pretrained(tmp_path / "whisper")
+    return tmp_path / "whisper"
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Noise: four recordings to train on and two to test on, in Catalan and Romanian by turns."""
+    generator = np.random.default_rng(0)
+    for split, size in (("train", 4), ("test", 2)):
+        (tmp_path / "recordings" / split).mkdir(parents=True)
+        rows = ["file_name,transcription,language"]
+        for i in range(size):
+            samples = generator.normal(0, 0.1, 8000).astype(np.float32)
+            soundfile.write(tmp_path / "recordings" / split / f"{i}.wav", samples, 16000)
+            rows.append(f"{i}.wav,frase {i},{('ca', 'ro')[i % 2]}")
+        (tmp_path / "recordings" / split / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "recordings"
+
+
+@pytest.fixture
+def experts(whisper, tmp_path):
+    """A folder of random experts of Catalan and Romanian."""
+    base = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32)
+    model = get_peft_model(base, CLSRConfig(language="ca", expert_rank=2), adapter_name="ca")
+    model.add_adapter("ro", CLSRConfig(language="ro", expert_rank=2))
+    model.save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def loaded(whisper, folder, language):
+    base = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, folder, subfolder=language, adapter_name=language)
+
+
+def test_train_one_language(run, whisper, recordings, tmp_path):
+    options = ("--model", whisper, "--data", recordings, "--language", "catalan")
+    printed = run("train_one_language.py", *options, "--output_dir", tmp_path / "out", "--max_steps", 2)
+    assert "with the expert: WER" in printed and "base model: WER" in printed
+    config = loaded(whisper, tmp_path / "out", "ca").peft_config["ca"]
+    assert (config.language, config.expert_rank, config.straight_through) == ("ca", 64, True)
+
+
+def test_train_with_teacher(run, whisper, recordings, tmp_path):
+    shutil.copytree(whisper, tmp_path / "teacher")
+    options = ("--model", whisper, "--teacher", tmp_path / "teacher", "--data", recordings, "--languages", "ca", "ro")
+    run("train_with_teacher.py", *options, "--output_dir", tmp_path / "out", "--max_steps", 2)
+    for language in ("ca", "ro"):
+        assert loaded(whisper, tmp_path / "out", language).peft_config[language].language == language
+
+
+def test_transcribe_mixed_batch(run, whisper, experts, recordings):
+    files = [recordings / "train" / f"{i}.wav" for i in range(3)]
+    spoken = [f"{language}={file}" for language, file in zip(("ca", "ro", "fr"), files, strict=True)]
+    options = ("--model", whisper, "--adapters", experts, "--max_new_tokens", 4, "--recordings", *spoken)
+    printed = run("transcribe_mixed_batch.py", *options)
+    assert all(f"{file}: " in printed for file in files)
+
+
+def test_publish(run, whisper, experts, hub):
+    printed = run("publish.py", "--model", whisper, "--adapters", experts, "--repository", "me/experts")
+    assert "ca Catalan" in printed and "ro Romanian" in printed and "loaded: ca" in printed
+    assert {"README.md", "ca/adapter_model.safetensors"} <= set(hub.files("me/experts"))
+
+
+def test_export(run, whisper, experts, recordings, tmp_path):
+    options = ("--model", whisper, "--adapter", experts, "--language", "ca", "--data", recordings)
+    printed = run("export.py", *options, "--output_dir", tmp_path / "plain")
+    assert "routed" in printed and "frozen" in printed
+    plain = WhisperForConditionalGeneration.from_pretrained(tmp_path / "plain")
+    assert not any("clsr" in name for name in plain.state_dict())
+    assert WhisperProcessor.from_pretrained(tmp_path / "plain").feature_extractor.n_samples == 16000
+
+
+@pytest.mark.parametrize("page", sorted(EXAMPLES.glob("*.py")), ids=lambda page: page.name)
+def test_a_page_fits_a_screen_and_uses_the_public_api(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60
+    assert not any(line.strip().startswith(("from peft_clsr.", "import peft_clsr.")) for line in lines)
