@@ -45,7 +45,7 @@ def options_in_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no YAML mapping, or an option has no value.
+        ValueError: it is no YAML mapping, or an option has no value or a list instead of one.
     """
     with open(path, encoding="utf-8") as file:
         try:
@@ -61,6 +61,8 @@ def options_in_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
         if value is None:
             raise ValueError(f"{path}: {name} has no value: give one, or remove the line")
         if isinstance(value, list):
+            if option in actions and actions[option].nargs in (None, 0, "?"):
+                raise ValueError(f"{path}: {name} is a list, expected one value")
             arguments += [option, *map(_text, value)]
         elif isinstance(value, bool) and option in actions and actions[option].nargs == 0:  # a flag without a value
             if isinstance(actions[option], argparse.BooleanOptionalAction) and not value:

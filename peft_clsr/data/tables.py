@@ -1,12 +1,17 @@
 from __future__ import annotations
+
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
 import datasets
 import pandas as pd
+
 from ..languages import language_code
+
 CONVERTED = "refs/convert/parquet"
+
 
 def load_recordings(name, split, language, *, config=None, revision=None, audio_column="audio", limit=None):
     """
@@ -77,5 +82,3 @@ def _read_table(table: Path, audio_column, language: str, limit: int | None) -> 
 
 def _each_row(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
     yield from rows
-
-

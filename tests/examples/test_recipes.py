@@ -95,9 +95,11 @@ def recipe(tiny_whisper, tiny_processor, tmp_path):
 
 
 SHORT = ("--max_steps", 2, "--logging_steps", 1, "--max_new_tokens", 4, "--use_cpu", "--dataloader_num_workers", 0)
+SHORT += ("--max_audio_seconds", 1, "--keep_checkpoints")
 PAPER = {"per_device_train_batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 0.1, "adam_beta2": 0.98}
 PAPER |= {"label_smoothing_factor": 0.1, "num_train_epochs": 10.0}
-EXPERT = {"gate_budget": 0.5, "skip_gate_prob": 0.2}
+EXPERT = {"gate_budget": 0.5, "skip_gate_prob": 0.2, "expert_dropout": 0.3}
+EXPERT |= {"straight_through": False, "expert_rank": None}
 
 
 def losses(folder, language, name="loss"):

@@ -1,0 +1,180 @@
+"""`peft-clsr`: finding commands, help without torch, and options from a file."""
+
+import argparse
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass, field
+
+import pytest
+from transformers import HfArgumentParser
+
+from peft_clsr.cli import main
+from peft_clsr.cli.main import COMMANDS, PROG
+from peft_clsr.cli.train import make_parser
+
+# Prints the modules that a command must not import for its help.
+LIGHT = """
+import sys
+sys.orig_argv = ["python", "-m", "peft_clsr"]
+from peft_clsr.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print({"torch", "peft", "datasets", "accelerate"} & set(sys.modules))
+"""
+
+
+def test_without_a_command_all_commands_are_listed(capsys):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+def test_an_unknown_command_is_named_with_the_nearest_one(capsys):
+    assert main(["trian"]) == 2
+    assert "no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["compare", "-h"]])
+def test_help_imports_no_torch(arguments):
+    done = subprocess.run([sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True)
+    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+
+
+def test_help_answers_within_two_seconds():
+    seconds = []
+    for _ in range(2):  # the first one may compile
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "peft_clsr", "train", "--help"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - started)
+    assert "--learning_rate X" in printed
+    assert min(seconds) < 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_two_screens(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([name, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert short.startswith(f"usage: {PROG} {name} ") and len(short.splitlines()) <= 60
+    assert main([name, "--help-all"]) == 0
+    assert set(short.split()) & {"--help-all", "--config"} == {"--help-all", "--config"}
+    assert len(capsys.readouterr().out) >= len(short)
+
+
+def test_every_option_of_train_has_a_help_text():
+    assert not [action.dest for action in make_parser("train", everything=True)._actions if not action.help]
+
+
+def test_the_short_help_of_train_has_the_defaults_that_are_used():
+    short, full = make_parser("train"), make_parser("train", everything=True)
+    names = {action.dest for action in short._actions}
+    assert {name: short.get_default(name) for name in names} == {name: full.get_default(name) for name in names}
+
+
+# ------------------------------------------------------------------------------------------------------ --config FILE
+
+
+@dataclass
+class Options:
+    rate: float = 0.1
+    name: str = "none"
+    half: bool = False
+    logged: bool = True
+    many: list[str] = field(default_factory=list)
+    extra: str = "{}"
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs a command with options of all kinds; returns what it parsed."""
+    parsed = []
+
+    def parser_of_all_kinds(prog, everything=False):
+        parser = HfArgumentParser(Options, prog=prog)
+        parser.add_argument("files", nargs="*")
+        parser.add_argument("--flag", action="store_true")
+        parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True)
+        return parser
+
+    def run(parser, argv):
+        parsed.append(parser.parse_args(argv))
+        return 0
+
+    module = types.SimpleNamespace(make_parser=parser_of_all_kinds, run=run)
+    monkeypatch.setattr("importlib.import_module", lambda name, package=None: module)
+
+    def call(*arguments):
+        assert main(["train", *map(str, arguments)]) == 0
+        return parsed.pop()
+
+    return call
+
+
+def write(tmp_path, text):
+    (tmp_path / "options.yaml").write_text(text)
+    return tmp_path / "options.yaml"
+
+
+def test_a_file_gives_options_of_all_kinds(command, tmp_path):
+    file = write(
+        tmp_path,
+        "rate: 2e-3\nname: -x\nhalf: true\nlogged: false\nmany: [ca, uk]\nextra: {a: 1}\nflag: true\ncache: false\n",
+    )
+    options = command("--config", file)
+    assert (options.rate, options.name, options.half, options.logged) == (0.002, "-x", True, False)
+    assert (options.many, options.extra, options.flag, options.cache) == (["ca", "uk"], '{"a": 1}', True, False)
+    assert command(f"--config={file}") == options
+
+
+def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path):
+    file = write(tmp_path, "rate: 1\nhalf: true\nmany: [ca, uk]\nflag: false\n")
+    options = command("a.wav", "b.wav", "--config", file, "--rate", 2, "--half", "false", "--many", "ro")
+    assert (options.rate, options.half, options.many, options.flag) == (2, False, ["ro"], False)
+    assert options.files == ["a.wav", "b.wav"]
+    assert command("--config", file, "a.wav").files == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("rte: 1\n", "unrecognized arguments: --rte=1"),
+        ("rate: fast\n", "argument --rate: invalid float value: 'fast'"),
+        ("rate: [1, 2]\n", "rate is a list, expected one value"),
+        ("rate:\n", "rate has no value"),
+        ("rate\n", "holds no options"),
+        ("{", "cannot be read as YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(command, tmp_path, capsys, text, named):
+    with pytest.raises(SystemExit) as exit:
+        command("--config", write(tmp_path, text))
+    assert exit.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_a_file_that_is_missing_is_named(command, tmp_path, capsys):
+    for arguments in (("--config", tmp_path / "none.yaml"), ("--config",)):
+        with pytest.raises(SystemExit) as exit:
+            command(*arguments)
+        assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_options_are_not_recognized_by_their_beginnings(command, tmp_path, capsys):
+    """A shortened --config would be ignored."""
+    with pytest.raises(SystemExit):
+        command("--conf", write(tmp_path, "rate: 1\n"))
+    assert "unrecognized arguments: --conf" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------- extras
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--student", "a", "--dataset", "b", "--languages", "ca"])
+    assert exit.value.code == 1 and "pip install 'peft_clsr[train]'" in capsys.readouterr().err
