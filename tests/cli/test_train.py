@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,9 +11,9 @@ import soundfile
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import prepare_dataset
+from peft_clsr import prepare_dataset, read_languages
 from peft_clsr.cli import main
 
 
@@ -212,26 +213,137 @@ def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     assert kept == [3, 2]
 
 
-@pytest.mark.parametrize(
-    ("revision", "where"),
-    [
-        (None, {"path": "google/fleurs", "name": "ca_es"}),
-        ("v1", {"path": "google/fleurs", "name": "ca_es"}),
-        ("refs/convert/parquet", {"path": "google/fleurs", "data_dir": "ca_es"}),
-    ],
-)
-def test_what_the_hub_converted_has_folders_for_configurations(script, monkeypatch, revision, where):
-    arguments = script.ScriptArguments("any", "google/fleurs", ["ca"], dataset_revision=revision)
-    called = {}
-    monkeypatch.setattr(script.datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
-    script.load_recordings(arguments, "ca", "ca_es", "train", None)
-    assert called == {**where, "split": "train", "revision": revision}
+# ----------------------------------------------------------------------------------------- defaults, context, folders
 
 
-def test_a_dataset_that_is_a_script_points_to_what_the_hub_converted(script, monkeypatch):
-    def load_dataset(**kwargs):
-        raise RuntimeError("Dataset scripts are no longer supported, but found fleurs.py")
+@pytest.fixture
+def longer_student(tiny_whisper, tiny_processor, student):
+    """The student, at a context of 3 s."""
+    extractor = WhisperFeatureExtractor(chunk_length=3)
+    tiny_whisper(max_source_positions=150).save_pretrained(student)
+    WhisperProcessor(extractor, tiny_processor.tokenizer).save_pretrained(student)
+    return student
 
-    monkeypatch.setattr(script.datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match="no longer supported.*--dataset_revision refs/convert/parquet"):
-        script.load_recordings(script.ScriptArguments("any", "google/fleurs", ["ca"]), "ca", "ca_es", "train", None)
+
+def config_of(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_defaults_suit_some_hundred_recordings(run, tmp_path):
+    status, printed = run(method=())
+    assert status == 0, printed
+    config = config_of(tmp_path / "out" / "ro")
+    expected = {"expert_rank": 64, "straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0}
+    assert config.items() >= {**expected, "expert_dropout": 0.05, "max_audio_seconds": None}.items()
+    settings = results_of(tmp_path / "out")["settings"]
+    assert settings.items() >= {**expected, "learning_rate": 2e-3, "warmup_steps": 0.1, "adam_beta2": 0.98}.items()
+    assert "'loss': " in printed  # of the first step
+
+
+def test_a_full_expert_has_no_rank(run, tmp_path):
+    assert run("--full_expert")[0] == 0
+    assert config_of(tmp_path / "out" / "ro")["expert_rank"] is None
+    settings = results_of(tmp_path / "out")["settings"]
+    assert settings["expert_rank"] is None and "full_expert" not in settings
+    status, printed = run("--full_expert", "--expert_rank", 8)
+    assert status == 2 and "--expert_rank 8 and --full_expert exclude each other" in printed
+
+
+def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student, recordings, tmp_path):
+    soundfile.write(recordings / "train" / "0.wav", np.zeros(40 * 16000), 16000)  # too long at any context
+    soundfile.write(recordings / "train" / "1.wav", np.full(25600, 0.1), 16000)
+    status, printed = run()
+    assert status == 0, printed
+    assert "context: 2 s, for the longest usable recording of 1.6 s (--max_audio_seconds" in printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert row["train_items"]["kept"] == 3 and "base_full_context" in row
+    assert config_of(tmp_path / "out" / "ro")["max_audio_seconds"] == 2
+
+    # Another language joins at the same context, as one model takes both adapters.
+    status, printed = run(languages=("ro", "ca"))
+    assert status == 0 and config_of(tmp_path / "out" / "ca")["max_audio_seconds"] == 2
+
+
+def test_the_whole_context_can_be_asked_for(run, longer_student, tmp_path):
+    assert run("--max_audio_seconds", 3)[0] == 0
+    assert "base_full_context" not in results_of(tmp_path / "out")["languages"]["ro"]
+    assert config_of(tmp_path / "out" / "ro")["max_audio_seconds"] is None
+
+
+def test_checkpoints_of_a_finished_language_are_removed(run, tmp_path):
+    assert run("--save_steps", 1)[0] == 0
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert run("--save_steps", 1, "--keep_checkpoints", "--overwrite")[0] == 0
+    names = {path.name for path in (tmp_path / "out" / "checkpoints" / "ro").iterdir()}
+    assert names == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):
+    assert run("--save_steps", 1)[0] == 0
+    whole = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    shutil.rmtree(tmp_path / "out")
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft_clsr.cli.train_language.gate_means", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("--save_steps", 1)
+    checkpoints = tmp_path / "out" / "checkpoints" / "ro"
+    shutil.rmtree(checkpoints / "checkpoint-2")
+    assert not (tmp_path / "out" / "ro").exists()
+    assert run("--save_steps", 1, "--resume_from_checkpoint", "true")[0] == 0
+    resumed = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not checkpoints.exists()
+
+
+def test_an_adapter_has_its_results_and_our_card(run, tmp_path):
+    assert run()[0] == 0
+    rates = results_of(tmp_path / "out")["languages"]["ro"]["expert"]
+    (language,) = read_languages(tmp_path / "out")
+    assert language.wer == rates["wer"] and set(language.results) == {"recordings"}  # the folder's name, no path
+    for card in (tmp_path / "out" / "README.md", tmp_path / "out" / "ro" / "README.md"):
+        assert "Romanian (ro)" in card.read_text() and str(tmp_path) not in card.read_text()
+
+
+def test_the_teacher_is_measured_at_its_own_context(run, longer_student, tmp_path):
+    status, printed = run("--teacher", longer_student, "--max_audio_seconds", 1, "--max_new_tokens", 8)
+    assert status == 0, printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert row["teacher"] == row["base_full_context"]  # the same model
+    assert "| teacher, 30 s context " in printed
+
+
+# ------------------------------------------------------------------------------------------------------------ compare
+
+
+def test_runs_of_several_folders_are_compared(run, tmp_path, capsys):
+    assert run("--output_dir", tmp_path / "expert", languages=("ro", "ca"))[0] == 0
+    assert run("--output_dir", tmp_path / "lora", method=LORA)[0] == 0
+    assert main(["compare", str(tmp_path / "expert"), str(tmp_path / "lora")]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    models = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines]
+    assert [[Path(folder).name, language, model] for folder, language, _, model in models] == [
+        ["expert", "ca", "base"],
+        ["expert", "ca", "with expert"],
+        ["expert", "ro", "base"],
+        ["expert", "ro", "with expert"],
+        ["lora", "ro", "with LoRA"],
+    ]
+    assert main(["compare", str(tmp_path / "lora"), "--languages", "romanian"]) == 0
+    assert "| base " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [None, "{}", "no JSON"])
+def test_a_folder_that_is_no_run_is_not_compared(tmp_path, capsys, text):
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        main(["compare", str(tmp_path)])
+    assert exit.value.code == 2 and str(tmp_path) in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""`peft-clsr push` and `peft-clsr languages`, with a Hub server on this machine."""
+
+import pytest
+from peft import get_peft_model
+
+from peft_clsr import CLSRConfig
+from peft_clsr.cli import main
+
+
+@pytest.fixture
+def experts(tiny_whisper, tmp_path):
+    """A folder of random experts of Catalan and Romanian."""
+    model = get_peft_model(tiny_whisper(), CLSRConfig(language="ca", expert_rank=2), adapter_name="ca")
+    model.add_adapter("ro", CLSRConfig(language="ro"))
+    model.save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def test_the_languages_of_a_folder_are_pushed_and_listed(experts, hub, capsys):
+    assert main(["languages", str(experts)]) == 0
+    local = capsys.readouterr().out
+    assert main(["push", str(experts), "me/experts", "--commit_message", "Two languages"]) == 0
+    assert "pushed: " in capsys.readouterr().out
+    assert {"ca/adapter_model.safetensors", "ro/adapter_model.safetensors"} <= set(hub.files("me/experts"))
+    assert main(["languages", "me/experts"]) == 0
+    listed = capsys.readouterr().out
+    for printed in (local, listed):
+        assert "| ca       | Catalan  | ca " in printed and "| rank 2 |" in printed and "| full   |" in printed
+    assert main(["push", str(experts), "me/experts", "--create_pr"]) == 0
+    assert "/discussions/1" in capsys.readouterr().out
+
+
+def test_what_is_no_repository_or_has_no_languages_is_said(hub, tmp_path, capsys):
+    assert main(["languages", str(tmp_path)]) == 0
+    assert f"{tmp_path} has no languages" in capsys.readouterr().out
+    for arguments in (["languages", "me/nothing"], ["push", str(tmp_path), "me/experts"]):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_a_push_that_the_hub_refuses_ends_with_its_reason(experts, hub, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["push", str(experts), "somebody/experts"])
+    assert exit.value.code == 1 and "403" in capsys.readouterr().err
