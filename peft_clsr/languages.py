@@ -122,8 +122,8 @@ def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | 
     """
     Return the adapter that inference uses for a sample of a language.
 
-    It is the active adapter if that is for the language; else the one of that name; else the only one for that language
-    (see [`adapter_of_language`]); else the active adapter if it is for no language in particular.
+    It is the active adapter if that is for the language; else the one of that name; else the only one for that
+    language (see [`adapter_of_language`]); else the active adapter if it is for no language in particular.
 
     Args:
         adapters (`Mapping[str, CLSRConfig]`): A model's `peft_config`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,9 +13,9 @@ FRAMES_PER_POSITION = 2
 POSITIONS_PER_SECOND = 50
 
 
-def is_decoder_module(name: str) -> bool:
-    """True for the name of a module in the decoder, such as "model.decoder.layers.0.fc1"."""
-    return "decoder" in name.split(".")
+def module_side(name: str) -> Literal["encoder", "decoder"] | None:
+    """The side of a module by its name: "decoder" for "model.decoder.layers.0.fc1", `None` if the name has neither."""
+    return next((part for part in name.split(".") if part in ("encoder", "decoder")), None)
 
 
 def position_mask(frame_mask: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def check_audio_context(model: nn.Module, seconds: float, adapters: dict[str, An
     encoder = _encoder(model)
     if encoder is None:
         raise ValueError(
-            f"an audio context of {seconds} s was requested for a {type(model).__name__}, which is no Whisper and has "
+            f"an audio context of {seconds} s was asked of a {type(model).__name__}, which is no Whisper and has "
             "no max_source_positions to cut: leave max_audio_seconds out"
         )
     for name, config in adapters.items():
@@ -96,8 +96,8 @@ def check_audio_context(model: nn.Module, seconds: float, adapters: dict[str, An
         if configured is not None and _positions(configured) != _positions(seconds):
             raise ValueError(
                 f"an audio context of {seconds} s is not that of the model's adapter {name!r}, whose "
-                f"max_audio_seconds is {configured}; adapters on one model share its context: delete that adapter first, "
-                "or take another copy of the base model"
+                f"max_audio_seconds is {configured}; adapters on one model share its context: delete that adapter "
+                "first, or take another copy of the base model"
             )
     _check_seconds(seconds, encoder.config.max_source_positions / POSITIONS_PER_SECOND, "model")
     table = encoder.embed_positions.weight

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..whisper import is_decoder_module, position_mask
+from ..whisper import module_side, position_mask
 from .mode import evaluation_mode
 
 
@@ -44,7 +44,7 @@ def gate_means(
             with model.base_model.record_gates() as gates:
                 model(**batch)
             for name, gate in gates.items():
-                mask = decoder_mask if is_decoder_module(name) else encoder_mask
+                mask = decoder_mask if module_side(name) == "decoder" else encoder_mask
                 sums[name] = sums.get(name, 0.0) + gate[mask.to(gate.device)].double().sum().item()
                 tokens[name] = tokens.get(name, 0) + int(mask.sum())
     return {name: sums[name] / max(tokens[name], 1) for name in sums}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from ..extras import require
-from ..whisper import is_decoder_module
+from ..whisper import module_side
 
 
 def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, title: str | None = None) -> None:
@@ -33,7 +33,7 @@ def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, ti
     for panel, side in zip(panels, ("encoder", "decoder"), strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for name, mean in gate_means.items():
-            if is_decoder_module(name) != (side == "decoder"):
+            if (module_side(name) or "encoder") != side:
                 continue
             match = re.search(r"\blayers?\.(\d+)\.?(.*)", name)
             layer, module = (int(match[1]), match[2]) if match else (0, name)

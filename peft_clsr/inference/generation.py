@@ -1,15 +1,15 @@
 """
-Whisper's `generate`, made to route each sample by its language.
+Makes Whisper's `generate` route each sample by its language.
 
-The decoder's prompt holds a language token, whether the language was given, comes from the generation config or was
-detected, and the prompt stays with its sample wherever Whisper runs a part of a batch again: audio longer than the
-context, timestamps, several temperatures. So the prompt says which adapter a sample takes. transformers has no hook
-where prompts are known before the encoder runs, so three functions are wrapped here, and nowhere else; they do nothing
-for models without CLSR layers:
+The decoder's prompt contains a language token, given by the user, by the generation config, or detected. The prompt
+stays with its sample when Whisper runs a part of a batch again: for audio longer than the context, for timestamps, for
+several temperatures. So the prompt tells which adapter a sample takes. transformers has no hook where prompts are known
+before the encoder runs. Therefore this file, and no other, wraps three functions. They do nothing for models without
+CLSR layers:
 
-- `WhisperGenerationMixin.generate`, where the routing begins and ends, and a language has more names;
-- `WhisperGenerationMixin.detect_language`: the base detects, as an expert knows one language;
-- `GenerationMixin.generate`, which Whisper's calls with the prompts of the samples that it runs.
+- `WhisperGenerationMixin.generate`: routing begins and ends here, and languages may have more names;
+- `WhisperGenerationMixin.detect_language`: the base detects, as an expert knows only one language;
+- `GenerationMixin.generate`: Whisper's `generate` calls it with the prompts of the samples that it runs.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ..tuner.adapter_names import BASE
 from ..tuner.layer import CLSRLayer
 from ..tuner.route import RoutingState
 from ..tuner.samples import use_adapter_per_sample
-from ..whisper import POSITIONS_PER_SECOND
+from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 
 # The call of Whisper's `generate` that is running.
 _current_call: ContextVar[PromptRouting | None] = ContextVar("peft_clsr_current_call", default=None)
 
 
 def register_language_routing() -> None:
-    """Wrap the functions named above; once."""
-    WhisperGenerationMixin.generate = _routed_by_language(WhisperGenerationMixin.generate)
-    WhisperGenerationMixin.detect_language = _by_the_base(WhisperGenerationMixin.detect_language)
-    GenerationMixin.generate = _followed(GenerationMixin.generate)
+    """Wrap the functions named above. Call it once."""
+    WhisperGenerationMixin.generate = _with_routing(WhisperGenerationMixin.generate)
+    WhisperGenerationMixin.detect_language = _detect_with_base(WhisperGenerationMixin.detect_language)
+    GenerationMixin.generate = _with_adapters_of_prompts(GenerationMixin.generate)
 
 
 class PromptRouting:
     """
-    The routing of one call of Whisper's `generate`.
+    Routes the samples of one call of Whisper's `generate` by their prompts.
 
     Args:
         model (`WhisperForConditionalGeneration`): The base model, with CLSR layers.
@@ -60,12 +60,12 @@ class PromptRouting:
         self.languages = {token_id: token[2:-2] for token, token_id in tokens.items()}
         layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
         self.adapters = {name: config for layer in layers for name, config in layer.clsr_config.items()}
-        # transformers lets an adapter of another method be active beside ours
+        # In transformers, an adapter of another method may be active, too.
         self.active = next((name for name in layers[0].active_adapters if name in self.adapters), None)
         self.adapter_of = functools.cache(self._adapter_of)
-        self.outer_names = routing.adapter_names  # of a call that this one is in
+        self.outer_names = routing.adapter_names  # of an enclosing call
         self.names: list[str] | None = None
-        self.samples = ExitStack()  # of the samples that are run now
+        self.samples = ExitStack()  # the adapters of the samples that run now
 
     def __enter__(self) -> None:
         self.token = _current_call.set(self)
@@ -76,8 +76,8 @@ class PromptRouting:
         _current_call.reset(self.token)
         self.routing.adapter_names = self.outer_names
 
-    def follow(self, prompts: torch.Tensor) -> None:
-        """Route the samples that run next by their prompts [samples, tokens]: what the decoder is to begin with."""
+    def route_prompts(self, prompts: torch.Tensor) -> None:
+        """Route the samples that run next by the first tokens of the decoder, `prompts` [samples, tokens]."""
         self.samples.close()
         languages = [self._language_of(prompt) for prompt in prompts.tolist()]
         if any(languages):
@@ -86,7 +86,7 @@ class PromptRouting:
         self.names = self.routing.adapter_names
 
     def _language_of(self, prompt: list[int]) -> str | None:
-        """The language whose token follows the start of the transcript; before that stands text that was said."""
+        """The language whose token follows the start token. Earlier text may precede that."""
         starts = [index for index, token in enumerate(prompt[:-1]) if token == self.start_token]
         return self.languages.get(prompt[starts[-1] + 1]) if starts else None
 
@@ -96,16 +96,16 @@ class PromptRouting:
         return inference_adapter(self.adapters, language, self.active) or BASE
 
 
-def _routed_by_language(generate: Callable) -> Callable:
+def _with_routing(generate: Callable) -> Callable:
     signature = inspect.signature(generate)
 
     @functools.wraps(generate)
-    def routed(self, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self, *args: Any, **kwargs: Any) -> Any:
         routing = _routing(self)
         if routing is None:
             return generate(self, *args, **kwargs)
         call = signature.bind(self, *args, **kwargs)
-        # A config of the call takes from the model's what it does not say.
+        # Unset fields fall back to the model's generation config.
         configs = (call.arguments.get("generation_config"), self.generation_config)
         tokens = next((config.lang_to_id for config in configs if getattr(config, "lang_to_id", None)), None)
         if tokens is None:  # the model knows English only
@@ -120,46 +120,52 @@ def _routed_by_language(generate: Callable) -> Callable:
         with PromptRouting(self, routing, tokens):
             return generate(*call.args, **call.kwargs)
 
-    return routed
+    return wrapped
 
 
 def _check_context(model: nn.Module, routing: RoutingState, arguments: dict[str, Any]) -> None:
-    """Say why features are longer than a context that an adapter cut; Whisper says that they are over 30 s."""
+    """Explain features that are longer than a shortened context. Whisper would say that they are over 30 s."""
     features, context = arguments.get("input_features"), model.config.max_source_positions
     timestamps = arguments.get("return_timestamps") or getattr(model.generation_config, "return_timestamps", None)
-    if routing.full_positions is None or features is None or timestamps or features.shape[-1] <= 2 * context:
+    if (
+        routing.full_positions is None
+        or features is None
+        or timestamps
+        or features.shape[-1] <= FRAMES_PER_POSITION * context
+    ):
         return
     seconds = context / POSITIONS_PER_SECOND
     raise ValueError(
-        f"the features have {features.shape[-1]} frames, and the model's context is {2 * context}, {seconds:g} s, to "
-        f"which an adapter cut it: cut the processor alike, set_audio_context(None, processor, {seconds:g}), or give "
-        "return_timestamps=True to hear longer audio in windows of the context"
+        f"the features have {features.shape[-1]} frames, and the model's context is {FRAMES_PER_POSITION * context}, "
+        f"{seconds:g} s, to which an adapter cut it: cut the processor alike, "
+        f"set_audio_context(None, processor, {seconds:g}), or give return_timestamps=True to process longer audio in "
+        "windows of the context"
     )
 
 
-def _by_the_base(detect_language: Callable) -> Callable:
+def _detect_with_base(detect_language: Callable) -> Callable:
     @functools.wraps(detect_language)
-    def detected(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def wrapped(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         routing = _routing(self)
         if routing is None or not _routes_by_language(routing):
             return detect_language(self, *args, **kwargs)
         with use_adapter_per_sample(self, routing, [BASE]):
             return detect_language(self, *args, **kwargs)
 
-    return detected
+    return wrapped
 
 
-def _followed(generate: Callable) -> Callable:
+def _with_adapters_of_prompts(generate: Callable) -> Callable:
     @functools.wraps(generate)
-    def followed(self, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self, *args: Any, **kwargs: Any) -> Any:
         routing = _routing(self)
         call = None if routing is None else _call_of(routing)
         prompts = kwargs.get("decoder_input_ids")
         if call is not None and prompts is not None:
-            call.follow(prompts)
+            call.route_prompts(prompts)
         return generate(self, *args, **kwargs)
 
-    return followed
+    return wrapped
 
 
 def _routing(model: nn.Module) -> RoutingState | None:
@@ -173,14 +179,14 @@ def _call_of(routing: RoutingState) -> PromptRouting | None:
 
 
 def _routes_by_language(routing: RoutingState) -> bool:
-    """Whether nothing else says how samples are routed: nothing, or what a call of `generate` read off prompts."""
+    """True if the language decides: route_by_language is on, and nobody but `generate` has set adapter names."""
     call = _call_of(routing)
-    read = None if call is None else call.names
-    return routing.route_by_language and routing.adapter_names is read
+    names_of_prompts = None if call is None else call.names
+    return routing.route_by_language and routing.adapter_names is names_of_prompts
 
 
 def _whisper_languages(language: str | list[str], tokens: dict[str, int]) -> str | list[str]:
-    """Names of languages as Whisper's own `generate` takes them; a token that the model knows stays as it is."""
+    """Convert names of languages to Whisper's codes. A token that the model knows stays as it is."""
     if isinstance(language, (list, tuple)):
         return [_whisper_languages(name, tokens) for name in language]
     return language if language in tokens or language is None else language_code(language)

@@ -27,7 +27,7 @@ def adapter_folder(directory: Path, adapter_name: str) -> Path:
 
 def check_adapter_name(name: str) -> None:
     """
-    Check that an adapter's name can be that of a folder on every system, and of a module.
+    Check that an adapter's name can be the name of a folder on every system, and of a module.
 
     Args:
         name (`str`): Such as "ca", "pt-BR" or "ca_valencia".
@@ -39,20 +39,20 @@ def check_adapter_name(name: str) -> None:
     _check_part(name, "adapter name")
     if "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"adapter name {name!r} cannot be that of a module, which has no dot and is none of a module's "
-            "attributes: take a language code, such as 'ca' or 'pt-BR'"
+            f"adapter name {name!r} cannot be the name of a module: it has a dot or is an attribute of every module. "
+            "Take a language code, such as 'ca' or 'pt-BR'"
         )
 
 
 def check_subfolder(subfolder: str) -> None:
     """
-    Check that a subfolder stays inside of its repository or folder.
+    Check that a subfolder stays inside its repository or folder.
 
     Args:
         subfolder (`str`): Such as "ca" or "experts/ca"; "" for none.
 
     Raises:
-        ValueError: it is absolute, or a part of it is "..", or no usable name of a folder.
+        ValueError: it is absolute, or a part of it is ".." or no valid folder name.
     """
     if not isinstance(subfolder, str) or PurePosixPath(subfolder).is_absolute():
         raise ValueError(f"subfolder {subfolder!r} is not a relative path: give one such as 'ca' or 'experts/ca'")
@@ -77,3 +77,12 @@ def _check_part(part: str, what: str) -> None:
     else:
         return
     raise ValueError(f"{what} {_short.repr(part)} {fault}: take a language code, such as 'ca' or 'pt-BR'")
+
+
+def check_one_adapter(adapter_names: str | list[str]) -> None:
+    """Raise a `ValueError` if several adapters would be active at once."""
+    if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+        raise ValueError(
+            f"adapters {list(adapter_names)} cannot be active at once: an adapter is one language, and a token takes "
+            f"one expert. Activate one, such as set_adapter({adapter_names[0]!r})"
+        )

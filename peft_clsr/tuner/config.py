@@ -15,59 +15,58 @@ class CLSRConfig(PeftConfig):
     """
     Configuration of a [`CLSRModel`]: conditional language-specific routing, one adapter a language.
 
-    Beside each frozen feed-forward network (FFN) stands a trainable expert, and a gate decides token by token which of
-    the two to use (Ferraz et al., "Multilingual DistilWhisper", 2024; Zhang et al., "Share or Not?", ICLR 2021).
+    Each frozen feed-forward network (FFN) gets a trainable expert, and a gate decides for each token which of the two
+    to use (Ferraz et al., "Multilingual DistilWhisper", 2024; Zhang et al., "Share or Not?", ICLR 2021).
 
     Args:
         language (`str`, *optional*):
-            The language that the adapter is for: a Whisper code or English name ("ca", "catalan"), kept as the code.
+            The adapter's language: a Whisper code or English name ("ca", "catalan"). It is stored as the code.
         target_modules (`list[str]` or `str`, *optional*):
-            The FFN's input projections, matched as PEFT does: a list of names or suffixes, or one regular expression.
-            Chosen by architecture where both this and `output_modules` are left out. An FFN has one input projection,
-            or two where it is gated (LLaMA, T5 v1.1).
+            The FFN's input projections, matched as in PEFT: a list of names or suffixes, or one regular expression. By
+            default the architecture decides, if `output_modules` is not given either. An FFN has one input
+            projection, or two if it is gated (LLaMA, T5 v1.1).
         output_modules (`list[str]` or `str`, *optional*):
-            The FFN's output projections, one for each FFN, in the same module as its input projections. What stands
+            The FFN's output projections, one for each FFN, in the same module as its input projections. Operations
             between input and output must be elementwise (an activation, dropout, a product of the two inputs).
         gate_dim (`int`, *optional*, defaults to 64): Hidden size of the gate.
         gate_dropout (`float`, *optional*, defaults to 0.1): Dropout on the gate's input in training, in [0, 1).
         gate_noise (`float`, *optional*, defaults to 5.0):
-            Standard deviation of the noise on the gate logit at the end of training, at least 0. It rises linearly
-            from 0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to. With `straight_through`, that at
-            the start, from which it falls to 0 in the first half of training.
+            Standard deviation of the noise on the gate logit at the end of training, at least 0.
+            [`GateScheduleCallback`] (or `set_gate_progress`) raises it linearly from 0. With `straight_through` it is
+            the deviation at the start, which falls to 0 in the first half of training.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
             Probability, in [0, 1), that a module uses its shared FFN only, drawn per module and training step.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3):
-            Dropout on the expert's output in training, in [0, 1); of a low-rank expert, on the input of its
-            output projection.
+            Dropout on the expert's output in training, in [0, 1). For a low-rank expert, on the input of its output
+            projection.
         expert_rank (`int`, *optional*):
-            Makes the expert the shared FFN plus a low-rank difference, `shared(x) + B(A(x))` for each projection: far
-            fewer parameters to train and share. A full copy of the FFN by default.
+            Rank of a low-rank expert: the shared FFN plus a difference, `shared(x) + B(A(x))` for each projection. It
+            has far fewer parameters to train and share. By default the expert is a full copy of the FFN.
         init_weights (`bool`, *optional*, defaults to `True`):
-            Start the expert as a copy of the shared FFN, so that a fresh adapter changes nothing. `False` starts from
-            random weights; discouraged.
-        layers_to_transform (`list[int]` or `int`, *optional*): Only the layers of these indices.
+            Start the expert as a copy of the shared FFN, so that a new adapter changes nothing. `False` starts from
+            random weights, which is discouraged.
+        layers_to_transform (`list[int]` or `int`, *optional*): Use only the layers of these indices.
         layers_pattern (`list[str]` or `str`, *optional*): Name of the list of layers, such as "layers".
         exclude_modules (`list[str]` or `str`, *optional*): Modules to leave out, matched as `target_modules`.
         modules_to_save (`list[str]`, *optional*): Further modules to train in full and save with the adapter.
         max_audio_seconds (`float`, *optional*):
-            Cuts the context of a Whisper to so many seconds, a multiple of 0.02, where the adapter is put on it, and
-            gives it back where the adapter is taken off; a saved adapter so finds the context that it was trained at.
-            All adapters on a model have one context. The processor is cut by `set_audio_context`. By default the
-            context of the model stays as it is.
+            The audio context in seconds, a multiple of 0.02. A Whisper's context is cut to it when the adapter is
+            added, also when it is loaded, and restored when the adapter is deleted. All adapters on a model share one
+            context. Cut the processor with [`set_audio_context`]. By default the model's context stays as it is.
         straight_through (`bool`, *optional*, defaults to `False`):
-            Makes gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
-            estimator, Bengio et al., 2013). Tokens are then trained on one path: at first, while there is noise, now
-            on one, now on the other, in the end on that which they will take. By default they are trained on blends of
-            both paths, as in the paper.
+            Make gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
+            estimator, Bengio et al., 2013). Each token is then trained on one path. At first the noise changes its
+            path from step to step; in the end it is the path that the token will take. By default tokens are trained
+            on blends of both paths, as in the paper.
 
     Raises:
-        ValueError: an unknown language, or a value outside of the range given above.
+        ValueError: an unknown language, or a value outside of the range above.
     """
 
     language: str | None = field(
-        default=None, metadata={"help": "The language that the adapter is for: a Whisper code or English name."}
+        default=None, metadata={"help": "The adapter's language: a Whisper code or English name."}
     )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the FFN's input projections, or a regular expression."}

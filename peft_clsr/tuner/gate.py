@@ -1,4 +1,4 @@
-"""The gate: per token, how much of the expert to use."""
+"""The gate decides for each token how much of the expert to use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 class GateLinear(nn.Linear):
     """
-    A linear layer that computes in float32 whatever its own dtype, that of its input, or autocast say.
+    A linear layer that always computes in float32, regardless of autocast and of the dtypes of weight and input.
 
-    In half precision a gate logit near 0, where the choice is made, has too few bits.
+    In half precision, gate logits near 0, where the path is decided, have too few bits.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -23,15 +23,15 @@ class GateLinear(nn.Linear):
 
 def noise_deviation(progress: float | None, gate_noise: float, straight_through: bool) -> float:
     """
-    Standard deviation of the noise on gate logits.
+    Compute the standard deviation of the noise on gate logits.
 
-    Soft gates become decisive by noise that rises until the end of training. Straight-through gates are decisive from
-    the start; noise that falls, and is gone in half of the training, lets them try both paths for a token first.
+    Rising noise makes soft gates decisive until the end of training. Straight-through gates are decisive from the
+    start. With noise that falls to 0 in the first half of training, they first try both paths for a token.
 
     Args:
-        progress (`float`): Of the training, in [0, 1]; `None`, where nobody tells: no noise.
+        progress (`float`): Progress of the training in [0, 1]; `None` for no noise.
         gate_noise (`float`): The highest deviation.
-        straight_through (`bool`): Whether gates are 0 or 1 in training.
+        straight_through (`bool`): True if gates are 0 or 1 in training.
 
     Returns:
         `float`: at least 0.
@@ -43,7 +43,7 @@ def noise_deviation(progress: float | None, gate_noise: float, straight_through:
 
 def gate_logits(hidden_states: torch.Tensor, gate_in: GateLinear, gate_out: GateLinear) -> torch.Tensor:
     """
-    `G(x) = w2ᵀ relu(W1 x + b1)` (Zhang et al., ICLR 2021, eq. 5).
+    Compute the gate logits `G(x) = w2ᵀ relu(W1 x + b1)` (Zhang et al., ICLR 2021, eq. 5).
 
     Args:
         hidden_states (`torch.Tensor`): [..., hidden]
@@ -51,6 +51,6 @@ def gate_logits(hidden_states: torch.Tensor, gate_in: GateLinear, gate_out: Gate
         gate_out (`GateLinear`): gate_dim → 1, without bias (w2).
 
     Returns:
-        `torch.Tensor`: float32 [...]. At 0 and above, evaluation takes the expert.
+        `torch.Tensor`: float32 [...]. Evaluation takes the expert where the logit is at least 0.
     """
     return gate_out(F.relu(gate_in(hidden_states))).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Where the layers go, and the switches of the whole model."""
+"""Puts the layers into a model, and switches the whole model."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from torch import nn
 
 from ..whisper import check_audio_context, cut_positions, set_positions
-from .adapter_names import BASE, check_adapter_name
+from .adapter_names import BASE, check_adapter_name, check_one_adapter
 from .architectures import FFN_PROJECTIONS
 from .config import CLSRConfig
-from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
+from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear
 from .route import FFNRoute, RoutingState
 from .samples import use_adapter_per_sample
 
 
 class CLSRModel(BaseTuner):
     """
-    Conditional language-specific routing: beside each frozen feed-forward network (FFN) a trainable expert, and a gate
-    that decides token by token which of the two to use (Ferraz et al., "Multilingual DistilWhisper", ICASSP 2024).
+    Conditional language-specific routing: each frozen feed-forward network (FFN) gets a trainable expert, and a gate
+    decides for each token which of the two to use (Ferraz et al., "Multilingual DistilWhisper", ICASSP 2024).
 
-    In training both paths are computed and blended by the gate value; in evaluation each token takes one. In training,
-    `budget_weight` times the budget loss is added to the model's loss where labels are given.
+    In training both paths are computed and blended by the gate value. In evaluation each token takes one path. In
+    training with labels, `budget_weight` times the budget loss is added to the model's loss.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model to be adapted: any Whisper, or another with FFNs.
+        model ([`~transformers.PreTrainedModel`]): The model to be adapted: any Whisper, or another model with FFNs.
         config ([`CLSRConfig`]): The configuration of the adapter.
         adapter_name (`str`): The name of the adapter: the language code.
         low_cpu_mem_usage (`bool`, `optional`, defaults to `False`):
@@ -55,23 +55,23 @@ class CLSRModel(BaseTuner):
     target_module_mapping = {model_type: list(names) for model_type, (names, _) in FFN_PROJECTIONS.items()}
 
     def _pre_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
-        # A model may have been given layers before, by transformers' own `add_adapter`.
+        # transformers' own `add_adapter` may have added layers before.
         layers = (module for module in model.modules() if isinstance(module, CLSRLayer))
         self.routing = next((layer.route.routing for layer in layers), None) or RoutingState()
 
     def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
         self.routing.attach(model)
-        # Trainer takes any model with **kwargs for one that divides its loss by the number of label tokens of all
-        # accumulated batches, and then does not divide by the number of batches. Whisper ignores the number, as does
-        # the budget loss, so without this k accumulated batches would give k times the gradient.
+        # Trainer assumes that any model with **kwargs divides its loss by the label tokens of all accumulated batches,
+        # and then does not divide by the number of batches. Whisper and the budget loss ignore that number. Without
+        # this line, k accumulated batches would give k times the gradient.
         model.accepts_loss_kwargs = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        check_adapter_name(adapter_name)  # saving makes a folder of it
-        _check_name_is_no_part_of_the_model(model, adapter_name)
+        check_adapter_name(adapter_name)  # the name becomes a folder when the adapter is saved
+        _check_name_differs_from_modules(model, adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         seconds = self.peft_config[adapter_name].max_audio_seconds
-        if seconds is not None:  # not in _post_injection_hook: PEFT calls that for the first adapter only
+        if seconds is not None:  # not in _post_injection_hook, which PEFT calls only for the first adapter
             table = cut_positions(model, seconds)
             if table is not None:
                 self.routing.full_positions = table
@@ -81,7 +81,9 @@ class CLSRModel(BaseTuner):
                     _warn_of_context(others, seconds, adapter_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, past the hooks that add the budget loss
+        return self.model(
+            *args, **kwargs
+        )  # PEFT 0.20 calls `model.forward`, without the hooks that add the budget loss
 
     def _prepare_adapter_config(self, peft_config: CLSRConfig, model_config: dict) -> CLSRConfig:
         if peft_config.target_modules is None and peft_config.output_modules is None:
@@ -98,7 +100,7 @@ class CLSRModel(BaseTuner):
             if getattr(peft_config, missing) is None:
                 raise ValueError(
                     f"{given} is {getattr(peft_config, given)} but {missing} is not given: an FFN is routed as a "
-                    "whole, so name both its input and its output projections, or neither"
+                    "whole, so name both its input and its output projections, or neither of them"
                 )
         return peft_config
 
@@ -107,33 +109,40 @@ class CLSRModel(BaseTuner):
         return check_target_module_exists(peft_config, key) or _matches_output(peft_config, key)
 
     def _prepare_model(self, peft_config: CLSRConfig, model: nn.Module) -> None:
-        """Check, before anything is changed, that the config fits the model and every FFN is matched as a whole."""
+        """Check that the config fits the model and matches every FFN as a whole. PEFT calls this before any change."""
         if peft_config.task_type is not None and getattr(model, "main_input_name", None) == "input_features":
             raise ValueError(
                 f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
                 f"{type(model).__name__} takes input_features: leave task_type out"
             )
-        # Adapters of other methods may stand beside ours.
+        self._share_context(peft_config, model)
+        self._check_ffns(peft_config, model)
+
+    def _share_context(self, peft_config: CLSRConfig, model: nn.Module) -> None:
+        """Give a new adapter without a context the context of the model's adapters, and check that it fits."""
+        # Adapters of other methods have no context.
         others = {
             name: config
             for name, config in self.peft_config.items()
             if config is not peft_config and isinstance(config, CLSRConfig)
         }
-        cut = (config.max_audio_seconds for config in others.values())
-        if peft_config.max_audio_seconds is None:  # it is trained at the context that another adapter cut
-            seconds = peft_config.max_audio_seconds = next((seconds for seconds in cut if seconds is not None), None)
-            if seconds is not None and peft_config.inference_mode:  # or was trained at another, and is loaded now
-                names = [name for name, config in self.peft_config.items() if config is peft_config]
-                _warn_of_context(
-                    names, seconds, next(name for name, config in others.items() if config.max_audio_seconds)
-                )
+        if peft_config.max_audio_seconds is None:
+            cut = {name: config.max_audio_seconds for name, config in others.items() if config.max_audio_seconds}
+            if cut:
+                other_name, peft_config.max_audio_seconds = next(iter(cut.items()))
+                if peft_config.inference_mode:  # it was trained at another context, and is being loaded
+                    names = [name for name, config in self.peft_config.items() if config is peft_config]
+                    _warn_of_context(names, peft_config.max_audio_seconds, other_name)
         if peft_config.max_audio_seconds is not None:
             check_audio_context(model, peft_config.max_audio_seconds, others)
+
+    def _check_ffns(self, peft_config: CLSRConfig, model: nn.Module) -> None:
+        """Check that each matched FFN has its input projections and one output projection, of fitting sizes."""
         inputs: dict[str, list[nn.Linear]] = {}
         outputs: dict[str, list[nn.Linear]] = {}
-        inside = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        adapted = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         for key, module in model.named_modules():
-            if not key or key.startswith(inside) or not self._check_target_module_exists(peft_config, key):
+            if not key or key.startswith(adapted) or not self._check_target_module_exists(peft_config, key):
                 continue
             base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if not isinstance(base_layer, nn.Linear):
@@ -141,24 +150,25 @@ class CLSRModel(BaseTuner):
                     f"module {key!r} is a {type(base_layer).__name__}, expected torch.nn.Linear: name the projections "
                     "of the FFN in target_modules and output_modules"
                 )
-            side = outputs if _matches_output(peft_config, key) else inputs
-            side.setdefault(key.rpartition(".")[0], []).append(base_layer)
+            projections = outputs if _matches_output(peft_config, key) else inputs
+            projections.setdefault(key.rpartition(".")[0], []).append(base_layer)
 
         for parent in {**inputs, **outputs}:
-            into, out = inputs.get(parent, []), outputs.get(parent, [])
+            ffn_inputs, ffn_outputs = inputs.get(parent, []), outputs.get(parent, [])
             where = f"in module {parent!r}" if parent else "at the top of the model"
-            if not into or len(out) != 1:
+            if not ffn_inputs or len(ffn_outputs) != 1:
                 raise ValueError(
-                    f"{where}, target_modules match {len(into)} and output_modules match {len(out)} modules; an FFN "
-                    "has at least one input projection and exactly one output projection, side by side. Make "
+                    f"{where}, target_modules match {len(ffn_inputs)} and output_modules match {len(ffn_outputs)} "
+                    "modules; an FFN has at least one input projection and exactly one output projection, side by side. "
+                    "Make "
                     f"target_modules={peft_config.target_modules} and output_modules={peft_config.output_modules} "
                     "(and exclude_modules, layers_to_transform) match both or neither"
                 )
-            if any(projection.out_features != out[0].in_features for projection in into):
+            if any(projection.out_features != ffn_outputs[0].in_features for projection in ffn_inputs):
                 raise ValueError(
-                    f"{where}, the input projections give {[projection.out_features for projection in into]} features "
-                    f"and the output projection takes {out[0].in_features}; they must be equal, as only elementwise "
-                    "operations may stand between them"
+                    f"{where}, the input projections give {[projection.out_features for projection in ffn_inputs]} "
+                    f"features and the output projection takes {ffn_outputs[0].in_features}; they must be equal, as "
+                    "only elementwise operations may be between them"
                 )
 
     def _create_and_replace(
@@ -176,7 +186,7 @@ class CLSRModel(BaseTuner):
                 f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that "
                 "the model has; a further adapter must use it alike"
             )
-        # The weights of a base that accelerate offloads to the CPU or disk are on the meta device between forwards.
+        # accelerate keeps the weights of an offloaded base on the meta device between forwards.
         with align_module_device(getattr(target, "base_layer", target)):
             if isinstance(target, CLSRLayer):
                 target.update_layer(adapter_name, peft_config)
@@ -230,15 +240,15 @@ class CLSRModel(BaseTuner):
     @contextmanager
     def route_samples(self, adapter_names: list[str], labels: torch.Tensor | None = None) -> Iterator[None]:
         """
-        In the block, route each sample of a batch by an adapter of its own; the active adapter stays as it is.
+        In the block, route each sample of a batch by its own adapter. The active adapter does not change.
 
-        In training mode, all samples must have one adapter: a batch is of one language there.
+        In training mode, all samples must have the same adapter: a batch has one language there.
 
         Args:
-            adapter_names (`list[str]`): [batch], "__base__" for the shared FFNs alone.
+            adapter_names (`list[str]`): [batch], "__base__" for only the shared FFNs.
             labels (`torch.Tensor`, *optional*):
-                [batch, tokens], -100 for padding: which decoder tokens count in the gate budget, where the forward is
-                given decoder inputs instead of labels.
+                [batch, tokens], -100 for padding: the decoder tokens that count in the gate budget, if the forward
+                gets decoder inputs instead of labels.
         """
         with use_adapter_per_sample(self.model, self.routing, adapter_names, labels):
             yield
@@ -246,10 +256,10 @@ class CLSRModel(BaseTuner):
     @property
     def route_by_language(self) -> bool:
         """
-        Whether Whisper's `generate` routes each sample by its language, `True` at first: by the adapter of that
-        language, or by the shared FFNs alone where there is none. Otherwise, all are routed by the active adapter.
+        If `True`, the default, Whisper's `generate` routes each sample by the adapter of its language, or by only the
+        shared FFNs if there is none. If `False`, it routes all samples by the active adapter.
 
-        `adapter_names` given to `generate` come before both. In `forward`, the active adapter counts, always.
+        `adapter_names` given to `generate` come before both. `forward` always uses the active adapter.
         """
         return self.routing.route_by_language
 
@@ -259,22 +269,22 @@ class CLSRModel(BaseTuner):
 
     def offload(self, adapter_names: str | list[str] | None = None) -> None:
         """
-        Let experts and gates rest on the CPU, to have more languages than the accelerator's memory holds.
+        Move experts and gates to the CPU, to have more languages than the accelerator's memory holds.
 
-        Each comes back by itself, layer by layer, when a forward first routes by it, and stays. A compiled model is
-        compiled anew then. Call it after `model.to(device)`, which moves all. On a model on the CPU, nothing moves.
+        Each adapter moves back, layer by layer, when a forward first uses it, and stays. A compiled model is compiled
+        again then. Call this after `model.to(device)`, which moves everything. On the CPU, nothing moves.
 
         Args:
-            adapter_names (`str` or `list[str]`, *optional*): Adapters; by default all but the active one.
+            adapter_names (`str` or `list[str]`, *optional*): Adapters to move; by default all but the active one.
 
         Raises:
-            ValueError: there is no adapter of a name.
+            ValueError: the model has no adapter of that name.
 
         Example:
 
         ```py
         >>> model.base_model.offload()
-        >>> model.generate(input_features=features, language="uk")  # brings "uk" in, if it is not the active one
+        >>> model.generate(input_features=features, language="uk")  # moves "uk" back
         ```
         """
         if adapter_names is None:
@@ -298,7 +308,7 @@ class CLSRModel(BaseTuner):
             self._restore_context()
 
     def _restore_context(self) -> None:
-        """Give the model the context back that it had before an adapter cut it."""
+        """Restore the context that the model had before an adapter cut it."""
         if self.routing.full_positions is not None:
             set_positions(self.model, self.routing.full_positions)
             self.routing.full_positions = None
@@ -315,22 +325,22 @@ class CLSRModel(BaseTuner):
 
     def budget_loss(self) -> torch.Tensor:
         """
-        `|mean(g) - gate_budget|` of the last forward that was in training mode or had labels.
+        Return `|mean(g) - gate_budget|` of the last forward in training mode or with labels.
 
         The mean is over the gate values of all tokens of all routed modules, encoder and decoder together, without
-        padding: encoder tokens by `attention_mask`, decoder tokens by `labels` (or `decoder_attention_mask`). A
+        padding. `attention_mask` selects encoder tokens, `labels` (or `decoder_attention_mask`) decoder tokens. A
         skipped gate counts as zeros.
 
         Returns:
             `torch.Tensor`: scalar float32, with its graph in training.
 
         Raises:
-            RuntimeError: there was no such forward, or the adapter was off in it.
+            RuntimeError: there was no such forward, or the adapter was off.
         """
         return self._of_last_forward(self.routing.budget_loss)
 
     def gate_mean(self) -> torch.Tensor:
-        """The mean of the gate values behind [`budget_loss`]: scalar float32 in [0, 1], without graph."""
+        """Return the mean of the gate values in [`budget_loss`]: scalar float32 in [0, 1], without graph."""
         total = self._of_last_forward(self.routing.gate_sums).detach().sum()
         return total / self.routing.gate_counts.sum().clamp(min=1)
 
@@ -338,15 +348,15 @@ class CLSRModel(BaseTuner):
     def _of_last_forward(value: torch.Tensor | None) -> torch.Tensor:
         if value is None:
             raise RuntimeError(
-                "the last forward left no gate values: call the model first, with an active CLSR adapter, in training "
-                "mode or with labels"
+                "the last forward stored no gate values: call the model first, with an active CLSR adapter, in "
+                "training mode or with labels"
             )
         return value
 
     def set_gate_progress(self, progress: float) -> None:
         """
-        Set how far training is, by which the noise on gate logits goes: from 0 to `gate_noise`, or of straight-through
-        gates from `gate_noise` to 0, where half of the training is done. Without this call there is none.
+        Set the progress of training, which decides the noise on gate logits. The noise rises from 0 to `gate_noise`.
+        For straight-through gates it falls from `gate_noise` to 0 in the first half. Without this call there is none.
 
         Args:
             progress (`float`): In [0, 1]; 0 at the start. [`GateScheduleCallback`] calls this in each step.
@@ -361,12 +371,12 @@ class CLSRModel(BaseTuner):
     @contextmanager
     def record_gates(self) -> Iterator[dict[str, torch.Tensor]]:
         """
-        Record the gate values of each routed module's latest call.
+        Record the gate values of the latest call of each routed module.
 
         Yields:
             `dict[str, torch.Tensor]`: name of the module (such as "model.encoder.layers.0.fc1") to float32 [batch,
-            tokens] (the leading dimensions of the FFN's input): in [0, 1] in training, 0 or 1 in evaluation. Filled by
-            forwards inside the block; padding included.
+            tokens] (the leading dimensions of the FFN's input): in [0, 1] in training, 0 or 1 in evaluation, padding
+            included. Forwards inside the block fill it.
 
         Example:
 
@@ -383,10 +393,11 @@ class CLSRModel(BaseTuner):
             self.routing.recorded = outer
 
 
-def _check_name_is_no_part_of_the_model(model: nn.Module, adapter_name: str) -> None:
+def _check_name_differs_from_modules(model: nn.Module, adapter_name: str) -> None:
     """
-    PEFT 0.20 and 0.21 take a weight for an adapter's if the adapter's name is a part of the weight's, and leave it out
-    when they save another adapter: one named "encoder" would lose all others the half of their weights.
+    Check that no module of the model has the adapter's name. PEFT 0.20 and 0.21 assign a weight to an adapter whose
+    name is a part of the weight's name, and leave it out when they save another adapter. With an adapter "encoder",
+    all others would lose half of their weights.
     """
     layers = [key for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     inside = tuple(f"{key}." for key in layers)
@@ -394,8 +405,8 @@ def _check_name_is_no_part_of_the_model(model: nn.Module, adapter_name: str) -> 
     parts |= {part for key, _ in model.named_modules() if not key.startswith(inside) for part in key.split(".")}
     if adapter_name in parts:
         raise ValueError(
-            f"adapter name {adapter_name!r} is a part of the names of the model's own modules, with which PEFT would "
-            "lose weights of other adapters in saving: take a language code, such as 'ca' or 'pt-BR'"
+            f"adapter name {adapter_name!r} is a part of the names of the model's own modules, so PEFT would lose "
+            "weights of other adapters when it saves them: take a language code, such as 'ca' or 'pt-BR'"
         )
 
 
@@ -408,7 +419,7 @@ def _warn_of_context(names: list[str], seconds: float, adapter_name: str) -> Non
 
 
 def _matches_output(peft_config: CLSRConfig, key: str):
-    """Whether `key` is an output projection, by PEFT's rules for `target_modules`."""
+    """True if `key` is an output projection, by PEFT's rules for `target_modules`."""
     outputs = copy.copy(peft_config)
     outputs.target_modules = peft_config.output_modules
     return check_target_module_exists(outputs, key)

@@ -1,4 +1,4 @@
-"""Route each sample of a batch by an adapter of its own."""
+"""Uses a different adapter for each sample of a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def use_adapter_per_sample(
     model: nn.Module, routing: RoutingState, adapter_names: list[str], labels: torch.Tensor | None = None
 ) -> Iterator[None]:
     """
-    In the block, route each sample of a batch by an adapter of its own; see [`CLSRModel.route_samples`].
+    In the block, route each sample of a batch by its own adapter. See [`CLSRModel.route_samples`].
 
     Args:
         model (`nn.Module`): The base model.
@@ -42,7 +42,7 @@ def use_adapter_per_sample(
 
 @contextmanager
 def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> Iterator[None]:
-    """In the block, modules of `modules_to_save`, too, are taken by the adapter of each sample."""
+    """In the block, `modules_to_save` follow the adapter of each sample, too."""
     wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     active = [wrapper._active_adapter for wrapper in wrappers]
     hooks = []
@@ -50,7 +50,7 @@ def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> It
         names = [name if name in wrapper.modules_to_save else BASE for name in adapter_names]
         if len(set(names)) == 1:
             wrapper._active_adapter = [name for name in names[:1] if name != BASE]
-        else:  # PEFT's own way, which takes linear layers, embeddings and convolutions alone
+        else:  # PEFT's own way, which works for linear layers, embeddings and convolutions
             hooks.append(wrapper.register_forward_pre_hook(partial(_pass_names, names), with_kwargs=True))
     try:
         yield
@@ -62,5 +62,5 @@ def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> It
 
 
 def _pass_names(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    beams = len(args[0]) // len(names)  # those of a sample stand together
+    beams = len(args[0]) // len(names)  # the beams of a sample are adjacent
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}

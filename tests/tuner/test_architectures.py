@@ -154,7 +154,9 @@ def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_th
     del inputs["labels"]
     gradients = []
     for checkpointing in (False, True):
-        model = randomize(clsr(build())).train()
+        # In float32, mt5's gradients on some CPUs differ by 2e-4 through rounding alone.
+        model = randomize(clsr(build())).double().train()
+        inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
             model.enable_input_require_grads()
