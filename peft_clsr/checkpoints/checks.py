@@ -1,16 +1,11 @@
-"""What a folder must be to be loaded as a CLSR adapter: checked before anything of it reaches a model."""
+"""Checks of an adapter folder before anything of it reaches a model."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
 import re
 import reprlib
-import types
-import typing
 import warnings
-from enum import Enum
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,9 +17,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..files import read_json
 from ..tuner.config import CLSRConfig
+from .config_checks import read_config
 
-MAX_CONFIG_BYTES = 4 * 2**20  # a config has 1 to 2 kB
 MAX_HEADER_BYTES = 16 * 2**20  # whisper-large has 100 kB
 PREFIX = "base_model.model."
 
@@ -32,116 +28,26 @@ _ADAPTER_KEY = re.compile(
     re.escape(PREFIX)
     + r"(?P<module>.+)\.clsr_(?P<part>gate_in|gate_out|expert|expert_A|expert_B)\.(?P<kind>weight|bias)"
 )
-# Patterns that cannot backtrack for long: one character, class or `.` at a time, and groups of literal alternatives.
-_SIMPLE_PATTERN = re.compile(
-    r"(?:[\w-]|\\\.|\.[*+]?|(?:\\d|\[[\w-]+\])[*+]?|\((?:\?:)?(?:[\w-]|\\\.)+(?:\|(?:[\w-]|\\\.)+)*\))+"
-)
-_MODULE_NAME = re.compile(r"[\w.-]+")
-
 _short = reprlib.Repr()  # of values in errors, which may be megabytes
 _short.maxstring = _short.maxother = 200
 
 
-# ---------------------------------------------------------------- adapter_config.json
-
-
-def read_config(path: str | Path) -> Any:
-    """
-    Parse an `adapter_config.json` of any PEFT method.
-
-    Raises:
-        ValueError: it is larger than 4 MiB, no JSON, or nested deeper than Python's recursion limit; or it is that of
-            a CLSR adapter and a value is not of its field's type.
-    """
-    with open(path, "rb") as file:
-        text = file.read(MAX_CONFIG_BYTES + 1)
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ValueError(
-            f"{path} is larger than {MAX_CONFIG_BYTES} bytes: no adapter has such a config, do not load it"
-        )
-    try:
-        attributes = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # of ValueError: no UTF-8, no JSON, integers of thousands of digits
-        raise ValueError(f"{path} is no config of an adapter ({error}): get the file again") from error
-    if is_clsr(attributes):
-        for name, hint in typing.get_type_hints(CLSRConfig).items():
-            if name in attributes and not _fits(attributes[name], hint):
-                raise ValueError(
-                    f"{name} in {path} is {_short.repr(attributes[name])}, expected "
-                    f"{getattr(hint, '__name__', hint)}: do not load this adapter, or write its config again"
-                )
-        _check_patterns(attributes, path)
-    return attributes
-
-
-def is_clsr(attributes: Any) -> bool:
-    return isinstance(attributes, dict) and attributes.get("peft_type") == "CLSR"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of the type of a field of the config."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if hint is dict:  # auto_mapping
-        return isinstance(value, dict) and all(_fits(item, str | None) for item in value.values())
-    if hint is bool or hint is types.NoneType:
-        return isinstance(value, hint)
-    if hint is float and isinstance(value, float):
-        return math.isfinite(value)
-    if hint in (int, float):
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
-    return isinstance(value, str) and (hint is str or issubclass(hint, Enum)) and len(value) <= 4096
-
-
-def _check_patterns(attributes: dict[str, Any], path: str | Path) -> None:
-    """Refuse regular expressions that could match for hours: those of the config are matched with every module."""
-    for name in ("target_modules", "output_modules", "exclude_modules"):
-        pattern = attributes.get(name)
-        if isinstance(pattern, str):
-            groups = [group.removeprefix("?:").split("|") for group in re.findall(r"\(([^)]*)\)", pattern)]
-            is_simple = (
-                len(pattern) <= 1000
-                and _SIMPLE_PATTERN.fullmatch(pattern)
-                and len(re.findall(r"[*+]", pattern)) <= 3
-                and len(groups) <= 3
-                and all(len(set(group)) == len(group) for group in groups)
-            )
-            if not is_simple:
-                raise ValueError(
-                    f"{name} in {path} is the regular expression {_short.repr(pattern)}, expected at most three "
-                    "repetitions, each of one character, and three groups of different literal alternatives, as in "
-                    r"'.*\.(encoder|decoder)\.layers\.\d+\.fc1' (others may take hours to match): name the modules in "
-                    "a list"
-                )
-    for name in ("modules_to_save", "layers_pattern"):  # PEFT puts them into regular expressions
-        value = attributes.get(name) or []
-        for pattern in [value] if isinstance(value, str) else value:
-            if not _MODULE_NAME.fullmatch(pattern) or len(pattern) > 1000:
-                raise ValueError(f"{name} in {path} has {_short.repr(pattern)}, expected names of modules")
-
-
-# ---------------------------------------------------------------- adapter_model.safetensors
-
-
 def check_adapter_folder(folder: str | Path, model: nn.Module | None = None) -> CLSRConfig:
     """
-    Check a CLSR adapter before it is loaded: its config, and that its weights are those that the config speaks of.
+    Check a CLSR adapter before it is loaded: its config, and that its weights match the config.
 
-    Loading calls this itself, by whatever door ([`~peft.PeftModel.from_pretrained`], `load_adapter`, ...).
+    Every loader calls this itself ([`~peft.PeftModel.from_pretrained`], `load_adapter`, ...).
 
     Args:
         folder (`str` or `Path`): A folder with `adapter_config.json` and `adapter_model.safetensors`.
         model (`torch.nn.Module`, *optional*):
-            The model that the adapter is to be put on, a [`~peft.PeftModel`] or a base model. It stays as it is.
+            The model for the adapter, a [`~peft.PeftModel`] or a base model. It is not changed.
 
     Returns:
         `CLSRConfig`: the adapter's.
 
     Raises:
-        ValueError: the folder is no CLSR adapter, or one that must not be loaded; the message says what of it.
+        ValueError: the folder is no CLSR adapter, or one that must not be loaded. The message gives the reason.
     """
     config = _config_of(Path(folder))
     check_weights(folder, config, model)
@@ -149,7 +55,7 @@ def check_adapter_folder(folder: str | Path, model: nn.Module | None = None) -> 
 
 
 def check_weights(folder: str | Path, config: CLSRConfig, model: nn.Module | None = None) -> None:
-    """Raise a `ValueError` if the weights in a folder are not those of an adapter of `config` (that fits `model`)."""
+    """Raise a `ValueError` if the weights in a folder do not match `config`, or the adapter does not fit `model`."""
     path = weights_of(Path(folder))
     shapes = _shapes_in(path)
     _check_parts(shapes, config, path)
@@ -159,14 +65,14 @@ def check_weights(folder: str | Path, config: CLSRConfig, model: nn.Module | Non
 
 
 def check_weights_for(folder: str | Path, model: nn.Module, adapter_name: str) -> None:
-    """Raise a `ValueError` if the weights in a folder cannot take the place of those of an adapter of `model`."""
+    """Raise a `ValueError` if the weights in a folder cannot replace those of an adapter of `model`."""
     path = weights_of(Path(folder))
     _compare(_shapes_in(path), _adapter_shapes(model, adapter_name), path)
     _check_finite(path)
 
 
 def weights_of(folder: Path) -> Path:
-    """The file of a folder's weights; a `ValueError` if there are none, or only a pickle."""
+    """Return the weights file of a folder. Raise a `ValueError` if there is none, or only a pickle."""
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         found = f"only {WEIGHTS_NAME}, a pickle, which can run code" if (folder / WEIGHTS_NAME).exists() else "none"
@@ -181,25 +87,25 @@ def _config_of(folder: Path) -> CLSRConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_NAME}: give the folder of one adapter, such as 'experts/ca'")
-    attributes = read_config(path)
-    if not is_clsr(attributes):
-        found = attributes.get("peft_type") if isinstance(attributes, dict) else attributes
+    if read_config(path) is None:
+        config = read_json(path)
+        found = config.get("peft_type") if isinstance(config, dict) else config
         raise ValueError(f"peft_type in {path} is {_short.repr(found)}, expected 'CLSR': load it with PEFT")
     return CLSRConfig.from_pretrained(str(folder))
 
 
 def _shapes_in(path: Path) -> dict[str, torch.Size]:
-    """Shapes of the tensors in a file, by name."""
+    """The shapes of the tensors in a file, by name."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
     if not 0 < header_size <= min(size - 8, MAX_HEADER_BYTES):
         raise ValueError(
             f"{path} has {size} bytes and a header of {header_size}, expected at most {MAX_HEADER_BYTES} and no more "
-            "than the file has: it is truncated or no safetensors file, get it again"
+            "than the file's size: it is truncated or no safetensors file, get it again"
         )
     shapes = {}
-    try:  # the library checks the header: offsets without holes or overlaps, sizes, the end of the file
+    try:  # safetensors checks the header: offsets without gaps or overlaps, sizes, the end of the file
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():
                 view = file.get_slice(name)
@@ -224,7 +130,7 @@ def _check_finite(path: Path) -> None:
 
 
 def _check_parts(shapes: dict[str, torch.Size], config: CLSRConfig, path: Path) -> None:
-    """Check, without a model, that each FFN has one gate and its experts, of fitting sizes, and that that is all."""
+    """Check without a model that each FFN has one gate and its experts, of fitting sizes, and nothing else."""
     ffns: dict[str, dict[str, dict[str, torch.Size]]] = {}  # parent → projection → "expert.weight" → shape
     for key, shape in shapes.items():
         match = _ADAPTER_KEY.fullmatch(key)
@@ -232,11 +138,13 @@ def _check_parts(shapes: dict[str, torch.Size], config: CLSRConfig, path: Path) 
             parent, _, projection = match["module"].rpartition(".")
             parts = ffns.setdefault(parent, {}).setdefault(projection, {})
             parts[f"{match['part']}.{match['kind']}"] = shape
-        elif not any(f"{name}." in key for name in config.modules_to_save or ()):  # ends of names, as in PEFT
+        elif not any(
+            f"{name}." in key for name in config.modules_to_save or ()
+        ):  # matches ends of names, as PEFT does
             # PEFT would write it over the base model's tensor of that name.
             raise ValueError(
                 f"tensor {_short.repr(key)} in {path} is neither of a gate nor of an expert, nor of "
-                f"modules_to_save={config.modules_to_save}: an adapter brings no weights of the base model, do not "
+                f"modules_to_save={config.modules_to_save}: an adapter has no weights of the base model, do not "
                 "load it"
             )
     if not ffns:
@@ -272,12 +180,11 @@ def _is_ffn(projections: dict[str, dict[str, torch.Size]], config: CLSRConfig) -
             expected |= gate | {"gate_out.weight": (1, gate_dim)}
         if parts != expected:
             return False
-    into = sizes.pop(
-        gates[0]
-    )  # an input projection: others are as large, and one output projection takes what they give
+    # The gate's projection is an input. Other inputs have its size, and one output projection takes its features.
+    input_size = sizes.pop(gates[0])
     return any(
-        output[1] == into[0] and all(size == into for other, size in sizes.items() if other != name)
-        for name, output in sizes.items()
+        output_size[1] == input_size[0] and all(size == input_size for other, size in sizes.items() if other != name)
+        for name, output_size in sizes.items()
     )
 
 
@@ -292,58 +199,55 @@ def _compare(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], pat
             )
 
 
-# ---------------------------------------------------------------- what a model expects
-
-
 def _shapes_on_copy(model: nn.Module, config: CLSRConfig) -> dict[str, torch.Size]:
     """
-    Names and shapes of the weights of an adapter of `config` on `model`, as in a file of them.
+    The names and shapes in the weights file of an adapter of `config` on `model`.
 
-    PEFT itself puts the adapter on a copy of the model without data, so all that it would refuse is refused here,
-    where nothing is half done.
+    PEFT itself adds the adapter to a copy of the model without data. So everything that it would refuse is refused
+    here, before the model changes.
     """
     name = "adapter"
     while name in (getattr(model, "peft_config", None) or {}):
         name += "_"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again when the adapter is loaded
-            twin = _without_data(model)
-            if isinstance(twin, PeftModel):
-                twin.add_adapter(name, copy.deepcopy(config), low_cpu_mem_usage=True)
+            warnings.simplefilter("ignore")  # the real loading repeats them
+            model_copy = _copy_without_data(model)
+            if isinstance(model_copy, PeftModel):
+                model_copy.add_adapter(name, copy.deepcopy(config), low_cpu_mem_usage=True)
             else:
-                inject_adapter_in_model(copy.deepcopy(config), twin, name, low_cpu_mem_usage=True)
+                inject_adapter_in_model(copy.deepcopy(config), model_copy, name, low_cpu_mem_usage=True)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"the adapter cannot be put on a {type(model).__name__} ({type(error).__name__}: {error}): take the base "
             "model that it was trained for"
         ) from error
-    return _adapter_shapes(twin, name)
+    return _adapter_shapes(model_copy, name)
 
 
 def _adapter_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:
-    """Names and shapes of the weights of an adapter that a model has, as in a file of them."""
+    """The names and shapes in the weights file of a model's adapter."""
     of_adapter = re.compile(rf"\.(clsr_\w+)\.{re.escape(adapter_name)}\.(?=\w+$)")
     state_dict = model.state_dict()
     shapes = {of_adapter.sub(r".\1.", key): t.shape for key, t in state_dict.items() if of_adapter.search(key)}
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):  # modules_to_save
-            own = {key.removeprefix(f"{name}."): t for key, t in state_dict.items() if key.startswith(f"{name}.")}
-            saved = module.adapter_state_dict(adapter_name, own)
+            weights = {key.removeprefix(f"{name}."): t for key, t in state_dict.items() if key.startswith(f"{name}.")}
+            saved = module.adapter_state_dict(adapter_name, weights)
             shapes.update({f"{name}.{key}": tensor.shape for key, tensor in saved.items()})
     return {PREFIX + key.removeprefix(PREFIX): shape for key, shape in shapes.items()}
 
 
-def _without_data(model: nn.Module) -> nn.Module:
-    """A copy of a model with its weights on the meta device: no memory, and nothing shared that could be changed."""
+def _copy_without_data(model: nn.Module) -> nn.Module:
+    """A copy of a model with its weights on the meta device. It takes no memory and shares nothing with the model."""
     memo: dict[int, Any] = {}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if "embed_positions" in name:
-            continue  # small, and max_audio_seconds cuts it, which it refuses to do without data
+            continue  # small; cutting the context needs its data
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
     for module in model.modules():
-        if hasattr(module, "_hf_hook"):  # of accelerate: it holds the weights of an offloaded base
+        if hasattr(module, "_hf_hook"):  # accelerate's hook holds the weights of an offloaded base
             memo[id(module._hf_hook)] = None
     return copy.deepcopy(model, memo)

@@ -1,18 +1,18 @@
 """
-Every door by which PEFT and transformers load an adapter, made to check a CLSR adapter first.
+Guards around the loaders of PEFT and transformers: they check a CLSR adapter before it is loaded.
 
-PEFT 0.20 and 0.21 and transformers 5.6 to 5.24 put an adapter of the config's sizes on the model, and only then read
-its weights: what fails there leaves a changed model. They read `adapter_model.bin`, a pickle, where there is no
-safetensors file, and write tensors of any name over those of the base model. They have no hook before all that, so
-their functions are wrapped here, and nowhere else; adapters of other methods go through as ever, except that no config
-may be larger than 4 MiB:
+PEFT 0.20 and 0.21 and transformers 5.6 to 5.24 add an adapter of the config's sizes to the model, and then read its
+weights. A failure there leaves a changed model. They read `adapter_model.bin`, a pickle, if there is no safetensors
+file, and overwrite tensors of the base model. They have no hook before that. So this file, and no other, wraps their
+functions. Adapters of other methods pass through unchanged:
 
-- `PeftConfigMixin.from_json_file`: each config that PEFT reads;
+- `PeftConfigMixin.from_json_file`: reads each config;
 - `PeftModel.from_pretrained`, `PeftModel.load_adapter` and transformers' `PeftAdapterMixin.load_adapter`, which
-  `from_pretrained(adapter_folder)` calls: the whole folder, on a copy of the model without data;
-- `load_peft_weights` as `hotswap_adapter` sees it (that may have been imported by name before us): the folder; that it
-  fits the model, `hotswap.py` checks;
-- `torch_load`, by which `load_peft_weights` alone reads pickles.
+  `from_pretrained(adapter_folder)` calls: the whole folder is checked, on a copy of the model without data;
+- `load_peft_weights` in the module of `hotswap_adapter` (which may have been imported by name before us): the folder
+is
+  checked; `hotswap.py` checks that it fits the model;
+- `torch_load`, with which `load_peft_weights` reads pickles: refused.
 """
 
 from __future__ import annotations
@@ -36,29 +36,24 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..tuner.adapter_names import check_adapter_name, check_subfolder
 from ..tuner.config import CLSRConfig
-from .checks import (
-    check_adapter_folder,
-    check_weights,
-    check_weights_for,
-    is_clsr,
-    read_config,
-)
+from .checks import check_adapter_folder, check_weights, check_weights_for
+from .config_checks import is_clsr, read_config
 
-_is_checked: ContextVar[bool] = ContextVar("peft_clsr_is_checked", default=False)  # inside of a door
+_is_checked: ContextVar[bool] = ContextVar("peft_clsr_is_checked", default=False)  # inside a guarded loader
 
 
 def register_guards() -> None:
-    """Wrap the functions named above; once."""
+    """Wrap the functions named above. Call it once."""
     PeftConfigMixin.from_json_file = classmethod(_checked_config(PeftConfigMixin.from_json_file.__func__))
-    PeftModel.from_pretrained = classmethod(_door(PeftModel.from_pretrained.__func__, _check_from_pretrained))
-    PeftModel.load_adapter = _door(PeftModel.load_adapter, _check_load_adapter)
-    PeftAdapterMixin.load_adapter = _door(PeftAdapterMixin.load_adapter, _check_transformers)
-    hotswap.load_peft_weights = _door(hotswap.load_peft_weights, _check_hotswap)
+    PeftModel.from_pretrained = classmethod(_guarded(PeftModel.from_pretrained.__func__, _check_from_pretrained))
+    PeftModel.load_adapter = _guarded(PeftModel.load_adapter, _check_load_adapter)
+    PeftAdapterMixin.load_adapter = _guarded(PeftAdapterMixin.load_adapter, _check_transformers)
+    hotswap.load_peft_weights = _guarded(hotswap.load_peft_weights, _check_hotswap)
     save_and_load.torch_load = _no_pickle(save_and_load.torch_load)
 
 
-def _door(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
-    """`load`, called after `check` of its arguments, which may change them."""
+def _guarded(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
+    """Return `load` with a check of its arguments first, which may change them."""
     signature = inspect.signature(load)
 
     @functools.wraps(load)
@@ -129,7 +124,7 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
 
 
 def _check(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> None:
-    """Check an adapter with the config that the caller gave, or that of the folder."""
+    """Check an adapter with the caller's config, or with that of the folder."""
     if config is None:
         check_adapter_folder(folder, model)
     else:
@@ -138,16 +133,16 @@ def _check(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> 
 
 def _adapter_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str | None) -> Path | None:
     """
-    The folder, on this machine, of the CLSR adapter that is to be loaded. `None`: it is of another type, or is not
-    found, which PEFT explains better.
+    Return the local folder of the CLSR adapter to load, or `None` if the adapter is of another type or not found. PEFT
+    then gives a better error.
 
-    An adapter on the Hub is downloaded, and `arguments` get its folder in the place of the repository: a later commit
-    must not come between what is checked and what is loaded.
+    An adapter on the Hub is downloaded, and its folder replaces the repository in `arguments`. So a later commit
+    cannot come between check and loading.
 
     Args:
         arguments (`dict[str, Any]`): `model_id`, and options of `hf_hub_download` in the dict named by `hub_kwargs`.
         hub_kwargs (`str`): Name of the dict in `arguments`.
-        peft_type (`str`, *optional*): The adapter's type, where it is known without its config.
+        peft_type (`str`, *optional*): The adapter's type, if it is known without its config.
     """
     if peft_type not in (None, PeftType.CLSR):
         return None
@@ -163,7 +158,7 @@ def _adapter_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str |
             folder = Path(hf_hub_download(model_id, CONFIG_NAME, **options)).parent
         except Exception:
             return None
-    if peft_type is None and not is_clsr(read_config(folder / CONFIG_NAME)):
+    if peft_type is None and read_config(folder / CONFIG_NAME) is None:
         return None
     check_subfolder(subfolder)
     if is_local:
@@ -184,8 +179,11 @@ def _adapter_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str |
 def _checked_config(from_json_file: Callable) -> Callable:
     @functools.wraps(from_json_file)
     def checked(cls, path_json_file, **kwargs):
-        read_config(path_json_file)
-        return from_json_file(cls, path_json_file, **kwargs)
+        checked_config = read_config(path_json_file)
+        config = from_json_file(cls, path_json_file, **kwargs)
+        if checked_config is None and is_clsr(config):  # hidden by its size or by escapes
+            raise ValueError(f"{path_json_file} is too large for the config of a CLSR adapter: do not load it")
+        return config
 
     return checked
 
@@ -194,7 +192,7 @@ def _no_pickle(torch_load: Callable) -> Callable:
     @functools.wraps(torch_load)
     def checked(path, *args, **kwargs):
         config = Path(path).with_name(CONFIG_NAME) if isinstance(path, (str, os.PathLike)) else None
-        if config is not None and config.is_file() and is_clsr(read_config(config)):
+        if config is not None and config.is_file() and read_config(config) is not None:
             raise ValueError(
                 f"{path} is a pickle, which can run code: weights of a CLSR adapter are read from "
                 f"{SAFETENSORS_WEIGHTS_NAME} only. Ask its author to save it again with save_pretrained()"

@@ -22,28 +22,27 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             Divergence between teacher and student: "js" (Jensen-Shannon) or "kl" (KL(teacher‖student)).
         kd_weight (`float`, *optional*, defaults to 2.0): Weight of the distillation loss, at least 0.
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy, at least 0.
-        temperature (`float`, *optional*, defaults to 1.0): Divides teacher's and student's logits; above 0.
-        language_column (`str`, *optional*, defaults to `"language"`): Column of the dataset with each example's
-            language.
+        temperature (`float`, *optional*, defaults to 1.0): Divisor of the teacher's and student's logits, above 0.
+        language_column (`str`, *optional*, defaults to `"language"`): The dataset's column of languages.
         language_temperature (`float`, *optional*, defaults to 1.0):
-            How far languages are evened out where several are trained, see [`LanguageBatchSampler`]: at 1 every
-            example comes once an epoch, at `inf` every language as often as the largest; at least 1.
+            Balances several languages, see [`LanguageBatchSampler`]. With 1 every example comes once an epoch, with
+            `inf` every language as often as the largest. At least 1.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
-            As in `TrainingArguments`, where it is `True`, and would remove what the collator makes batches of.
+            As in `TrainingArguments`, where the default `True` would remove the collator's inputs.
 
     Raises:
-        ValueError: a value outside of the range given above.
+        ValueError: a value outside of the range above.
     """
 
     kd_loss: str = field(default="js", metadata={"help": "Divergence between teacher and student: 'js' or 'kl'."})
     kd_weight: float = field(default=2.0, metadata={"help": "Weight of the distillation loss, at least 0."})
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy, at least 0."})
-    temperature: float = field(default=1.0, metadata={"help": "Divides teacher's and student's logits; above 0."})
-    language_column: str = field(
-        default="language", metadata={"help": "Column of the dataset with each example's language."}
+    temperature: float = field(
+        default=1.0, metadata={"help": "Divisor of the teacher's and student's logits, above 0."}
     )
+    language_column: str = field(default="language", metadata={"help": "The dataset's column of languages."})
     language_temperature: float = field(
-        default=1.0, metadata={"help": "How far several languages are evened out: 1 not at all, inf fully."}
+        default=1.0, metadata={"help": "Balances several languages: 1 not at all, inf fully."}
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Remove columns that the model's forward does not take."}
@@ -55,7 +54,7 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"kd_loss is {self.kd_loss!r}, expected one of {', '.join(KD_LOSSES)}")
         for name in ("kd_weight", "ce_weight"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 (0 leaves that part out)")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 (0 turns that part off)")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected above 0 (1 leaves the logits as they are)")
         if not self.language_temperature >= 1:

@@ -1,7 +1,8 @@
-"""Loss mathematics, as plain functions of tensors. Sums, so that a trainer can divide by the tokens of all batches.
+"""
+Losses as functions of tensors. They return sums, so that a trainer can divide by the tokens of all batches.
 
-`cross_entropy_sum` and `distillation_sum` take logits; `chunked_losses` takes decoder states, and makes both losses of
-some positions at a time, so that the logits of a batch are never in memory together.
+`cross_entropy_sum` and `distillation_sum` take logits. `chunked_losses` takes decoder states and computes both losses
+for some positions at a time, so that the logits of a batch are never in memory together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KD_LOSSES = ("js", "kl")
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """
-    Cross-entropy, summed over the label positions that are not -100.
+    Compute the cross-entropy, summed over the label positions that are not -100.
 
     Args:
         logits (`torch.Tensor`): [..., tokens, vocabulary]
@@ -48,20 +49,20 @@ def distillation_sum(
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """
-    Divergence of the next-token distributions p (teacher) and q (student), summed over label positions not -100, times
-    `temperature²`, which keeps gradients of one size (Hinton et al., 2015).
+    Compute the divergence of the next-token distributions p (teacher) and q (student), summed over the label positions
+    that are not -100, times `temperature²`, which keeps the size of gradients (Hinton et al., 2015).
 
     "js", Jensen-Shannon: `0.5 KL(p‖m) + 0.5 KL(q‖m)`, `m = (p + q) / 2` (Ferraz et al., 2024, eq. 6); "kl": `KL(p‖q)`.
 
     Args:
         student_logits (`torch.Tensor`): [..., tokens, vocabulary]
-        teacher_logits (`torch.Tensor`): [..., tokens, vocabulary]; a constant: no gradient flows to it.
+        teacher_logits (`torch.Tensor`): [..., tokens, vocabulary]. It gets no gradient.
         labels (`torch.Tensor`): int64 [..., tokens]
         kind (`str`, *optional*, defaults to `"js"`): "js" or "kl".
         temperature (`float`, *optional*, defaults to 1.0): Divides the logits of both.
 
     Returns:
-        `torch.Tensor`: scalar, in nats; "js" is at most `log 2` a token at temperature 1.
+        `torch.Tensor`: scalar, in nats. "js" is at most `log 2` a token at temperature 1.
 
     Raises:
         ValueError: an unknown `kind`.
@@ -71,19 +72,20 @@ def distillation_sum(
 
 
 @dataclass
-class Teaching:
+class TeacherTargets:
     """
-    What a teacher says about label positions, as `chunked_losses` takes it.
+    A teacher's targets for label positions, for [`chunked_losses`].
 
     Args:
         hidden_states (`torch.Tensor`): [positions, teacher hidden], its decoder states before the output layer.
         output_layer (`Callable`):
-            Makes logits [n, teacher vocabulary] of states [n, teacher hidden]. States are cast to the dtype of a
-            module's parameters; a plain function gets them as they are.
+            Computes logits [n, teacher vocabulary] from states [n, teacher hidden]. A module gets states in the dtype
+            of its parameters, a plain function as they are.
         student_ids (`torch.Tensor`, *optional*):
-            int64 [common], the columns of the student's logits that are compared; by default all, in their order.
-        teacher_ids (`torch.Tensor`, *optional*): int64 [common], the same tokens' columns of the teacher's logits.
-        is_taught (`torch.Tensor`, *optional*): bool [positions], where there is distillation; by default everywhere.
+            int64 [common], the compared columns of the student's logits. By default all, in their order.
+        teacher_ids (`torch.Tensor`, *optional*): int64 [common], the columns of the same tokens in the teacher's
+            logits.
+        is_taught (`torch.Tensor`, *optional*): bool [positions], the positions with distillation. By default all.
     """
 
     hidden_states: torch.Tensor
@@ -99,62 +101,62 @@ def chunked_losses(
     output_weight: torch.Tensor,
     output_bias: torch.Tensor | None,
     labels: torch.Tensor,
-    teaching: Teaching | None = None,
+    targets: TeacherTargets | None = None,
     *,
     ce_weight: float = 1.0,
     kd_weight: float = 1.0,
     label_smoothing: float = 0.0,
     kind: str = "js",
     temperature: float = 1.0,
-    # Fastest on a CPU with Whisper's vocabulary, at 240 MB: smaller chunks read the weights more often, and float32
-    # [chunk, vocabulary] of more than 32 MiB, from 162 positions on, are mapped by the system anew each time.
+    # Fastest on a CPU with Whisper's vocabulary, at 240 MB. Smaller chunks read the weights more often. Above 161
+    # positions, float32 [chunk, vocabulary] exceeds 32 MiB, which the system maps again for each allocation.
     chunk_size: int = 128,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    `ce_weight · CE + kd_weight · KD` of decoder states: `cross_entropy_sum` and `distillation_sum` of
-    `hidden_states · output_weightᵀ + output_bias`, without the logits of more than `chunk_size` positions in memory.
+    Compute `ce_weight · CE + kd_weight · KD` from decoder states: `cross_entropy_sum` and `distillation_sum` of the
+    logits `hidden_states · output_weightᵀ + output_bias`, with the logits of `chunk_size` positions in memory at a
+    time.
 
-    The gradients are made along with the losses, chunk by chunk; `backward` only scales them. Where no gradient is
-    wanted, as in evaluation, none is made. Where vocabularies differ, distributions are compared over the common
-    tokens, each normalized over these.
+    The gradients are computed with the losses, chunk by chunk, and `backward` only scales them. In evaluation none are
+    computed. If vocabularies differ, both distributions are normalized over the common tokens.
 
     Args:
-        hidden_states (`torch.Tensor`): [positions, hidden], the student's, where labels are not -100.
+        hidden_states (`torch.Tensor`): [positions, hidden], the student's, at labels that are not -100.
         output_weight (`torch.Tensor`): [vocabulary, hidden]
         output_bias (`torch.Tensor` or `None`): [vocabulary]
-        labels (`torch.Tensor`): int64 [positions], none of them -100.
-        teaching ([`Teaching`], *optional*): Without it, as with `kd_weight` 0, there is no distillation.
+        labels (`torch.Tensor`): int64 [positions], without -100.
+        targets ([`TeacherTargets`], *optional*): Without it, or with `kd_weight` 0, there is no distillation.
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy.
         kd_weight (`float`, *optional*, defaults to 1.0): Weight of the distillation loss.
         label_smoothing (`float`, *optional*, defaults to 0.0): As in `cross_entropy_sum`.
         kind (`str`, *optional*, defaults to `"js"`): As in `distillation_sum`.
         temperature (`float`, *optional*, defaults to 1.0): As in `distillation_sum`.
-        chunk_size (`int`, *optional*, defaults to 128): Positions whose logits are in memory together.
+        chunk_size (`int`, *optional*, defaults to 128): Number of positions whose logits are in memory together.
 
     Returns:
-        `tuple` of three scalar `torch.Tensor`: the weighted sum, and without gradient CE and KD, all summed over
-        positions.
+        `tuple` of three scalar `torch.Tensor`, summed over positions: the weighted sum, and CE and KD without
+        gradient.
 
     Raises:
-        ValueError: an unknown `kind`; numbers of positions that differ.
+        ValueError: an unknown `kind`, or numbers of positions that differ.
     """
     counts = {"hidden_states": len(hidden_states), "labels": len(labels)}
-    if teaching is not None:
-        counts["teaching.hidden_states"] = len(teaching.hidden_states)
-        if teaching.is_taught is not None:
-            counts["teaching.is_taught"] = len(teaching.is_taught)
+    if targets is not None:
+        counts["targets.hidden_states"] = len(targets.hidden_states)
+        if targets.is_taught is not None:
+            counts["targets.is_taught"] = len(targets.is_taught)
     if len(set(counts.values())) > 1:
         described = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise ValueError(f"the numbers of positions differ: {described}. Pick the same label positions of each")
+        raise ValueError(f"the numbers of positions differ: {described}. Select the same label positions of each")
 
     def chunk_sums(logits: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
         ce_sum = cross_entropy_sum(logits, labels[chunk], label_smoothing)
-        if teaching is None or kd_weight == 0:
+        if targets is None or kd_weight == 0:
             return ce_sum, logits.new_zeros(())
-        student_logits, teacher_logits = _taught_logits(logits, teaching, chunk)
+        student_logits, teacher_logits = _taught_logits(logits, targets, chunk)
         return ce_sum, _divergence_sum(student_logits, teacher_logits, kind, temperature)
 
-    with_gradients = torch.is_grad_enabled()  # within an autograd function, it never is
+    with_gradients = torch.is_grad_enabled()  # it is always off within an autograd function
     return _ChunkedLosses.apply(
         hidden_states, output_weight, output_bias, chunk_sums, ce_weight, kd_weight, chunk_size, with_gradients
     )
@@ -182,8 +184,8 @@ class _ChunkedLosses(torch.autograd.Function):
         ce_sum = hidden_states.new_zeros((), dtype=_at_least_float32(hidden_states.dtype))
         kd_sum = ce_sum.clone()
         with torch.set_grad_enabled(any(wanted)):
-            # Once: autocast keeps no copy of a frozen weight and would cast it in each chunk.
-            weight, bias = _autocast(output_weight), _autocast(output_bias)
+            # Cast once. autocast does not cache a frozen weight and would cast it in each chunk.
+            weight, bias = _cast_for_autocast(output_weight), _cast_for_autocast(output_bias)
             for start in range(0, len(hidden_states), chunk_size):
                 chunk = slice(start, start + chunk_size)
                 ce, kd = chunk_sums(_full_precision(F.linear(hidden_states[chunk], weight, bias)), chunk)
@@ -203,7 +205,7 @@ class _ChunkedLosses(torch.autograd.Function):
 
 
 def _leaf(tensor: torch.Tensor | None, with_gradient: bool) -> torch.Tensor | None:
-    """The tensor outside of the caller's graph, with a gradient of its own."""
+    """A leaf with the tensor's data, outside of the caller's graph."""
     if tensor is None:
         return None
     leaf = tensor.detach().requires_grad_(with_gradient)
@@ -212,25 +214,25 @@ def _leaf(tensor: torch.Tensor | None, with_gradient: bool) -> torch.Tensor | No
 
 
 def _taught_logits(
-    student_logits: torch.Tensor, teaching: Teaching, chunk: slice
+    student_logits: torch.Tensor, targets: TeacherTargets, chunk: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a chunk's taught positions over the common tokens, both on the student's device."""
+    """Student's and teacher's logits of the taught positions of a chunk, over the common tokens, on one device."""
     device = student_logits.device
-    states = teaching.hidden_states[chunk]
-    if teaching.is_taught is not None:
-        # Selected, not multiplied by 0: the states of other positions may hold anything.
-        rows = teaching.is_taught[chunk].nonzero().squeeze(-1)
+    states = targets.hidden_states[chunk]
+    if targets.is_taught is not None:
+        # Select, do not multiply by 0: the states of other positions may be NaN.
+        rows = targets.is_taught[chunk].nonzero().squeeze(-1)
         states = states.index_select(0, rows.to(states.device))
         student_logits = student_logits.index_select(0, rows.to(device))
-    if teaching.student_ids is not None:
-        student_logits = student_logits.index_select(-1, teaching.student_ids.to(device))
+    if targets.student_ids is not None:
+        student_logits = student_logits.index_select(-1, targets.student_ids.to(device))
     with torch.no_grad():
-        if isinstance(teaching.output_layer, nn.Module):
-            dtypes = (parameter.dtype for parameter in teaching.output_layer.parameters())
+        if isinstance(targets.output_layer, nn.Module):
+            dtypes = (parameter.dtype for parameter in targets.output_layer.parameters())
             states = states.to(next((dtype for dtype in dtypes if dtype.is_floating_point), states.dtype))
-        teacher_logits = teaching.output_layer(states)
-        if teaching.teacher_ids is not None:
-            teacher_logits = teacher_logits.index_select(-1, teaching.teacher_ids.to(teacher_logits.device))
+        teacher_logits = targets.output_layer(states)
+        if targets.teacher_ids is not None:
+            teacher_logits = teacher_logits.index_select(-1, targets.teacher_ids.to(teacher_logits.device))
     return student_logits, teacher_logits.to(device)
 
 
@@ -245,7 +247,7 @@ def _divergence_sum(
     if kind == "kl":
         divergence = _kl_sum(log_p, log_q)
     else:
-        with torch.no_grad():  # m needs no gradient: a change of m adds -sum((p + q) / 2m dm) = -sum(dm) = 0
+        with torch.no_grad():  # m needs no gradient: its change dm adds -sum((p + q) / 2m dm) = -sum(dm) = 0
             log_m = torch.logaddexp(log_p, log_q).sub_(math.log(2))
             teacher_part = _kl_sum(log_p, log_m)
         divergence = 0.5 * (teacher_part + _kl_sum(log_q, log_m))
@@ -265,8 +267,8 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """What autocast would make of a weight."""
+def _cast_for_autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The weight in the dtype to which autocast would cast it."""
     if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))

@@ -1,4 +1,4 @@
-"""What Trainer does with the Hub, done for folders of languages."""
+"""Trainer's pushes to the Hub, for folders of languages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
-from ..hub.card import START, language_card
-from ..hub.push import LANGUAGE_FILES, README, describe_adapter, push_folder
-from ..hub.record import read_languages
+from ..hub.card import write_folder_cards
+from ..hub.push import LANGUAGE_FILES, describe_adapter, push_folder
 from ..languages import language_code
 from ..tuner.adapter_names import adapter_folder
 
@@ -27,11 +26,11 @@ logger = logging.get_logger(__name__)
 
 class LanguagePublisher:
     """
-    Mixed into a `Trainer`: pushes go into one folder a language of a repository that may hold others, by
-    [`push_folder`], and leave it a card of all languages.
+    A mixin for `Trainer`. It pushes each language into its folder of a repository, which may have other languages,
+    with [`push_folder`], and updates the card of all languages.
 
-    Trainer would push the whole output folder instead: its card over everybody's, adapters of the last `save_model`
-    where they are not named "default", and the pickled arguments with `hub_token` in them.
+    Trainer would push the whole output folder instead: its card would replace the existing one, adapters that are not
+    named "default" would be those of the last `save_model`, and the pickled arguments contain `hub_token`.
     """
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
@@ -40,11 +39,11 @@ class LanguagePublisher:
                 language_code(config.language or name)
             except ValueError as error:
                 raise ValueError(
-                    f"adapter {name!r} is for no language, so there is no folder on the Hub for it: give it one, "
+                    f"adapter {name!r} has no language, so there is no folder on the Hub for it: give it a language, "
                     'CLSRConfig(language="ca")'
                 ) from error
         super().init_hf_repo(*args, **kwargs)
-        self._hub = HfApi()  # its pushes in the background come one after the other
+        self._hub = HfApi()  # runs its background pushes one after the other
 
     def create_model_card(
         self,
@@ -55,15 +54,15 @@ class LanguagePublisher:
         **kwargs: Any,
     ) -> None:
         """
-        Write the card of the languages in `output_dir`, and beside each adapter what the card says of it.
+        Write the card of the languages in `output_dir`, and a record beside each adapter.
 
         Args:
-            dataset (`str`, *optional*, defaults to `"evaluation set"`): Name of the test set that evaluation was on.
+            dataset (`str`, *optional*, defaults to `"evaluation set"`): Name of the test set of the evaluation.
             metrics (`Mapping`, *optional*):
-                Language code to results by test set, as [`push_language`] takes them; by default WER and CER of the
-                evaluation of these weights, where there was one with `make_compute_metrics`.
-            gate_means (`Mapping`, *optional*): Language code to what `gate_means` measured, for the plot.
-            kwargs: Further arguments of `Trainer.create_model_card`, which this card has no place for.
+                Language code to results by test set, as in [`push_language`]. By default WER and CER of the evaluation
+                of these weights, if there was one with [`make_compute_metrics`].
+            gate_means (`Mapping`, *optional*): Language code to the result of [`gate_means`], for the plot.
+            kwargs: Further arguments of `Trainer.create_model_card`, which are ignored.
         """
         if not self.is_world_process_zero():
             return
@@ -71,12 +70,7 @@ class LanguagePublisher:
         step = state.best_global_step if self.args.load_best_model_at_end else None
         output_dir = Path(self.args.output_dir)
         self._describe(output_dir, step or state.global_step, dataset, metrics or {}, gate_means or {})
-        path = output_dir / README
-        existing = path.read_bytes().decode("utf-8") if path.is_file() else ""
-        repo_id = self.hub_model_id or self.args.hub_model_id or output_dir.absolute().name
-        # PEFT leaves an empty template there whenever it saves.
-        text = language_card(read_languages(output_dir), repo_id, existing if START in existing else None)
-        path.write_bytes(text.encode("utf-8"))
+        write_folder_cards(output_dir, self.hub_model_id or self.args.hub_model_id or output_dir.absolute().name)
 
     def push_to_hub(
         self,
@@ -87,7 +81,7 @@ class LanguagePublisher:
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
-        """As `Trainer.push_to_hub`, for languages; `kwargs` are those of `create_model_card`."""
+        """Like `Trainer.push_to_hub`, for languages. `kwargs` are those of `create_model_card`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
@@ -112,7 +106,7 @@ class LanguagePublisher:
             logger.warning(f"{checkpoint_folder} is not pushed: {error}")
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # A copy, as the checkpoint may be deleted, and the next one saved, while this one is on its way.
+        # Copy, as the checkpoint may be deleted during the upload.
         copied = Path(tempfile.mkdtemp())
         for folder in self._folders(Path(checkpoint_folder)).values():
             target = copied / folder.relative_to(checkpoint_folder)
@@ -135,7 +129,7 @@ class LanguagePublisher:
                     token=self.args.hub_token,
                     revision=self.args.hub_revision,
                     run_as_future=True,
-                    ignore_patterns=[TRAINING_ARGS_NAME],  # pickled, with the token
+                    ignore_patterns=[TRAINING_ARGS_NAME],  # a pickle with the token
                 )
             )
         if in_progress:
@@ -163,7 +157,7 @@ class LanguagePublisher:
         return self._hub.run_as_future(push)
 
     def _folders(self, folder: Path) -> dict[str, Path]:
-        """Where PEFT saved each adapter under `folder`."""
+        """The folders of the adapters that PEFT saved under `folder`."""
         adapters = self.accelerator.unwrap_model(self.model).peft_config
         folders = {name: adapter_folder(folder, name) for name in adapters}
         return {name: path for name, path in folders.items() if (path / SAFETENSORS_WEIGHTS_NAME).is_file()}
@@ -184,7 +178,7 @@ class LanguagePublisher:
             )
 
     def _evaluated(self, code: str, step: int, test_set: str) -> dict[str, dict[str, float]]:
-        """WER and CER of a language in the last evaluation at a step."""
+        """WER and CER of a language in the last evaluation at `step`."""
         logs = [log for log in self.state.log_history if log.get("step") == step and f"eval_wer_{code}" in log]
         if not logs:
             return {}

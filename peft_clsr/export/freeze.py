@@ -1,4 +1,4 @@
-"""A Whisper without routing: each FFN whose gate nearly always decides one way becomes that one FFN."""
+"""Freezes routing: each FFN whose gate nearly always decides one way becomes that one FFN."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..evaluation.error_rates import error_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.transcripts import transcribe
+from ..extras import require
 from ..languages import adapter_of_language, language_code
 from ..tuner.config import CLSRConfig
 from ..tuner.layer import CLSRLayer
 from ..tuner.model import CLSRModel
+from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side, position_mask
 
 _COLUMNS = ("input_features", "attention_mask", "labels", "text")
 
@@ -29,25 +31,25 @@ _COLUMNS = ("input_features", "attention_mask", "labels", "text")
 @dataclass(frozen=True)
 class FrozenRouting:
     """
-    What [`freeze_routing`] gives.
+    The result of [`freeze_routing`].
 
     Args:
         model (`WhisperForConditionalGeneration` or `PeftModel`):
-            The frozen model, in evaluation mode: a plain Whisper, or a `PeftModel` where a module is left routed.
+            The frozen model, in evaluation mode: a plain Whisper, or a `PeftModel` if a module stays routed.
         shares (`dict[str, float]`):
-            Share of tokens that each module's gate sends to the expert, in [0, 1], without padding: what
-            [`~evaluation.gate_means`] gives.
+            Share of tokens that each module's gate sends to the expert, in [0, 1], without padding, from
+            [`gate_means`].
         padding_shares (`dict[str, float]`):
-            The same of the padding after the audio, for the encoder's modules; empty where there is none.
-        became (`dict[str, str]`): What each of these modules became: "expert", "shared", or "routed" as before.
-        before (`dict`): Error rates of the routed model on the dataset, as [`~evaluation.error_rates`] gives them.
-        after (`dict`): The same of the frozen model.
+            The same for the padding after the audio, for the encoder's modules. Empty if there is no padding.
+        decisions (`dict[str, str]`): What each module became: "expert", "shared", or "routed" as before.
+        before (`dict`): Error rates of the routed model on the dataset, as in [`error_rates`].
+        after (`dict`): The same for the frozen model.
     """
 
     model: WhisperForConditionalGeneration | PeftModel
     shares: dict[str, float]
     padding_shares: dict[str, float]
-    became: dict[str, Literal["expert", "shared", "routed"]]
+    decisions: dict[str, Literal["expert", "shared", "routed"]]
     before: dict[str, float | int]
     after: dict[str, float | int]
 
@@ -64,41 +66,41 @@ def freeze_routing(
     max_new_tokens: int | None = None,
 ) -> FrozenRouting:
     """
-    Replace routed FFNs by the one that their gates nearly always choose, and measure what that costs.
+    Replace each routed FFN by the path that its gate nearly always chooses, and measure the cost.
 
-    A module whose gate sends at least `threshold` of the dataset's tokens to the expert becomes the expert, one that
-    sends at most `1 - threshold` becomes the shared FFN, each of plain `nn.Linear`s. In the encoder this must be true
-    of the tokens of the audio and of those of the padding after it, each for themselves: Whisper attends to both.
-    Where all modules are decided, nothing of this library is left: the model saves, loads and converts as any Whisper.
-    It is for one language then. A context that the adapter cut (`max_audio_seconds`) stays cut in it.
+    A module whose gate sends at least `threshold` of the dataset's tokens to the expert becomes the expert. One that
+    sends at most `1 - threshold` becomes the shared FFN. Both consist of plain `nn.Linear`s. In the encoder this must
+    hold for the tokens of the audio and for those of the padding separately, as Whisper attends to both. If all
+    modules are decided, the model needs this library no more: it saves, loads and converts like any Whisper, for one
+    language. A context that the adapter cut (`max_audio_seconds`) stays cut.
 
-    Where modules are left routed, the model is a `PeftModel` whose adapter names the frozen ones in `exclude_modules`.
-    It belongs to the frozen base, not to the original one: save both, the adapter first, as in
+    If modules stay routed, the model is a `PeftModel` whose adapter lists the frozen ones in `exclude_modules`. It
+    belongs to the frozen base, not to the original one. Save both, the adapter first, as in
     `model.save_pretrained("adapter")` and `model.unload().save_pretrained("base")`.
 
     Args:
-        model (`PeftModel`): A Whisper with CLSR adapters, which stays as it is: all is done on a copy.
+        model (`PeftModel`): A Whisper with CLSR adapters. It is not changed: the work is done on a copy.
         language (`str`): The language to keep: an adapter's name, or a code or English name of a Whisper language.
         dataset (`datasets.Dataset`):
-            Speech in that language that `prepare_dataset` prepared at the model's context. It decides what is frozen,
-            and it is what error rates are measured on.
+            Speech in that language from [`prepare_dataset`], at the model's context. Modules are decided, and error
+            rates measured, on it.
         processor (`WhisperProcessor`): Decodes the transcripts.
-        threshold (`float`, *optional*, defaults to 0.95): When a module is decided, in (0.5, 1].
+        threshold (`float`, *optional*, defaults to 0.95): The share that decides a module, in (0.5, 1].
         undecided (`str`, *optional*, defaults to `"routed"`):
-            What becomes of the other modules: they stay "routed"; or each becomes what the "majority" of its tokens
-            takes, those of padding left out; or the one with the lower "loss" on the dataset's transcripts, tried one
-            after the other, which takes two passes of teacher forcing for each.
+            What the other modules become: they stay "routed"; or each becomes the path of the "majority" of its
+            tokens, without padding; or the path with the lower "loss" on the dataset's transcripts, one module after
+            the other, with two passes of teacher forcing each.
         batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
-        max_new_tokens (`int`, *optional*): Longest transcript in tokens, as in [`~evaluation.transcribe`].
+        max_new_tokens (`int`, *optional*): Longest transcript in tokens, as in [`transcribe`].
 
     Returns:
-        [`FrozenRouting`]: the frozen model, what became of each module, and error rates before and after.
+        [`FrozenRouting`]: the frozen model, the decision for each module, and error rates before and after.
 
     Raises:
         TypeError: `model` is no `PeftModel` around a Whisper, or `dataset` no `datasets.Dataset`.
         ValueError:
-            A threshold outside of (0.5, 1], or another word for `undecided`; a language without an adapter; an adapter
-            that is not CLSR; a dataset that is empty, lacks columns, or has another language or context; FFNs that are
+            A threshold outside of (0.5, 1], or an unknown `undecided`; a language without an adapter; an adapter of
+            another method; a dataset that is empty, lacks columns, or has another language or context; FFNs that are
             quantized or not in memory.
 
     Example:
@@ -146,25 +148,27 @@ def freeze_routing(
     before = measure(model, "routed")
 
     base, projections = model.get_base_model(), _projections(model.get_base_model(), name)
-    became = {key: _decision([share, padding_shares.get(key, share)], threshold) for key, share in shares.items()}
+    decisions = {key: _decision([share, padding_shares.get(key, share)], threshold) for key, share in shares.items()}
     if undecided == "majority":
-        became = {key: "expert" if share >= 0.5 else "shared" for key, share in shares.items()}
-    for key, kind in became.items():
+        decisions = {key: "expert" if share >= 0.5 else "shared" for key, share in shares.items()}
+    for key, kind in decisions.items():
         _replace(base, projections[key], name, kind)
     if undecided == "loss":
         batches = DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
-        for key in tqdm([key for key, kind in became.items() if kind == "routed"], desc=f"{code}: undecided modules"):
+        for key in tqdm(
+            [key for key, kind in decisions.items() if kind == "routed"], desc=f"{code}: undecided modules"
+        ):
             losses = {}
             for kind in ("expert", "shared"):
                 _replace(base, projections[key], name, kind)
                 losses[kind] = _loss(model, batches)
-            became[key] = min(losses, key=losses.get)
-            _replace(base, projections[key], name, became[key])
+            decisions[key] = min(losses, key=losses.get)
+            _replace(base, projections[key], name, decisions[key])
 
-    frozen = [key for gate, kind in became.items() if kind != "routed" for key in projections[gate]]
-    model = _finish(model, name, frozen, is_plain="routed" not in became.values())
+    frozen = [key for gate, kind in decisions.items() if kind != "routed" for key in projections[gate]]
+    model = _finish(model, name, frozen, is_plain="routed" not in decisions.values())
     after = measure(model, "frozen") if frozen else before
-    return FrozenRouting(model, shares, padding_shares, became, before, after)
+    return FrozenRouting(model, shares, padding_shares, decisions, before, after)
 
 
 def _decision(shares: list[float], threshold: float) -> Literal["expert", "shared", "routed"]:
@@ -176,8 +180,8 @@ def _decision(shares: list[float], threshold: float) -> Literal["expert", "share
 def _padding_shares(
     model: PeftModel, dataset: Any, collator: DataCollatorSpeechSeq2SeqWithPadding, batch_size: int
 ) -> dict[str, float]:
-    """Gate means of the encoder's modules over the padding after the audio."""
-    if all(bool(mask[::2].all()) for mask in dataset["attention_mask"]):  # a token of the encoder is two frames
+    """The gate means of the encoder's modules over the padding after the audio."""
+    if all(bool(position_mask(mask[None]).all()) for mask in dataset["attention_mask"]):
         return {}
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor | list[str]]:
@@ -185,12 +189,12 @@ def _padding_shares(
         return batch | {"attention_mask": 1 - batch["attention_mask"]}
 
     shares = gate_means(model, dataset, collate, batch_size=batch_size)
-    return {key: share for key, share in shares.items() if "decoder" not in key.split(".")}
+    return {key: share for key, share in shares.items() if module_side(key) != "decoder"}
 
 
 @torch.inference_mode()
 def _loss(model: PeftModel, batches: DataLoader) -> float:
-    """The mean cross-entropy of the transcripts' tokens."""
+    """The mean cross-entropy over the tokens of the transcripts."""
     total, tokens = 0.0, 0
     for batch in batches:
         features, labels = batch["input_features"].to(model.device, model.dtype), batch["labels"].to(model.device)
@@ -207,7 +211,7 @@ def _replace(
     adapter_name: str,
     kind: Literal["expert", "shared", "routed"],
 ) -> None:
-    """Put the projections of one FFN, by name, into the model: the expert's, the shared FFN's, or as they were."""
+    """Set the projections of one FFN, by name, in the model: the expert's, the shared FFN's, or the routed ones."""
     for key, layer in projections.items():
         parent, _, attribute = key.rpartition(".")
         projection = layer
@@ -221,9 +225,9 @@ def _replace(
 def _finish(
     model: PeftModel, adapter_name: str, frozen: list[str], is_plain: bool
 ) -> WhisperForConditionalGeneration | PeftModel:
-    """What is returned of a model whose projections `frozen` were replaced."""
+    """The model to return, after its projections `frozen` were replaced."""
     base, config = model.get_base_model(), model.peft_config[adapter_name]
-    if frozen:  # it is not the model of that name any more
+    if frozen:  # the name is that of another model
         base.name_or_path = base.config.name_or_path = ""
         config.base_model_name_or_path = None
     if is_plain:
@@ -234,7 +238,7 @@ def _finish(
 
 
 def _expert(layer: CLSRLayer, adapter_name: str) -> nn.Linear:
-    """The expert's projection in `layer`, in the precision of the shared one."""
+    """The expert's projection in `layer`, as a plain linear layer in the precision of the shared one."""
     shared = layer.get_base_layer()
     if adapter_name in layer.clsr_expert:
         expert = layer.clsr_expert[adapter_name]
@@ -252,7 +256,7 @@ def _expert(layer: CLSRLayer, adapter_name: str) -> nn.Linear:
 def _exclude(base: nn.Module, config: CLSRConfig, keys: list[str]) -> None:
     """Add modules to the `exclude_modules` of an adapter's config."""
     excluded = config.exclude_modules or ()
-    if isinstance(excluded, str):  # names in its place: the expression with names in it would not be loaded
+    if isinstance(excluded, str):  # names replace the expression: with names in it, it could not be loaded
         all_targets = copy.copy(config)
         all_targets.exclude_modules = None
         excluded = [
@@ -264,7 +268,7 @@ def _exclude(base: nn.Module, config: CLSRConfig, keys: list[str]) -> None:
 
 
 def _projections(base: nn.Module, adapter_name: str) -> dict[str, dict[str, CLSRLayer]]:
-    """The projections that an adapter routes, by the name of the one that owns their gate, and by their own."""
+    """The routed projections of an adapter, by the name of the gate's owner, and by their own name."""
     projections: dict[str, dict[str, CLSRLayer]] = {}
     for key, module in base.named_modules():
         if isinstance(module, CLSRLayer) and adapter_name in module.clsr_config:
@@ -283,7 +287,7 @@ def _adapter(model: Any, language: str) -> tuple[str, str]:
     if not isinstance(model.base_model, CLSRModel):
         kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in model.peft_config.items())
         raise ValueError(
-            f"the model has no CLSR layers to freeze, its adapters are: {kinds}. Those of other methods are merged by "
+            f"the model has no CLSR layers to freeze, its adapters are: {kinds}. Merge those of other methods with "
             "model.merge_and_unload()"
         )
     name = adapter_of_language(model.peft_config, language)
@@ -304,27 +308,24 @@ def _check_layers(model: PeftModel, adapter_name: str) -> None:
 
 
 def _check_dataset(dataset: Any, code: str, max_source_positions: int) -> None:
-    import datasets
-
+    datasets = require("datasets")
     if not isinstance(dataset, datasets.Dataset):
-        raise TypeError(
-            f"the dataset is a {type(dataset).__name__}, expected a datasets.Dataset as prepare_dataset gives"
-        )
+        raise TypeError(f"the dataset is a {type(dataset).__name__}, expected a datasets.Dataset from prepare_dataset")
     missing = [column for column in _COLUMNS if column not in dataset.column_names]
     if missing:
         raise ValueError(f"the dataset has no {', '.join(missing)}: prepare it with prepare_dataset")
     if not len(dataset):
-        raise ValueError("the dataset is empty: gates can be measured and transcripts scored on speech alone")
+        raise ValueError("the dataset is empty: measuring gates and error rates needs speech")
     if "language" in dataset.column_names:
         others = sorted({str(language) for language in dataset.unique("language")} - {code})
         if others:
             raise ValueError(
                 f"the dataset has utterances of the languages {others} beside or instead of {code!r}, whose gates are "
-                f"to be measured: give it those of {code!r} alone"
+                f"measured: give it only those of {code!r}"
             )
-    frames, context = len(dataset[0]["input_features"][0]), 2 * max_source_positions
+    frames, context = len(dataset[0]["input_features"][0]), FRAMES_PER_POSITION * max_source_positions
     if frames != context:
         raise ValueError(
             f"the dataset's features have {frames} frames and the model takes {context}: prepare it at the model's "
-            f"context, set_audio_context(None, processor, {context / 100:g})"
+            f"context, set_audio_context(None, processor, {max_source_positions / POSITIONS_PER_SECOND:g})"
         )

@@ -1,4 +1,4 @@
-"""Whether a base model is the one that an adapter was trained on: by name, and by a hash of one shared FFN."""
+"""Checks by name, and by a hash of one shared FFN, if a base model is the one that an adapter was trained on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch import nn
 
 from ..tuner.layer import CLSRLayer
 
-# A checkpoint is loaded in one precision by one user and in another by the next. Lower ones follow from float32 by one
-# rounding, whoever does it; between themselves they do not.
+# Users load a checkpoint in different precisions. Rounding float32 gives the same lower precision for everyone; lower
+# precisions cannot be converted into each other.
 _HASHED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def ffn_identity(model: PeftModel, adapter_name: str) -> dict[str, Any]:
     """
-    The identity of the base model: hashes of the shared weight of the last FFN that the adapter routes.
+    Return the identity of the base model: hashes of the shared weight of the last FFN that the adapter routes.
 
-    The last one, since fine-tuning often leaves the encoder, which comes first, as it is.
+    It takes the last one, as fine-tuning often does not change the encoder, which comes first.
 
     Args:
         model (`PeftModel`): A model with the adapter.
@@ -33,7 +33,7 @@ def ffn_identity(model: PeftModel, adapter_name: str) -> dict[str, Any]:
 
     Returns:
         `dict`: `{"module": name in the base model, "sha256": {dtype: hex digest}}`, for the precision of the weight
-        and for those that follow from it. No digests where the weight is quantized, sharded or not in memory.
+        and the lower ones. No digests if the weight is quantized, sharded or not in memory.
     """
     module = [
         name
@@ -49,17 +49,17 @@ def check_base_model(
     """
     Refuse an adapter of another base model.
 
-    Names must be equal, unless one of them is a folder and the hashes say that it holds the same model. Where hashes
-    can be compared they must be equal too.
+    Names must be equal, unless one of them is a folder and the hashes show the same model. Hashes must be equal if
+    they can be compared.
 
     Args:
         model (`nn.Module`): The base model, or a `PeftModel` around it.
-        base_model_name_or_path (`str`, *optional*): The adapter's.
-        identity (`Mapping`, *optional*): What [`ffn_identity`] gave for the adapter.
-        adapter (`str`): How to call the adapter in the error.
+        base_model_name_or_path (`str`, *optional*): The adapter's base model.
+        identity (`Mapping`, *optional*): The result of [`ffn_identity`] for the adapter.
+        adapter (`str`): Name of the adapter in the error.
 
     Raises:
-        ValueError: the base differs; the message says in what, and how to load all the same.
+        ValueError: the base differs. The message says how, and how to load all the same.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     name, wanted = getattr(base, "name_or_path", None), base_model_name_or_path
@@ -82,7 +82,7 @@ def check_base_model(
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name is a repository's on the Hub, such as "openai/whisper-small", and not a folder's here."""
+    """True for the name of a repository on the Hub, such as "openai/whisper-small", that is no local folder."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
@@ -91,15 +91,15 @@ def is_hub_id(name: str | None) -> bool:
 
 
 def _has_identity(base: nn.Module, identity: Mapping[str, Any]) -> bool | None:
-    """Whether `base` has the hash of `identity`; `None` where the two cannot be compared."""
+    """True if `base` has the hash of `identity`, `None` if the two cannot be compared."""
     hashes = identity.get("sha256")
     if not hashes:
         return None
     try:
-        own = _weight_hashes(base, identity.get("module", ""))
-    except AttributeError:  # no such module, or none with a weight
+        hashes_here = _weight_hashes(base, identity.get("module", ""))
+    except AttributeError:  # no such module, or it has no weight
         return False
-    for dtype, digest in own.items():  # the precision of the weight comes first
+    for dtype, digest in hashes_here.items():  # the precision of the weight comes first
         if dtype in hashes:
             return digest == hashes[dtype]
     return None

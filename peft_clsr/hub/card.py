@@ -1,34 +1,40 @@
-"""The model card of a repository of languages: made of what stands in its folders, between two markers."""
+"""The model card of a repository of languages. It is generated from the folders, between two markers."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
 from .base_model import is_hub_id
-from .record import PLOT_NAME, HubLanguage
+from .record import PLOT_NAME, HubLanguage, read_languages
 
+README = "README.md"
 START = "<!-- peft_clsr: written by the library; what stands outside of these two markers is kept -->"
 END = "<!-- peft_clsr: end -->"
 
-# Whisper's code where it is not that of ISO 639, which the Hub asks for.
+# In the card that PEFT writes.
+_PEFT_TEMPLATE = "[More Information Needed]"
+
+# The Hub expects codes of ISO 639. Whisper's differ here.
 _ISO_CODES = {"jw": "jv"}
 _OUR_METRIC = re.compile(r"(WER|CER) \([^()]*\)")
 
 
 def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str | None = None) -> str:
     """
-    The card, as Markdown with its metadata.
+    Generate the card, as Markdown with its metadata.
 
     Args:
         languages (`Sequence[HubLanguage]`): All languages of the repository.
         repo_id (`str`): The repository, for the snippet.
         existing (`str`, *optional*):
-            The card as it is. What stands outside of the markers is kept, as is metadata that others wrote.
+            The present card. Text outside of the markers is kept, and so is metadata by others.
 
     Raises:
         ValueError: the metadata of the existing card cannot be read.
@@ -38,11 +44,11 @@ def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str 
     try:
         card = ModelCard(existing)
     except Exception as error:  # of YAML, or of the results in it
-        raise ValueError(f"the metadata at the top of README.md cannot be read, mend it first: {error}") from error
+        raise ValueError(f"the metadata at the top of README.md cannot be read, correct it first: {error}") from error
     _set_metadata(card, languages, repo_id)
     newline = "\r\n" if "\r\n" in card.text else "\n"
     block = "\n".join([START, *_body(languages, repo_id), END]).replace("\n", newline)
-    # The last start: a marker whose partner somebody deleted must not take text of theirs with it.
+    # Take the last start marker. If somebody deleted an end marker, their text must stay.
     start = card.text.rfind(START)
     end = card.text.find(END, start)
     if start >= 0 and end >= 0:
@@ -50,6 +56,31 @@ def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str 
     else:
         card.text = card.text.rstrip() + newline * 2 + block + newline
     return str(card)
+
+
+def write_folder_cards(directory: Path, repo_id: str) -> None:
+    """
+    Write the card of the languages in a folder, and in each language's folder a card of it alone.
+
+    PEFT writes an empty template there whenever it saves. Other text outside of the markers is kept.
+
+    Args:
+        directory (`Path`): A folder as [`read_languages`] reads it.
+        repo_id (`str`): The repository to which it may be pushed, for the snippets.
+    """
+    languages = read_languages(directory)
+    _write_card(directory / README, languages, repo_id)
+    for language in languages:
+        if language.subfolder:
+            plot_is_beside = replace(language, subfolder="")
+            _write_card(directory / language.subfolder / README, [plot_is_beside], repo_id)
+
+
+def _write_card(path: Path, languages: Sequence[HubLanguage], repo_id: str) -> None:
+    existing = path.read_bytes().decode("utf-8") if path.is_file() else None
+    if existing is not None and START not in existing and _PEFT_TEMPLATE in existing:
+        existing = None
+    path.write_bytes(language_card(languages, repo_id, existing).encode("utf-8"))
 
 
 def _set_metadata(card: ModelCard, languages: Sequence[HubLanguage], repo_id: str) -> None:
@@ -95,7 +126,7 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
 def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
     lines = [
         "Language experts for Whisper, one folder a language, trained with peft_clsr (conditional language-specific",
-        "routing, [arXiv 2311.01070](https://arxiv.org/abs/2311.01070)). The base model stays as it is.",
+        "routing, [arXiv 2311.01070](https://arxiv.org/abs/2311.01070)). The base model is not changed.",
         "",
         "## Languages",
         "",
@@ -105,7 +136,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
     for language in languages:
         expert = "full" if language.rank is None else f"rank {language.rank}"
         size = "" if language.size is None else f"{language.size / 1e6:.1f} MB"
-        base = language.base_model if is_hub_id(language.base_model) else ""  # no paths of somebody's machine
+        base = language.base_model if is_hub_id(language.base_model) else ""  # no local paths
         row = [f"{language.name} ({language.code})", language.subfolder, base, expert, size]
         for test_set, rates in language.results.items() or [("", {})]:
             details = [str(rates[key]) for key in ("config", "split") if key in rates]
@@ -122,7 +153,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
         lines += ["", f"{language.name} ({language.code}): {values}"]
     plotted = [language for language in languages if language.has_plot]
     if plotted:
-        lines += ["", "## How often each layer asks the expert"]
+        lines += ["", "## How often each layer uses the expert"]
     for language in plotted:
         path = f"{language.subfolder}/{PLOT_NAME}".lstrip("/")
         lines += ["", f"![{language.name}: mean gate by layer]({path})"]
@@ -130,28 +161,27 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
 
 
 def _percent(rates: Mapping[str, Any], metric: str) -> str:
-    """A rate, and that of the base model in parentheses, as far as they are known."""
+    """A rate, and the base model's in parentheses, if they are known."""
     rate, base = rates.get(metric), rates.get(f"base_{metric}")
     own = "" if rate is None else f"{100 * rate:.1f}"
     return own if base is None else f"{own} ({100 * base:.1f})".strip()
 
 
 def _snippet(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
-    """Code that runs as it is, with the first language; strings of others go in as literals."""
+    """Code that runs as it is, with the first language. Strings from others become literals."""
     if not languages:
         return ["There is no language here yet."]
     language = languages[0]
     base = language.base_model if is_hub_id(language.base_model) else "the base model"
     seconds = language.max_audio_seconds
-    context = ["from peft_clsr import set_audio_context"] if seconds else []
+    names = "load_language, set_audio_context" if seconds else "load_language"
     cut = [f"set_audio_context(None, processor, {seconds!r})"] if seconds else []
     return [
         "```python",
         "import numpy as np",
         "import torch",
-        *context,
-        "from peft_clsr import load_language",
         "from transformers import WhisperForConditionalGeneration, WhisperProcessor",
+        f"from peft_clsr import {names}",
         "",
         f"base = {_literal(base)}",
         "processor = WhisperProcessor.from_pretrained(base)",
@@ -168,11 +198,11 @@ def _snippet(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """A string as Python has it in double quotes."""
+    """A Python string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _cell(value: object) -> str:
-    """Text that breaks neither the table nor the markers."""
+    """Text that cannot break the table or the markers."""
     text = " ".join(str(value).split())
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")

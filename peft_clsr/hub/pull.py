@@ -1,4 +1,4 @@
-"""Languages from the Hub: list and load them."""
+"""Lists and loads languages from the Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
-from ..checkpoints.checks import check_adapter_folder, is_clsr, read_config, weights_of
+from ..checkpoints.checks import check_adapter_folder, weights_of
+from ..checkpoints.config_checks import read_config
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 from .base_model import check_base_model
@@ -21,19 +22,19 @@ from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_langua
 
 def list_languages(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubLanguage]:
     """
-    The languages of a repository, without downloading weights.
+    List the languages of a repository, without downloading weights.
 
     Args:
         repo_id (`str`): The repository.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
-        token (`str` or `bool`, *optional*): As everywhere in `huggingface_hub`.
+        token (`str` or `bool`, *optional*): As in `huggingface_hub`.
 
     Returns:
-        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results. Folders
-        that cannot be read are left out, with a warning. Offline, what the cache holds.
+        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results.
+        Unreadable folders are left out, with a warning. Offline, the languages in the cache.
 
     Raises:
-        RepositoryNotFoundError: there is no such repository, or none that the token may read.
+        RepositoryNotFoundError: there is no such repository, or the token may not read it.
 
     Example:
 
@@ -62,30 +63,31 @@ def load_language(
     token: str | bool | None = None,
 ) -> PeftModel:
     """
-    Load one language of a repository, several, or all, each as an adapter that is named as its folder.
+    Load one, several or all languages of a repository. Each becomes an adapter with the name of its folder.
 
-    All are downloaded and checked before the model is touched: only safetensors, of the right names, shapes and
-    finite values, trained on this base model. Files that are in the cache are not fetched again, and suffice offline
+    All are downloaded and checked before the model changes: safetensors only, with the right names and shapes, finite
+    values, and trained on this base model. Cached files are not downloaded again and suffice offline
     (`HF_HUB_OFFLINE=1`).
 
     Args:
         model (`nn.Module`): The base model, or a `PeftModel` around it that may have other languages.
         repo_id (`str`): The repository.
         language (`str` or `Sequence[str]`, *optional*):
-            A folder, or a language's code or English name; several; all that are there by default.
+            A folder, or a language's code or English name, or several. By default all languages.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
         allow_other_base (`bool`, *optional*, defaults to `False`):
-            Load although the base model has another name or other weights. Shapes must fit all the same.
-        is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapters can be trained further.
-        token (`str` or `bool`, *optional*): As everywhere in `huggingface_hub`.
+            Load even if the base model has another name or other weights. Shapes must fit.
+        is_trainable (`bool`, *optional*, defaults to `False`): Load the adapters for further training.
+        token (`str` or `bool`, *optional*): As in `huggingface_hub`.
 
     Returns:
-        `PeftModel`: `model` itself, or a new one around it whose first language is active. In a model that was one
-        before, the active adapter stays; call `model.set_adapter("ca")`.
+        `PeftModel`: `model` itself, or a new one around it, whose first language is active. If `model` was a
+        `PeftModel`, its active adapter stays: call `model.set_adapter("ca")`.
 
     Raises:
-        ValueError: no such language, an adapter that does not fit or of another base, or a name that the model has.
-        LocalEntryNotFoundError: the Hub is out of reach, and the cache does not have it.
+        ValueError: there is no such language, an adapter does not fit or is for another base, or the model has an
+            adapter of that name.
+        LocalEntryNotFoundError: the Hub is out of reach, and the language is not in the cache.
 
     Example:
 
@@ -105,7 +107,7 @@ def load_language(
         snapshot = _small_files(api, repo_id, revision)
         wanted = [entry.subfolder or entry.code for entry in read_languages(snapshot)]
         if not wanted:
-            raise ValueError(f"{repo_id} has no language: {snapshot} holds no adapter_config.json of one")
+            raise ValueError(f"{repo_id} has no language: {snapshot} has no adapter_config.json of one")
     else:
         wanted = [language] if isinstance(language, str) else list(language)
     for name in dict.fromkeys(wanted):
@@ -116,10 +118,10 @@ def load_language(
         adapter = f"{name!r} of {repo_id}"
         if isinstance(model, PeftModel) and name in model.peft_config:
             raise ValueError(
-                f"the model has an adapter {name!r} already: take it off with model.delete_adapter({name!r}) first"
+                f"the model has an adapter {name!r} already: delete it with model.delete_adapter({name!r}) first"
             )
         config = read_config(folder / CONFIG_NAME)
-        if is_clsr(config) and not allow_other_base:
+        if config is not None and not allow_other_base:
             record = read_record(folder, sha256_of(weights_of(folder)))
             check_base_model(model, config.get("base_model_name_or_path"), record.get("base_ffn"), adapter)
         check_adapter_folder(folder, model)
@@ -131,7 +133,7 @@ def load_language(
                 model.load_adapter(str(folder), name, is_trainable=is_trainable)
             else:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
-    except ValueError:  # each fits the model, but not beside another, as of other max_audio_seconds
+    except ValueError:  # each fits the model, but not with another one, such as one of another max_audio_seconds
         if was_wrapped:
             for name in folders.keys() & model.peft_config.keys():
                 model.delete_adapter(name)
@@ -142,36 +144,36 @@ def load_language(
 
 
 def _small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
-    """A folder with the small files of all languages; its name is the commit."""
+    """Download the small files of all languages. Returns their folder, whose name is the commit."""
     patterns = [pattern for name in (CONFIG_NAME, RECORD_NAME) for pattern in (name, f"*/{name}")]
     return Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
 
 
 def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tuple[str, Path]:
-    """The name for an adapter, and the folder in the cache with its files."""
+    """Download a language. Returns the adapter's name, and the folder of its files."""
     try:
         code = language_code(language)
     except ValueError:
         check_adapter_name(language)
-        code = language  # a name of its own
-    for subfolder in _names(language, code):
+        code = language  # a folder name that is no language
+    for subfolder in _possible_folders(language, code):
         folder = _download(api, repo_id, subfolder, revision)
         if (folder / CONFIG_NAME).is_file():
             return subfolder, folder
-    # Not under its code: under a name of its own, or the repository itself.
+    # Its folder has another name, or is the repository itself.
     snapshot = _small_files(api, repo_id, revision)
-    there = read_languages(snapshot)
-    found = [entry for entry in there if entry.code == code]
+    entries = read_languages(snapshot)
+    found = [entry for entry in entries if entry.code == code]
     if len(found) != 1:
         raise ValueError(
             f"{repo_id} has {'several folders' if found else 'nothing'} for {language!r}; it has "
-            + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in there) or "no language")
+            + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in entries) or "no language")
         )
     return found[0].subfolder or found[0].code, _download(api, repo_id, found[0].subfolder, snapshot.name)
 
 
-def _names(language: str, code: str) -> list[str]:
-    """Folders that a language may have: of that very name, such as "ca_valencia", or of its code."""
+def _possible_folders(language: str, code: str) -> list[str]:
+    """Possible folders of a language: with exactly that name, such as "ca_valencia", or with its code."""
     try:
         check_adapter_name(language)
     except ValueError:  # "<|ca|>"

@@ -1,4 +1,4 @@
-"""Languages on the Hub: one repository, one folder a language, one commit a push."""
+"""Pushes languages to the Hub: one repository, one folder a language, one commit a push."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from transformers.utils import logging
 
 from ..checkpoints.checks import check_adapter_folder
 from ..evaluation.plots import plot_gate_means
+from ..files import MAX_JSON_BYTES, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
 from .base_model import ffn_identity
-from .card import language_card
+from .card import README, language_card
 from .record import (
-    MAX_JSON_BYTES,
     PLOT_NAME,
     RECORD_NAME,
     HubLanguage,
@@ -39,11 +39,10 @@ from .record import (
     write_record,
 )
 
-README = "README.md"
-# All that is ever pushed or fetched of a language's folder. A pickle is neither.
+# Only these files of a language's folder are pushed. A pickle never is.
 LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
 
-# Somebody else's commit came first (412 on the Hub, 409 on some servers), or the server cannot answer for now.
+# Somebody else's commit came first (412 on the Hub, 409 on some servers), or the server is busy.
 _MOVED = (409, 412)
 _RETRIED = (*_MOVED, 429, 500, 502, 503, 504)
 _ATTEMPTS = 8
@@ -66,34 +65,35 @@ def push_language(
     token: str | bool | None = None,
 ) -> CommitInfo:
     """
-    Push the adapter of one language into its folder of a repository, and bring the model card up to date: one commit.
+    Push the adapter of one language into its folder of a repository, and update the model card, in one commit.
 
-    Other languages' files stay as they are. Where somebody pushes at the same time, the commit is made anew on top of
-    theirs. The repository is made where there is none. Among several processes, call it on one.
+    Files of other languages do not change. If somebody else pushes at the same time, the commit is rebuilt on top of
+    theirs. A missing repository is created. With several processes, call it on one.
 
     Args:
         model (`PeftModel`): A model with the adapter.
         repo_id (`str`): The repository, "me/whisper-small-experts".
-        language (`str`): The adapter's name, or its language's code or English name. The folder is named by the code.
+        language (`str`): The adapter's name, or its language's code or English name. The code names the folder.
         metrics (`Mapping`, *optional*):
-            Test set (best its name on the Hub) to rates, as fractions: "wer", "cer", those of the base model as
-            "base_wer", "base_cer", and, as far as known, "utterances", "skipped", "config" and "split" of the test
-            set. What an earlier push said is replaced, as it was of other weights.
+            Test set (best its name on the Hub) to rates, as fractions: "wer" and "cer", "base_wer" and "base_cer" of
+            the base model, and, if known, "utterances", "skipped", "config" and "split" of the test set. They replace
+            the results of an earlier push, which were for other weights.
         training_args (`TrainingArguments`, *optional*):
-            Those of the training; the card shows what decides about the result, and no path, name or token.
-        gate_means (`Mapping[str, float]`, *optional*): From `gate_means`, for the plot on the card. Needs matplotlib.
-        private (`bool`, *optional*): Whether a repository that is made is private.
-        revision (`str`, *optional*): The branch to push to, made where there is none; "main" by default.
-        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead, also without write access.
+            Those of the training. The card shows the ones that affect the result, and no path, name or token.
+        gate_means (`Mapping[str, float]`, *optional*): From [`gate_means`], for the plot on the card. Needs
+            matplotlib.
+        private (`bool`, *optional*): Create a missing repository as private.
+        revision (`str`, *optional*): The branch, created if missing. "main" by default.
+        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead. It needs no write access.
         commit_message (`str`, *optional*): By default "Add Catalan (ca)".
-        token (`str` or `bool`, *optional*): As everywhere in `huggingface_hub`: the one logged in with by default.
+        token (`str` or `bool`, *optional*): As in `huggingface_hub`. By default that of the login.
 
     Returns:
-        `CommitInfo`: of the commit, with `pr_url` where one was opened.
+        `CommitInfo`: the commit, with `pr_url` for a pull request.
 
     Raises:
-        ValueError: no adapter of that language, weights or results that are not finite, or a card that cannot be read.
-        HfHubHTTPError: the Hub refuses, or goes on failing.
+        ValueError: no adapter of that language, weights or results that are not finite, or an unreadable card.
+        HfHubHTTPError: the Hub refuses, or keeps failing.
         ConnectionError: hf-xet cannot upload the weights.
 
     Example:
@@ -132,7 +132,7 @@ def save_language(
     gate_means: Mapping[str, float] | None = None,
 ) -> Path:
     """
-    Save the adapter of one language to `directory/<code>`, with what [`push_language`] pushes beside the weights.
+    Save the adapter of one language to `directory/<code>`, with its record and plot, as [`push_language`] pushes them.
 
     Args and errors are those of [`push_language`].
 
@@ -144,7 +144,7 @@ def save_language(
     results = check_results(metrics or {})
     folder = Path(directory) / code
     with tempfile.TemporaryDirectory() as temporary:
-        # PEFT's folder is the adapter's name, which need not be the code.
+        # PEFT names the folder by the adapter, whose name may differ from the code.
         model.save_pretrained(temporary, selected_adapters=[adapter_name])
         saved = adapter_folder(Path(temporary), adapter_name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def save_language(
             shutil.copyfile(saved / name, folder / name)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     text = json.dumps({**config, "language": code}, indent=2, sort_keys=True)
-    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    write_text(folder / CONFIG_NAME, text)
     describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
     return folder
 
@@ -166,7 +166,7 @@ def describe_adapter(
     training_args: TrainingArguments | None,
     gate_means: Mapping[str, float] | None,
 ) -> None:
-    """Check the folder of a saved adapter, and write beside the weights what is known of it."""
+    """Check the folder of a saved adapter, and write its record and plot."""
     check_adapter_folder(folder)
     if gate_means:
         plot_gate_means(gate_means, folder / PLOT_NAME, title=f"{adapter_name}: mean gate by layer")
@@ -190,15 +190,15 @@ def push_folder(
     token: str | bool | None = None,
 ) -> CommitInfo:
     """
-    Push all languages of a folder, as [`save_language`] or `save_pretrained` made them, and the card: one commit.
+    Push all languages of a folder from [`save_language`] or `save_pretrained`, and the card, in one commit.
 
-    Args and errors are those of [`push_language`]. Nothing else that lies in the folder is pushed.
+    Args and errors are those of [`push_language`]. Other files of the folder are not pushed.
     """
     directory = Path(directory)
     pushed = read_languages(directory)
     if not pushed:
-        raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
-    # PEFT saves an adapter "default" in the folder itself; on the Hub, every language has a folder.
+        raise ValueError(f"{directory} has no adapter of a language: save one there with save_language()")
+    # PEFT saves an adapter "default" in the folder itself. On the Hub, every language has a folder.
     files = {
         f"{language.subfolder or language.code}/{name}": directory / language.subfolder / name
         for language in pushed
@@ -217,7 +217,7 @@ def update_model_card(
     repo_id: str, *, revision: str | None = None, create_pr: bool = False, token: str | bool | None = None
 ) -> CommitInfo:
     """
-    Write the model card anew from the folders of the repository: after PEFT's `model.push_to_hub`, or after deletions.
+    Rewrite the model card from the folders of a repository, after PEFT's `model.push_to_hub` or deletions.
 
     Args and errors are those of [`push_language`].
     """
@@ -234,14 +234,14 @@ def _commit(
     message: str,
 ) -> CommitInfo:
     """
-    Commit files and the card that follows from them and from what is there; on a moved parent, on top of the new one.
+    Commit files, and the card of all languages. If somebody else committed first, commit on top of that.
 
-    Doing it again is harmless after an answer that got lost too: what is there already is no change. A pull request is
-    not opened twice, so nothing is tried again for one.
+    A retry is harmless, also after a lost answer: unchanged files are no change. A pull request is never retried, as
+    it would be opened twice.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            parent, languages, card = _state(api, repo_id, revision)
+            parent, languages, card = _read_repository(api, repo_id, revision)
             by_folder = {language.subfolder: language for language in (*languages, *pushed)}
             languages = sorted(by_folder.values(), key=lambda language: (language.code, language.subfolder))
             text = language_card(languages, repo_id, card)
@@ -265,13 +265,13 @@ def _commit(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _state(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:
-    """The commit that a branch is at, its languages, and its card."""
+def _read_repository(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:
+    """The current commit of a branch, its languages, and its card."""
     info = api.model_info(repo_id, revision=revision, files_metadata=True)
     small = [
         sibling.rfilename
         for sibling in info.siblings
-        if sibling.rfilename == README or _is_small_file_of_a_language(sibling.rfilename, sibling.size)
+        if sibling.rfilename == README or _is_config_or_record(sibling.rfilename, sibling.size)
     ]
     if not small:
         return info.sha, [], None
@@ -283,7 +283,7 @@ def _state(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[Hu
     return info.sha, languages_of_snapshot(folder, info.siblings), card
 
 
-def _is_small_file_of_a_language(path: str, size: int | None) -> bool:
+def _is_config_or_record(path: str, size: int | None) -> bool:
     folder, _, name = path.rpartition("/")
     return "/" not in folder and name in (CONFIG_NAME, RECORD_NAME) and (size or 0) <= MAX_JSON_BYTES
 

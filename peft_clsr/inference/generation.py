@@ -2,10 +2,10 @@
 Makes Whisper's `generate` route each sample by its language.
 
 The decoder's prompt contains a language token, given by the user, by the generation config, or detected. The prompt
-stays with its sample when Whisper runs a part of a batch again: for audio longer than the context, for timestamps, for
-several temperatures. So the prompt tells which adapter a sample takes. transformers has no hook where prompts are known
-before the encoder runs. Therefore this file, and no other, wraps three functions. They do nothing for models without
-CLSR layers:
+stays with its sample when Whisper runs a part of a batch again: for audio longer than the context, for timestamps,
+for several temperatures. So the prompt tells which adapter a sample takes. transformers has no hook where prompts are
+known before the encoder runs. Therefore this file, and no other, wraps three functions. They do nothing for models
+without CLSR layers:
 
 - `WhisperGenerationMixin.generate`: routing begins and ends here, and languages may have more names;
 - `WhisperGenerationMixin.detect_language`: the base detects, as an expert knows only one language;

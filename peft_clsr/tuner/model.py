@@ -159,10 +159,10 @@ class CLSRModel(BaseTuner):
             if not ffn_inputs or len(ffn_outputs) != 1:
                 raise ValueError(
                     f"{where}, target_modules match {len(ffn_inputs)} and output_modules match {len(ffn_outputs)} "
-                    "modules; an FFN has at least one input projection and exactly one output projection, side by side. "
-                    "Make "
-                    f"target_modules={peft_config.target_modules} and output_modules={peft_config.output_modules} "
-                    "(and exclude_modules, layers_to_transform) match both or neither"
+                    "modules; an FFN has at least one input projection and exactly one output projection, side by "
+                    f"side. Make target_modules={peft_config.target_modules} and "
+                    f"output_modules={peft_config.output_modules} (and exclude_modules, layers_to_transform) match "
+                    "both or neither"
                 )
             if any(projection.out_features != ffn_outputs[0].in_features for projection in ffn_inputs):
                 raise ValueError(

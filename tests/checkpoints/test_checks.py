@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from peft_clsr import CLSRConfig, check_adapter_folder
-from peft_clsr.checkpoints.checks import is_clsr, read_config
+from peft_clsr.checkpoints.config_checks import read_config
 from peft_clsr.tuner.adapter_names import check_adapter_name, check_subfolder
 
 SIZES = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
@@ -352,14 +352,13 @@ BAD_CONFIGS = {
     "a mapping of modules": ({"auto_mapping": {"base_model_class": ["os"]}}, "auto_mapping"),
 }
 BOMBS = {
-    "nesting": ("[" * 10**6, "no config of an adapter"),
     "nesting in a value": (
         '{"peft_type": "CLSR", "language": ' + '{"a":' * 10**5 + "1" + "}" * 10**5 + "}",
-        "no config",
+        "cannot be read as JSON",
     ),
-    "an integer of 10^5 digits": ('{"peft_type": "CLSR", "gate_dim": ' + "9" * 10**5 + "}", "no config"),
+    "an integer of 10^5 digits": ('{"peft_type": "CLSR", "gate_dim": ' + "9" * 10**5 + "}", "cannot be read as JSON"),
     "5 MB": ('{"peft_type": "CLSR", "language": "' + "c" * 5 * 10**6 + '"}', "larger than 4194304 bytes"),
-    "no JSON": ("gate_dim: 4", "no config"),
+    "no JSON": ('{"peft_type": "CLSR", gate_dim: 4}', "cannot be read as JSON"),
 }
 CONFIG_DOORS = {name: door for name, door in DOORS.items() if name != "hotswap_adapter"}
 
@@ -399,6 +398,42 @@ def test_bombs_for_the_parser_are_refused_by_every_door(base, folder, door, bomb
     for read in (PeftConfig, CLSRConfig, AutoPeftModel):
         with pytest.raises(ValueError, match=error):
             read.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, "gate_dim: 4"])
+@pytest.mark.parametrize("door", DOORS)
+def test_files_that_are_no_config_of_ours_are_refused_by_peft_itself(base, folder, door, text):
+    prepare, load = DOORS[door]
+    model = prepare(base())
+    (folder / "adapter_config.json").write_text(text)
+    with unchanged(model), pytest.raises((ValueError, RecursionError)):
+        load(model, folder)
+
+
+def test_a_config_that_hides_its_type_behind_its_size_is_refused(base, folder):
+    text = (folder / "adapter_config.json").read_text().replace('"CLSR"', '"\\u0043LSR"')
+    (folder / "adapter_config.json").write_text(" " * 5 * 2**20 + text)
+    for prepare, load in CONFIG_DOORS.values():
+        model = prepare(base())
+        with unchanged(model), pytest.raises(ValueError, match="too large for the config of a CLSR adapter|is larger than 4194304 bytes"):
+            load(model, folder)
+
+
+def test_adapters_of_other_methods_load_as_in_plain_peft(base, tmp_path):
+    """A large config, odd values, and a pickle: nothing of ours applies to them."""
+    get_peft_model(base(), LoraConfig(target_modules=["fc1"], init_lora_weights=False)).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"auto_mapping": {"padding": "x" * 5 * 2**20}}
+    path.write_text(json.dumps(config))
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert PeftConfig.from_pretrained(tmp_path).auto_mapping["padding"] == config["auto_mapping"]["padding"]
+    loaded = PeftModel.from_pretrained(base(), tmp_path)
+    for name, parameter in loaded.named_parameters():
+        if "lora_" in name:
+            assert torch.equal(parameter, weights[name.replace(".default", "")])
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save(weights, tmp_path / "adapter_model.bin")
+    PeftModel.from_pretrained(base(), tmp_path)
 
 
 def test_an_adapter_of_another_base_is_refused(base, folder):
@@ -482,10 +517,10 @@ BAD_NAMES = {
     "Com1": "device on Windows",
     "LPT³": "device on Windows",
     "a" * 65: "65 characters",
-    "v1.0": "has no dot",
-    "keys": "none of a module's attributes",
-    "training": "none of a module's attributes",
-    "forward": "none of a module's attributes",
+    "v1.0": "has a dot",
+    "keys": "an attribute of every module",
+    "training": "an attribute of every module",
+    "forward": "an attribute of every module",
 }
 
 
@@ -678,7 +713,7 @@ def test_thousand_mutated_adapters_crash_nothing(base, folder, tmp_path, monkeyp
     def load_mutated(mutation, door):
         mutate(folder, canary, config_text, weights, mutation)
         try:
-            assume(is_clsr(read_config(folder / "adapter_config.json")))
+            assume(read_config(folder / "adapter_config.json") is not None)
         except ValueError:
             pass
         (prepare, load), model = doors[door], models[door]

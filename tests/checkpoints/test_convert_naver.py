@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peft_clsr import CLSRConfig, convert_naver_expert
-from peft_clsr.checkpoints.convert_naver import main
+
 
 
 def checkpoint_of(model, language="catalan", gate_dim=6, scale=0.3, seed=0):

@@ -148,7 +148,7 @@ def test_decided_gates_leave_a_plain_whisper_of_the_same_logits(routed, freeze, 
     frozen = freeze(model)
     assert type(frozen.model) is type(model.get_base_model()) and not frozen.model.training
     assert frozen.shares == {key: share for key, share in zip(MODULES, [1.0, 0.0, 0.0, 1.0], strict=True)}
-    assert list(frozen.became.values()) == ["expert", "shared", "shared", "expert"]
+    assert list(frozen.decisions.values()) == ["expert", "shared", "shared", "expert"]
     expected = logits_of(model, dataset)
     assert torch.allclose(logits_of(frozen.model, dataset), expected, atol=1e-4)
     with model.disable_adapter():
@@ -207,7 +207,7 @@ def test_shares_are_gate_means_and_the_majority_decides_all(routed, freeze, data
     expected = gate_means(model, dataset, DataCollatorSpeechSeq2SeqWithPadding(tiny_processor, language="ca"))
     assert frozen.shares == pytest.approx(expected)
     assert all(0.05 < share < 0.95 for share in frozen.shares.values()), frozen.shares
-    assert frozen.became == {key: "expert" if share >= 0.5 else "shared" for key, share in frozen.shares.items()}
+    assert frozen.decisions == {key: "expert" if share >= 0.5 else "shared" for key, share in frozen.shares.items()}
     assert not isinstance(frozen.model, PeftModel)
 
 
@@ -217,8 +217,8 @@ def test_a_share_at_the_threshold_is_decided_and_one_inside_is_not(routed, freez
     key, share = max(((key, shares[key]) for key in MODULES[2:]), key=lambda item: abs(item[1] - 0.5))
     decided = max(share, 1 - share)
     at, above = freeze(model, threshold=decided - 1e-9), freeze(model, threshold=decided + 1e-6)
-    assert at.became[key] == ("expert" if share > 0.5 else "shared")
-    assert above.became[key] == "routed"
+    assert at.decisions[key] == ("expert" if share > 0.5 else "shared")
+    assert above.decisions[key] == "routed"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -229,9 +229,9 @@ def test_the_encoder_is_decided_by_audio_and_padding_each_for_itself(routed, fre
     frozen = freeze(model)
     assert frozen.shares == shares
     assert frozen.padding_shares == {MODULES[0]: float(sign < 0), MODULES[1]: 1.0}
-    assert list(frozen.became.values()) == ["routed", "expert", "expert", "expert"]
+    assert list(frozen.decisions.values()) == ["routed", "expert", "expert", "expert"]
     assert torch.allclose(logits_of(frozen.model, dataset), logits_of(model, dataset), atol=1e-4)
-    majority = freeze(model, undecided="majority").became
+    majority = freeze(model, undecided="majority").decisions
     assert majority[MODULES[0]] == ("expert" if sign > 0 else "shared")
 
 
@@ -255,14 +255,14 @@ def gate_by_padding(model, dataset, sign):
 def test_utterances_that_fill_the_context_have_no_padding_to_decide_by(routed, freeze, dataset):
     frozen = freeze(routed([EXPERT, SHARED, EXPERT, SHARED]), dataset=dataset.select([0]))
     assert bool(dataset[0]["attention_mask"].all()) and frozen.padding_shares == {}
-    assert list(frozen.became.values()) == ["expert", "shared", "expert", "shared"]
+    assert list(frozen.decisions.values()) == ["expert", "shared", "expert", "shared"]
 
 
 def test_undecided_modules_become_what_loses_less(routed, freeze, dataset, tiny_processor):
     model = routed([EXPERT, MIXED, MIXED, SHARED])
     frozen = freeze(model, undecided="loss")
     assert type(frozen.model) is type(model.get_base_model())
-    assert (frozen.became[MODULES[0]], frozen.became[MODULES[3]]) == ("expert", "shared")
+    assert (frozen.decisions[MODULES[0]], frozen.decisions[MODULES[3]]) == ("expert", "shared")
 
     def loss(kinds):
         batch = DataCollatorSpeechSeq2SeqWithPadding(tiny_processor, language="ca")(list(dataset))
@@ -271,7 +271,7 @@ def test_undecided_modules_become_what_loses_less(routed, freeze, dataset, tiny_
             return float(plain(input_features=batch["input_features"], labels=batch["labels"]).loss)
 
     losses = {kinds: loss(kinds) for kinds in itertools.product((EXPERT, SHARED), repeat=2)}
-    chosen = tuple(frozen.became[key] for key in MODULES[1:3])
+    chosen = tuple(frozen.decisions[key] for key in MODULES[1:3])
     other = SHARED if chosen[1] == EXPERT else EXPERT
     assert losses[chosen] < losses[chosen[0], other]  # the first was chosen while the second was still routed
 
@@ -302,7 +302,7 @@ def test_a_model_with_modules_left_saves_as_a_pair_and_loads_again(routed, freez
     model = routed(gates, expert_rank=3, exclude_modules=exclude)
     frozen = freeze(model)
     left = [MODULES[2]] if exclude else MODULES[1:3]
-    assert [key for key, kind in frozen.became.items() if kind == "routed"] == left
+    assert [key for key, kind in frozen.decisions.items() if kind == "routed"] == left
     with frozen.model.base_model.record_gates() as recorded:
         expected = logits_of(frozen.model, dataset)
     assert sorted(recorded) == sorted(left)
@@ -335,7 +335,7 @@ def test_a_model_with_modules_left_does_not_name_the_base_that_it_left(routed, f
     assert freeze(routed([EXPERT] * 4, base=base)).model.name_or_path == ""
     untouched = freeze(routed([MIXED] * 4, base=base))
     assert untouched.model.get_base_model().name_or_path == "openai/whisper-tiny"
-    assert set(untouched.became.values()) == {"routed"} and untouched.before is untouched.after
+    assert set(untouched.decisions.values()) == {"routed"} and untouched.before is untouched.after
 
 
 # ---------------------------------------------------------------- the model given
@@ -367,13 +367,13 @@ def test_an_adapter_of_another_name_is_found_by_its_language(routed, freeze, tin
     model = get_peft_model(base, CLSRConfig(gate_dim=8, language="ca"), adapter_name="mine")
     set_gates(model, dict.fromkeys(MODULES, EXPERT))
     for language in ("ca", "mine"):
-        assert set(freeze(model, language).became.values()) == {"expert"}
+        assert set(freeze(model, language).decisions.values()) == {"expert"}
 
 
 def test_gated_layers_of_some_depths_alone(routed, freeze, dataset):
     model = routed([EXPERT, MIXED, SHARED, MIXED], layers_to_transform=[0])
     frozen = freeze(model)
-    assert frozen.became == {MODULES[0]: "expert", MODULES[2]: "shared"}
+    assert frozen.decisions == {MODULES[0]: "expert", MODULES[2]: "shared"}
     assert torch.allclose(logits_of(frozen.model, dataset), logits_of(model, dataset), atol=1e-4)
 
 
@@ -419,7 +419,7 @@ def test_a_context_that_the_adapter_cut_stays(routed, freeze, tiny_whisper, data
         ({"undecided": "all"}, ValueError, "undecided is 'all', expected 'routed', 'majority' or 'loss'"),
         ({"language": "catalann"}, ValueError, "did you mean 'catalan'"),
         ({"language": "uk"}, ValueError, "language 'uk' has no adapter on the model"),
-        ({"dataset": []}, TypeError, "a list, expected a datasets.Dataset as prepare_dataset gives"),
+        ({"dataset": []}, TypeError, "a list, expected a datasets.Dataset from prepare_dataset"),
         ({"dataset": recordings()}, ValueError, "no input_features, attention_mask, labels, text: .*prepare_dataset"),
     ],
 )

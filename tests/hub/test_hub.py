@@ -813,7 +813,7 @@ def test_create_model_card_writes_the_same_card_with_what_was_evaluated(
 
 def test_the_trainer_refuses_to_push_an_adapter_for_no_language(hub, whisper, tmp_path):
     model = get_peft_model(whisper(), CLSRConfig(**QUIET))
-    with pytest.raises(ValueError, match="adapter 'default' is for no language"):
+    with pytest.raises(ValueError, match="adapter 'default' has no language"):
         trainer_of(model, tmp_path)
 
 

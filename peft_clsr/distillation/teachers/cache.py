@@ -1,4 +1,4 @@
-"""The teacher's decoder states of a whole dataset, computed once and kept on the disk."""
+"""Caches the teacher's decoder states of a dataset on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import WhisperProcessor
 from ...data.teacher_columns import STATES_COLUMN
 from ...evaluation.mode import evaluation_mode
 from .forward import linear_layer, teacher_decoder_states, teacher_hash, teacher_output_layer
-from .inputs import TeacherBatch, check_dataset, check_teacher, in_one_piece, input_hashes, teacher_batches
+from .inputs import TeacherBatch, check_dataset, check_teacher, input_hashes, teacher_batches, with_contiguous_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -34,12 +34,12 @@ _REMEDY = "give another cache_dir, or delete this one"
 @dataclass
 class TeacherStates:
     """
-    A dataset with its teacher's states, and what else distillation needs in place of the teacher.
+    A dataset with its teacher's decoder states. It replaces the teacher in distillation.
 
     Args:
         dataset (`datasets.Dataset`):
-            The prepared dataset with a further column `teacher_states`, see [`unflatten_states`].
-        output_layer (`nn.Linear`): Hidden to vocabulary, frozen: states times it are the teacher's logits.
+            The prepared dataset with the column `teacher_states`, see `unflatten_states`.
+        output_layer (`nn.Linear`): Hidden to vocabulary, frozen. It turns states into the teacher's logits.
         processor (`WhisperProcessor`): The teacher's.
     """
 
@@ -62,31 +62,31 @@ def cache_teacher_states(
     shard_size: int = 1000,
 ) -> TeacherStates:
     """
-    Run a teacher over a prepared dataset, once, and keep its decoder states in float16.
+    Run a teacher once over a prepared dataset, and store its decoder states in float16.
 
-    Where a run was killed or the disk was full, a further call goes on after the last whole shard; a complete cache is
-    opened without running the teacher. Under `accelerate launch`, each process computes its share of the shards. A
-    dataset that was shuffled, split or selected from is first written in its new order by `datasets`.
+    After a kill or a full disk, a second call continues after the last complete shard. A complete cache is opened
+    without running the teacher. Under `accelerate launch`, each process computes its share of the shards. `datasets`
+    first writes a shuffled, split or selected dataset in its new order.
 
     Args:
         dataset (`datasets.Dataset`):
-            From `prepare_dataset`. The teacher gets `teacher_input_features` and `teacher_labels` where they are
-            there, and else `input_features` and `labels`.
+            From [`prepare_dataset`]. The teacher gets `teacher_input_features` and `teacher_labels` if they exist,
+            else `input_features` and `labels`.
         teacher (`nn.Module`):
-            A Whisper, or a `PeftModel` around one. It runs in evaluation mode. If it is on the CPU (without a
-            `device_map`), it is moved to the accelerator, if there is one, and stays there.
-        processor (`WhisperProcessor`): The teacher's. It is kept with the states.
-        cache_dir (`str` or `os.PathLike`): A folder of its own for each dataset and teacher.
+            A Whisper, or a `PeftModel` around one. It runs in evaluation mode. From the CPU (without a `device_map`)
+            it is moved to the accelerator, if there is one, and stays there.
+        processor (`WhisperProcessor`): The teacher's. It is stored with the states.
+        cache_dir (`str` or `os.PathLike`): A separate folder for each dataset and teacher.
         batch_size (`int`, *optional*, defaults to 8): Examples a forward.
-        shard_size (`int`, *optional*, defaults to 1000): Examples a file. A cache keeps the size it began with.
+        shard_size (`int`, *optional*, defaults to 1000): Examples a file. An existing cache keeps its size.
 
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
         ValueError:
-            the dataset is empty, not prepared, or not for this teacher; `processor` is not the teacher's; `cache_dir`
-            holds other files, or the states of another teacher, of other examples, or in another order (it stays as
-            it is); the teacher's states of an example are not finite in float16 (whole shards stay).
-        OSError: the disk is full, or fails (whole shards stay).
+            The dataset is empty, not prepared, or does not fit the teacher; `processor` is not the teacher's;
+            `cache_dir` has other files, or states of another teacher, of other examples or in another order (it is not
+            changed); the teacher's states of an example are not finite in float16 (complete shards stay).
+        OSError: the disk is full or fails (complete shards stay).
     """
     folder, process = Path(cache_dir), _process()
     check_dataset(dataset)
@@ -94,7 +94,7 @@ def cache_teacher_states(
     key = teacher_hash(teacher)
     with evaluation_mode(teacher):
         with process.main_process_first():
-            dataset = in_one_piece(dataset)
+            dataset = with_contiguous_rows(dataset)
             if process.is_main_process and not (folder / "teacher").exists():
                 _begin(folder, teacher, processor, key, len(dataset), shard_size)
         cache = _Cache(folder, dataset, key)
@@ -111,7 +111,7 @@ def cache_teacher_states(
 
 def load_teacher_states(dataset: datasets.Dataset, cache_dir: str | os.PathLike) -> TeacherStates:
     """
-    Open a complete cache of [`cache_teacher_states`], with no teacher at hand.
+    Open a complete cache of [`cache_teacher_states`] without the teacher.
 
     Args:
         dataset (`datasets.Dataset`): The prepared dataset: the same examples in the same order.
@@ -119,17 +119,17 @@ def load_teacher_states(dataset: datasets.Dataset, cache_dir: str | os.PathLike)
 
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
-        ValueError: `cache_dir` holds no cache, one that is not complete, or one of another dataset.
+        ValueError: `cache_dir` has no cache, an incomplete one, or one of another dataset.
     """
     process = _process()
     check_dataset(dataset)
     with process.main_process_first():
-        dataset = in_one_piece(dataset)
+        dataset = with_contiguous_rows(dataset)
     cache = _Cache(Path(cache_dir), dataset)
     if cache.num_cached < len(dataset):
         raise ValueError(
             f"the cache in {cache_dir} is not complete, it holds the states of {cache.num_cached} of {len(dataset)} "
-            "examples: call cache_teacher_states with the teacher, which goes on there"
+            "examples: call cache_teacher_states with the teacher, which continues there"
         )
     cache.check(cache.shards[process.process_index :: process.num_processes])
     return cache.open()
@@ -142,9 +142,9 @@ class _Shard(NamedTuple):
 
 class _Cache:
     """
-    A folder of `teacher/` (teacher.json, output_layer.safetensors and processor/) and of shards, such as
-    states-00000-of-00012.arrow, with the columns `teacher_states` and `fed`, a hash of what the teacher was fed. Each
-    of these is written under a name that ends in ".tmp", and renamed when it is whole.
+    A folder with `teacher/` (teacher.json, output_layer.safetensors and processor/) and shards such as
+    states-00000-of-00012.arrow. A shard has the columns `teacher_states` and `fed`, a hash of the teacher's inputs.
+    Each of these is written under a name that ends in ".tmp", and renamed when it is complete.
     """
 
     def __init__(self, folder: Path, dataset: datasets.Dataset, key: str | None = None) -> None:
@@ -171,24 +171,24 @@ class _Cache:
 
     @property
     def num_cached(self) -> int:
-        """Examples in whole shards."""
+        """Number of examples in complete shards."""
         return sum(len(shard.rows) for shard in self.shards if shard.path.exists())
 
     def check(self, shards: list[_Shard]) -> None:
-        """Raise a `ValueError` where the teacher was fed other than these rows of the dataset."""
+        """Raise a `ValueError` if shards were computed from other inputs than these rows of the dataset."""
         for shard in tqdm(shards, desc="checking teacher states", unit="shard", leave=False, disable=not shards):
-            cached, fed = _read(shard)["fed"][:], input_hashes(self.dataset, shard.rows)
-            if cached == fed:
+            cached, current = _read(shard)["fed"][:], input_hashes(self.dataset, shard.rows)
+            if cached == current:
                 continue
-            row = next(row for row, *pair in zip(shard.rows, cached, fed, strict=True) if pair[0] != pair[1])
-            everything = input_hashes(self.dataset, range(len(self.dataset)))
+            row = next(row for row, *pair in zip(shard.rows, cached, current, strict=True) if pair[0] != pair[1])
+            all_hashes = input_hashes(self.dataset, range(len(self.dataset)))
             written = [shard for shard in self.shards if shard.path.exists()]
-            reordered = {one for shard in written for one in _read(shard)["fed"]}.issubset(everything)
+            reordered = {digest for shard in written for digest in _read(shard)["fed"]}.issubset(all_hashes)
             what = "the dataset's examples in another order" if reordered else "other examples than the dataset's"
             raise ValueError(f"the cache in {self.folder} is of {what}, first at row {row}: {_REMEDY}")
 
     def write(self, shards: list[_Shard], teacher: nn.Module, batch_size: int) -> None:
-        """Run the teacher on these rows of the dataset."""
+        """Run the teacher on the rows of these shards."""
         import datasets
         import pyarrow as pa
 
@@ -210,9 +210,9 @@ class _Cache:
                     temporary.rename(shard.path)
                 except OSError as error:
                     raise OSError(
-                        f"{error}: the cache in {self.folder} is usable up to its last whole shard, it holds the "
-                        f"states of {self.num_cached} of {len(self.dataset)} examples. Make room on the disk and call "
-                        "cache_teacher_states again, which goes on there"
+                        f"{error}: the cache in {self.folder} is usable up to its last complete shard, it holds the "
+                        f"states of {self.num_cached} of {len(self.dataset)} examples. Free disk space and call "
+                        "cache_teacher_states again, which continues there"
                     ) from error
                 finally:
                     temporary.unlink(missing_ok=True)
@@ -220,7 +220,7 @@ class _Cache:
     def _states(self, batch: TeacherBatch, teacher: nn.Module) -> Iterator[torch.Tensor]:
         """float16 [tokens, hidden] of each example."""
         start, size = teacher.config.decoder_start_token_id, teacher.config.vocab_size
-        # As the collator: the model puts the start token in front itself.
+        # As in the collator: the model adds the start token itself.
         labels = [ids[1:] if len(ids) and ids[0] == start else ids for ids in batch.labels]
         for row, ids in zip(batch.rows, labels, strict=True):
             if len(ids) == 0 or ids.max() >= size:
@@ -243,7 +243,7 @@ class _Cache:
         return f"example {row}{text}"
 
     def open(self) -> TeacherStates:
-        """The dataset with its states: all shards must be there."""
+        """Return the dataset with its states. All shards must exist."""
         import datasets
 
         states = datasets.concatenate_datasets([_read(shard) for shard in self.shards]).select_columns(STATES_COLUMN)
@@ -259,7 +259,7 @@ class _Cache:
 
 
 def _begin(folder: Path, teacher: nn.Module, processor: Any, key: str, num_examples: int, shard_size: int) -> None:
-    """Make the folder of a new cache."""
+    """Create the folder of a new cache."""
     others = [path.name for path in folder.iterdir() if path.suffix != ".tmp"] if folder.exists() else []
     if others:
         raise ValueError(f"{folder} holds no teacher states but other files, such as {others[0]!r}: {_REMEDY}")
@@ -282,5 +282,5 @@ def _read(shard: _Shard) -> datasets.Dataset:
 
 
 def _process() -> PartialState:
-    # Without being told, accelerate sees no processes of one run where there is no accelerator.
+    # On CPUs, accelerate finds the other processes of a run only with cpu=True.
     return PartialState(cpu=infer_device() == "cpu")

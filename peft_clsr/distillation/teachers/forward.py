@@ -1,4 +1,4 @@
-"""The teacher: what it makes of speech and labels, the one layer that its logits need beside that, its identity."""
+"""A live teacher: its decoder states, its output layer, and a hash of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..output_layer import output_layer, replaced_output_layer
 
-# What a Whisper computes depends on these as well as on its weights.
+# Besides the weights, these settings decide the outputs of a Whisper.
 _CONFIG = (
     "activation_function",
     "scale_embedding",
@@ -27,14 +27,14 @@ _CONFIG = (
 @torch.no_grad()
 def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    The teacher's last decoder states, before its output layer, at each label position.
+    Compute the teacher's last decoder states, before its output layer, at each label position.
 
-    The state at a position is the one from which the teacher predicts that label, having read those before it. Put the
-    teacher into evaluation mode first.
+    From the state at a position the teacher predicts that label, after reading the labels before it. Put the teacher
+    into evaluation mode first.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one.
-        input_features (`torch.Tensor`): [batch, mels, frames] as the teacher hears them. They are not changed.
+        input_features (`torch.Tensor`): [batch, mels, frames], the teacher's. They are not changed.
         labels (`torch.Tensor`): int64 [batch, tokens] in the teacher's vocabulary, -100 for padding.
 
     Returns:
@@ -42,7 +42,7 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
     """
     whisper = _whisper(teacher)
     decoder_input_ids = shift_tokens_right(labels, whisper.config.pad_token_id, whisper.config.decoder_start_token_id)
-    # A copy in any case: Whisper's SpecAugment writes into what it is given.
+    # Always a copy: Whisper's SpecAugment writes into its input.
     input_features = input_features.to(_device(whisper), whisper.dtype, copy=True)
     with replaced_output_layer(whisper, lambda hidden_states: hidden_states):
         outputs = whisper(
@@ -54,7 +54,7 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
 @torch.no_grad()
 def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
     """
-    A frozen copy of the teacher's output layer as a plain linear layer: its decoder states times it are its logits.
+    Copy the teacher's output layer as a frozen, plain linear layer. It turns decoder states into logits.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one, whose output layer may be quantized or adapted.
@@ -67,7 +67,7 @@ def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
     if plain:
         weight, bias = layer.weight, layer.bias
     else:
-        # Quantized, adapted or offloaded: it is linear still, and what it makes of unit vectors is its weight.
+        # Quantized, adapted or offloaded, it is still linear, so its outputs for unit vectors are its weight.
         units = torch.eye(whisper.config.d_model, dtype=whisper.dtype, device=_device(whisper))
         bias = layer(torch.zeros_like(units[:1]))[0]
         weight = (layer(units) - bias).T
@@ -76,7 +76,7 @@ def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
 
 
 def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
-    """A frozen linear layer with a copy of `weight` [out, in] and `bias` [out], on the CPU."""
+    """Make a frozen linear layer with copies of `weight` [out, in] and `bias` [out], on the CPU."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
@@ -87,7 +87,7 @@ def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.L
 
 def teacher_hash(teacher: nn.Module) -> str:
     """
-    A hash of all that decides what the teacher computes: its weights, bit for bit, and how they are used.
+    Hash everything that decides the teacher's outputs: its weights, bit for bit, and its settings.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one; quantized or offloaded ones too.
@@ -124,10 +124,10 @@ def _update(digest: Any, name: str, value: Any) -> None:
 
 
 def _whisper(teacher: nn.Module) -> nn.Module:
-    """The Whisper inside of a `PeftModel`, with the adapters' layers in it."""
+    """The Whisper in a `PeftModel`, with its adapter layers."""
     return teacher.get_base_model() if hasattr(teacher, "get_base_model") else teacher
 
 
 def _device(whisper: nn.Module) -> torch.device | None:
-    """Where its inputs belong; anywhere, for a model whose first weights are offloaded: accelerate moves them."""
+    """The device for inputs; `None` if the first weights are offloaded, as accelerate then moves the inputs."""
     return None if whisper.device.type == "meta" else whisper.device

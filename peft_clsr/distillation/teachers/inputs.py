@@ -1,4 +1,4 @@
-"""A prepared dataset as its teacher takes it."""
+"""The teacher's inputs in a prepared dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = ("input_features", "labels")
 
 
 class TeacherBatch(NamedTuple):
-    """Some rows of a dataset: what the teacher is fed, and a hash of that."""
+    """Some rows of a dataset: the teacher's inputs, and their hashes."""
 
     rows: range
     features: list[torch.Tensor]  # float32 [mels, frames]
@@ -25,16 +25,16 @@ class TeacherBatch(NamedTuple):
 
 def teacher_batches(dataset: datasets.Dataset, rows: range, batch_size: int) -> Iterator[TeacherBatch]:
     """
-    Batches of a prepared dataset: the columns `teacher_input_features` and `teacher_labels` where the teacher has its
-    own, `input_features` and `labels` otherwise.
+    Yield batches of a prepared dataset: the columns `teacher_input_features` and `teacher_labels` if the teacher has
+    its own, else `input_features` and `labels`.
     """
     import xxhash
 
     names = [f"teacher_{name}" if f"teacher_{name}" in dataset.column_names else name for name in _COLUMNS]
     dataset = dataset.select_columns(names).with_format("torch")
     for start in range(0, len(rows), batch_size):
-        some = rows[start : start + batch_size]
-        examples = dataset[some.start : some.stop]
+        batch_rows = rows[start : start + batch_size]
+        examples = dataset[batch_rows.start : batch_rows.stop]
         features = [one.float().contiguous() for one in examples[names[0]]]
         labels = [one.long().contiguous() for one in examples[names[1]]]
         hashes = []
@@ -44,19 +44,19 @@ def teacher_batches(dataset: datasets.Dataset, rows: range, batch_size: int) -> 
                 digest.update(repr(tuple(tensor.shape)).encode())
                 digest.update(tensor.numpy())
             hashes.append(digest.hexdigest())
-        yield TeacherBatch(some, features, labels, hashes)
+        yield TeacherBatch(batch_rows, features, labels, hashes)
 
 
 def input_hashes(dataset: datasets.Dataset, rows: range) -> list[str]:
-    """The hashes of `teacher_batches`, for all of `rows`."""
+    """The hashes of `teacher_batches` for all `rows`."""
     return [one for batch in teacher_batches(dataset, rows, batch_size=32) for one in batch.hashes]
 
 
-def in_one_piece(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The dataset with its rows stored in their order, so that a column can be put beside them."""
+def with_contiguous_rows(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The dataset with its rows stored in order, so that a column can be added."""
     if dataset._indices is None:
         return dataset
-    # As flatten_indices, which however holds 1,000 rows in memory: 1 GB and more.
+    # Like flatten_indices, which however keeps 1,000 rows in memory: over 1 GB.
     flat = dataset.with_format("arrow").map(
         batched=True, batch_size=32, writer_batch_size=32, features=dataset.features, desc="rows in their order"
     )
@@ -65,13 +65,13 @@ def in_one_piece(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def check_dataset(dataset: Any) -> None:
-    """Raise a `TypeError` or `ValueError` where a dataset is not a prepared one."""
+    """Raise a `TypeError` or `ValueError` if a dataset is not a prepared one."""
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"the dataset is a {type(dataset).__name__}, expected a datasets.Dataset (one split)")
     if len(dataset) == 0:
-        raise ValueError("the dataset is empty, and a teacher has nothing to do there: check its split and filters")
+        raise ValueError("the dataset is empty, so the teacher has no input: check its split and filters")
     missing = [name for name in _COLUMNS if name not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -81,13 +81,13 @@ def check_dataset(dataset: Any) -> None:
 
 
 def check_teacher(teacher: nn.Module, dataset: datasets.Dataset, processor: Any) -> None:
-    """Raise a `ValueError` where a teacher cannot hear a prepared dataset, or the processor is another's."""
+    """Raise a `ValueError` if a prepared dataset or the processor does not fit the teacher."""
     mels, start = teacher.config.num_mel_bins, teacher.config.decoder_start_token_id
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-    of_processor = extractor.feature_size, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    if of_processor != (mels, start):
+    processor_mels, processor_start = extractor.feature_size, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    if (processor_mels, processor_start) != (mels, start):
         raise ValueError(
-            f"the processor has {of_processor[0]} mel bins and the start token {of_processor[1]}, the teacher {mels} "
+            f"the processor has {processor_mels} mel bins and the start token {processor_start}, the teacher {mels} "
             f"and {start}: pass the teacher's own processor"
         )
     features = next(teacher_batches(dataset, range(1), batch_size=1)).features[0]
