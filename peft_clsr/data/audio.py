@@ -67,6 +67,25 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+def audio_seconds(audio: dict[str, Any]) -> float | None:
+    """
+    Return the length of a recording in seconds, from its header.
+
+    Args:
+        audio (`dict`): A cell of `datasets`, as in [`read_audio`].
+
+    Returns:
+        `float` or `None`: the length, or `None` if the recording cannot be read.
+    """
+    if audio.get("array") is not None:
+        return np.shape(audio["array"])[-1] / audio["sampling_rate"] if audio.get("sampling_rate") else None
+    source = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio.get("path")
+    try:
+        return require("soundfile").info(source).duration
+    except (RuntimeError, OSError, TypeError):  # LibsndfileError is a RuntimeError
+        return None
+
+
 def _decode(audio: str | os.PathLike | dict[str, Any], name: str) -> tuple[np.ndarray, int]:
     """Decode a path or `{"bytes", "path"}`: mono samples [samples] and their rate in Hz."""
     soundfile = require("soundfile")

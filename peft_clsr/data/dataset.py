@@ -104,7 +104,7 @@ def prepare_dataset(
         max_label_length,
     )
     prepared = (
-        _without_decoding(dataset, audio_column)
+        without_decoding(dataset, audio_column)
         .with_format(None)
         .map(
             prepare,
@@ -137,7 +137,7 @@ def _check_columns(
             raise ValueError(f"column {column!r} holds {kind or dataset.features[column]}; expected text (string)")
 
 
-def _without_decoding(dataset: datasets.Dataset, audio_column: str) -> datasets.Dataset:
+def without_decoding(dataset: datasets.Dataset, audio_column: str) -> datasets.Dataset:
     """The dataset with undecoded audio. datasets would need FFmpeg, and one bad file would end the whole map."""
     import datasets
 

@@ -34,6 +34,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         ValueError: a value outside of the range above.
     """
 
+    _argument_group_name = "training"  # for the help of HfArgumentParser
+
     kd_loss: str = field(default="js", metadata={"help": "Divergence between teacher and student: 'js' or 'kl'."})
     kd_weight: float = field(default=2.0, metadata={"help": "Weight of the distillation loss, at least 0."})
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy, at least 0."})

@@ -415,7 +415,10 @@ def test_a_config_that_hides_its_type_behind_its_size_is_refused(base, folder):
     (folder / "adapter_config.json").write_text(" " * 5 * 2**20 + text)
     for prepare, load in CONFIG_DOORS.values():
         model = prepare(base())
-        with unchanged(model), pytest.raises(ValueError, match="too large for the config of a CLSR adapter|is larger than 4194304 bytes"):
+        with (
+            unchanged(model),
+            pytest.raises(ValueError, match="too large for the config of a CLSR adapter|is larger than 4194304 bytes"),
+        ):
             load(model, folder)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peft_clsr import CLSRConfig, convert_naver_expert
-
+from peft_clsr.cli import main
 
 
 def checkpoint_of(model, language="catalan", gate_dim=6, scale=0.3, seed=0):
@@ -316,13 +316,7 @@ def test_a_failure_while_writing_leaves_nothing(tiny_whisper, tmp_path, monkeypa
 
 def test_the_command(tiny_whisper, tmp_path):
     torch.save(checkpoint_of(tiny_whisper()), tmp_path / "expert.bin")
-    command = [
-        sys.executable,
-        "-m",
-        "peft_clsr.checkpoints.convert_naver",
-        str(tmp_path / "expert.bin"),
-        str(tmp_path / "ca"),
-    ]
+    command = [sys.executable, "-m", "peft_clsr", "convert", str(tmp_path / "expert.bin"), str(tmp_path / "ca")]
     options = ["--language", "ca", "--base_model_name_or_path", "mine/base"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f"wrote {tmp_path / 'ca'}\n", done.stderr
@@ -333,6 +327,6 @@ def test_the_command(tiny_whisper, tmp_path):
 def test_the_command_ends_with_the_error(tiny_whisper, tmp_path, capsys):
     torch.save(checkpoint_of(tiny_whisper()), tmp_path / "expert.bin")
     with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path / "expert.bin"), str(tmp_path / "gl"), "--language", "gl"])
+        main(["convert", str(tmp_path / "expert.bin"), str(tmp_path / "gl"), "--language", "gl"])
     assert ended.value.code == 1
     assert "no 'galician'" in capsys.readouterr().err
