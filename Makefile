@@ -7,13 +7,14 @@ CACHE := .cache
 DEMO_LANGUAGE ?= ro
 DEMO_DATA := --student $(CACHE)/whisper-base --dataset $(CACHE)/tuxpaint-$(DEMO_LANGUAGE) --languages $(DEMO_LANGUAGE)
 # How the recipe was found: docs/demo.md.
-DEMO_RECIPE ?= --max_audio_seconds 4 --expert_rank 32 --learning_rate 2e-3 --num_train_epochs 3 \
-	--per_device_train_batch_size 8 --adam_beta2 0.98 --warmup_steps 0.1 --max_new_tokens 64 --logging_steps 25
+DEMO_RECIPE ?= --max_audio_seconds 4 --expert_rank 32 --straight_through False --gate_budget 0.5 --skip_gate_prob 0.2 \
+	--expert_dropout 0.3 --learning_rate 2e-3 --num_train_epochs 3 --per_device_train_batch_size 8 \
+	--adam_beta2 0.98 --warmup_steps 0.1 --max_new_tokens 64 --logging_steps 25
 DEMO_OUTPUT ?= --output_dir runs/demo-$(DEMO_LANGUAGE)
 DEMO_EXTRA ?=
 DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)
 
-# The same script from end to end in a few steps, with a teacher, so that every part of it runs.
+# The same command in a few steps, with a teacher, so that every part of it runs.
 SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --output_dir runs/smoke --overwrite \
 	--teacher_cache runs/smoke/teacher \
 	--max_steps 4 --max_train_samples 32 --max_eval_samples 8
@@ -68,13 +69,13 @@ test-oldest test-newest: test-%:
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 fetch: venv
-	@$(BIN)/python examples/fetch_demo.py --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
+	@$(BIN)/python -m examples.demo.fetch --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
 
 demo: fetch
-	$(BIN)/python examples/train_distilwhisper.py $(DEMO_ARGS)
+	$(BIN)/peft-clsr train $(DEMO_ARGS)
 
 demo-smoke: fetch
-	$(BIN)/python examples/train_distilwhisper.py $(SMOKE_ARGS)
+	$(BIN)/peft-clsr train $(SMOKE_ARGS)
 
 # BENCH_ARGS="--rounds 1 --batch_size 1 --kd_labels 1 16" runs every part of it in seconds.
 bench-train: fetch

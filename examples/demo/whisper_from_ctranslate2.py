@@ -1,6 +1,6 @@
 """Turn a CTranslate2 Whisper model into a folder that transformers loads.
 
-    python whisper_from_ctranslate2.py MODEL.BIN CONFIG.JSON TOKENIZER.JSON OUT_DIR
+    python -m examples.demo.whisper_from_ctranslate2 MODEL.BIN CONFIG.JSON TOKENIZER.JSON OUT_DIR
 
 A CTranslate2 file is, little-endian: format version, specification name, revision, number of variables; then each
 variable as name, rank, dimensions, data type, size in bytes, bytes. Attention projections are stored joined: query,
