@@ -11,12 +11,12 @@ from torch import nn
 BASE = "__base__"
 MAX_NAME_LENGTH = 64
 
-# Windows: the device, whatever extension follows. https://learn.microsoft.com/windows/win32/fileio/naming-a-file
+# Devices on Windows, with any extension. https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{device}{digit}" for device in ("COM", "LPT") for digit in "0123456789¹²³"
 }
 
-_short = reprlib.Repr()  # of values in errors, which may be megabytes
+_short = reprlib.Repr()  # values in errors may be megabytes
 _short.maxstring = _short.maxother = 200
 
 
@@ -27,20 +27,20 @@ def adapter_folder(directory: Path, adapter_name: str) -> Path:
 
 def check_adapter_name(name: str) -> None:
     """
-    Check that an adapter's name can be the name of a folder on every system, and of a module.
+    Check that an adapter's name is valid as the name of a folder on every system, and of a module.
 
     Args:
         name (`str`): Such as "ca", "pt-BR" or "ca_valencia".
 
     Raises:
-        ValueError: `name` is empty or longer than 64 characters, has a dot, a path separator, a control character or
-            one that Windows forbids, is reserved on Windows, or is a method of `torch.nn.ModuleDict`.
+        ValueError: `name` is empty or longer than 64 characters; has a dot, a path separator, a control character or
+            a character that Windows forbids; is reserved on Windows; or is a method of `torch.nn.ModuleDict`.
     """
     _check_part(name, "adapter name")
     if "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"adapter name {name!r} cannot be the name of a module: it has a dot or is an attribute of every module. "
-            "Take a language code, such as 'ca' or 'pt-BR'"
+            f"adapter name {name!r} cannot be that of a module, which has no dot and is none of a module's "
+            "attributes: take a language code, such as 'ca' or 'pt-BR'"
         )
 
 
@@ -52,7 +52,7 @@ def check_subfolder(subfolder: str) -> None:
         subfolder (`str`): Such as "ca" or "experts/ca"; "" for none.
 
     Raises:
-        ValueError: it is absolute, or a part of it is ".." or no valid folder name.
+        ValueError: it is absolute, or a part of it is ".." or not valid as the name of a folder.
     """
     if not isinstance(subfolder, str) or PurePosixPath(subfolder).is_absolute():
         raise ValueError(f"subfolder {subfolder!r} is not a relative path: give one such as 'ca' or 'experts/ca'")
@@ -61,7 +61,7 @@ def check_subfolder(subfolder: str) -> None:
 
 
 def _check_part(part: str, what: str) -> None:
-    """Raise a `ValueError` if `part` cannot be the name of one folder, on any system."""
+    """Raise a `ValueError` if `part` is not valid as the name of a folder on every system."""
     if not isinstance(part, str) or not part:
         fault = "is empty" if part == "" else "is not a string"
     elif len(part) > MAX_NAME_LENGTH:
@@ -77,12 +77,3 @@ def _check_part(part: str, what: str) -> None:
     else:
         return
     raise ValueError(f"{what} {_short.repr(part)} {fault}: take a language code, such as 'ca' or 'pt-BR'")
-
-
-def check_one_adapter(adapter_names: str | list[str]) -> None:
-    """Raise a `ValueError` if several adapters would be active at once."""
-    if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-        raise ValueError(
-            f"adapters {list(adapter_names)} cannot be active at once: an adapter is one language, and a token takes "
-            f"one expert. Activate one, such as set_adapter({adapter_names[0]!r})"
-        )

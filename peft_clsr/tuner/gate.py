@@ -1,4 +1,4 @@
-"""The gate decides for each token how much of the expert to use."""
+"""The gate: per token, how much of the expert to use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 class GateLinear(nn.Linear):
     """
-    A linear layer that always computes in float32, regardless of autocast and of the dtypes of weight and input.
+    A linear layer that always computes in float32, regardless of autocast, its own dtype and that of its input.
 
-    In half precision, gate logits near 0, where the path is decided, have too few bits.
+    The choice is made at a logit of 0, near which half precision has too few bits.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -23,15 +23,16 @@ class GateLinear(nn.Linear):
 
 def noise_deviation(progress: float | None, gate_noise: float, straight_through: bool) -> float:
     """
-    Compute the standard deviation of the noise on gate logits.
+    Standard deviation of the noise on gate logits.
 
-    Rising noise makes soft gates decisive until the end of training. Straight-through gates are decisive from the
-    start. With noise that falls to 0 in the first half of training, they first try both paths for a token.
+    Soft gates learn to be decisive from noise that rises until the end of training. Straight-through gates are
+    decisive from the start. Their noise falls to 0 in the first half of training, so that each token tries both paths
+    first.
 
     Args:
-        progress (`float`): Progress of the training in [0, 1]; `None` for no noise.
+        progress (`float` or `None`): Progress of training, in [0, 1]. `None`, if it is unknown, means no noise.
         gate_noise (`float`): The highest deviation.
-        straight_through (`bool`): True if gates are 0 or 1 in training.
+        straight_through (`bool`): Whether gates are 0 or 1 in training.
 
     Returns:
         `float`: at least 0.
@@ -43,7 +44,7 @@ def noise_deviation(progress: float | None, gate_noise: float, straight_through:
 
 def gate_logits(hidden_states: torch.Tensor, gate_in: GateLinear, gate_out: GateLinear) -> torch.Tensor:
     """
-    Compute the gate logits `G(x) = w2ᵀ relu(W1 x + b1)` (Zhang et al., ICLR 2021, eq. 5).
+    `G(x) = w2ᵀ relu(W1 x + b1)` (Zhang et al., ICLR 2021, eq. 5).
 
     Args:
         hidden_states (`torch.Tensor`): [..., hidden]
@@ -51,6 +52,6 @@ def gate_logits(hidden_states: torch.Tensor, gate_in: GateLinear, gate_out: Gate
         gate_out (`GateLinear`): gate_dim → 1, without bias (w2).
 
     Returns:
-        `torch.Tensor`: float32 [...]. Evaluation takes the expert where the logit is at least 0.
+        `torch.Tensor`: float32 [...]. At 0 and above, evaluation takes the expert.
     """
     return gate_out(F.relu(gate_in(hidden_states))).squeeze(-1)

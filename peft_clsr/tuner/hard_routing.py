@@ -1,4 +1,9 @@
-"""Hard routing, in evaluation: each token takes one path. Tokens are grouped by path here."""
+"""
+Hard routing, for evaluation: each token takes one path.
+
+With full experts, the tokens are grouped by path, and each group is projected by its own weight. With low-rank experts
+there is nothing to group: every token takes the shared weight, and a token of an expert adds a small product.
+"""
 
 from __future__ import annotations
 
@@ -7,145 +12,138 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..whisper import module_side
-from .experts import add_low_rank, apply_expert, apply_path, can_overwrite_output, is_plain_linear
-from .gate import gate_logits
+from .expert import add_low_rank, can_overwrite_output, project, project_by_expert, project_into
 
 if TYPE_CHECKING:
     from .layer import CLSRLayer
+    from .route import FFNRoute
 
-# Grouping tokens needs a device sync. Below this many tokens, computing every path is cheaper.
+# Grouping tokens needs a device sync. Below this many tokens, computing every path is cheaper on an accelerator.
 MIN_TOKENS_TO_GROUP = 16
 
 
-def choose_hard(layer: CLSRLayer, x: torch.Tensor, adapter_names: list[str]) -> None:
-    """Choose a path for each token of `x` [..., in_features], group the tokens by path, and set the route."""
+def choose(layer: CLSRLayer, x: torch.Tensor, adapter_names: list[str]) -> None:
+    """Set `groups` or `choice` of the layer's route for the tokens of `x` [..., in_features]."""
     route = layer.route
-    names = route.routing.adapter_names
-    if names is None or set(names) == {adapter_names[0]}:
-        name = adapter_names[0]
-        choice = gate_logits(x, layer.clsr_gate_in[name], layer.clsr_gate_out[name]) >= 0
+    sample_names = route.routing.adapter_names
+    if sample_names is None or set(sample_names) == {adapter_names[0]}:
+        choice = layer.gate_logits(x, adapter_names[0]) >= 0
     else:
-        choice = _choose_by_sample(layer, x, names, adapter_names)
+        choice = _choose_by_sample(layer, x, sample_names, adapter_names)
     if route.routing.is_collecting:
-        route.routing.add(route.name, (choice > 0).float(), layer.clsr_config[adapter_names[0]], trains=False)
+        config = layer.clsr_config[adapter_names[0]]
+        route.routing.add_gate_values(route.name, (choice > 0).float(), config, is_trained=False)
 
-    # Low-rank experts add a product to the shared one, so their tokens need no grouping.
     has_full_expert = any(name in layer.clsr_expert for name in adapter_names)
-    # Under compilation, group sizes would be data-dependent shapes.
-    if torch.compiler.is_compiling() or (
-        x.device.type != "cpu" and (not has_full_expert or choice.numel() < MIN_TOKENS_TO_GROUP)
-    ):
+    # Under torch.compile, sizes of groups would be shapes that depend on data.
+    if torch.compiler.is_compiling() or _is_sync_too_slow(choice, has_full_expert):
         route.choice = choice
-        return
-    choice_of_rows = choice.flatten().long()
-    sizes = choice_of_rows.bincount(minlength=len(route.paths)).tolist()
+    else:
+        _group_tokens(route, choice, has_full_expert)
+
+
+def _is_sync_too_slow(choice: torch.Tensor, has_full_expert: bool) -> bool:
+    return choice.device.type != "cpu" and (not has_full_expert or choice.numel() < MIN_TOKENS_TO_GROUP)
+
+
+def _choose_by_sample(
+    layer: CLSRLayer, x: torch.Tensor, sample_names: list[str], adapter_names: list[str]
+) -> torch.Tensor:
+    """
+    The path of each token, where each sample has an adapter of its own.
+
+    Args:
+        x (`torch.Tensor`): [..., in_features]; the tokens of a sample, or of all its beams, are contiguous.
+        sample_names (`list[str]`): Adapter of each sample.
+        adapter_names (`list[str]`): The different adapters among them that this layer has.
+
+    Returns:
+        `torch.Tensor`: int64 [...], 0 for the shared FFN, else 1 + an index into `adapter_names`.
+    """
+    if module_side(layer.route.name) == "encoder" and len(x) != len(sample_names):
+        raise ValueError(
+            f"{len(sample_names)} adapter_names for a batch of {len(x)}: for audio longer than its context, for "
+            "timestamps and for several temperatures, Whisper runs a part of the batch again, and the names would "
+            "go to the wrong samples. Give `language=[...]` instead, which stays with its samples"
+        )
+    samples = x.reshape(len(sample_names), -1, x.shape[-1])  # [samples, tokens, in_features]
+    choice = torch.zeros(samples.shape[:2], dtype=torch.long, device=x.device)
+    for index, adapter_name in enumerate(adapter_names, start=1):
+        rows = [row for row, sample_name in enumerate(sample_names) if sample_name == adapter_name]
+        choice[rows] = (layer.gate_logits(samples[rows], adapter_name) >= 0).long() * index
+    return choice.view(x.shape[:-1])
+
+
+def _group_tokens(route: FFNRoute, choice: torch.Tensor, has_full_expert: bool) -> None:
+    """
+    Group the tokens by the path that `choice` [...] gives them, in `route.groups`.
+
+    Without a full expert, tokens of several paths stay ungrouped, and `route.choice` is set instead.
+    """
+    path_of_token = choice.flatten().long()
+    sizes = path_of_token.bincount(minlength=len(route.paths)).tolist()
     used = [path for path, size in zip(route.paths, sizes, strict=True) if size]
     if len(used) <= 1:
         route.groups = [(used[0] if used else None, None)]
     elif has_full_expert:
-        groups = zip(route.paths, choice_of_rows.argsort(stable=True).split(sizes), strict=True)
+        groups = zip(route.paths, path_of_token.argsort(stable=True).split(sizes), strict=True)
         route.groups = [(path, tokens) for path, tokens in groups if len(tokens)]
     else:
         route.choice = choice
 
 
-def _choose_by_sample(layer: CLSRLayer, x: torch.Tensor, names: list[str], adapter_names: list[str]) -> torch.Tensor:
+def project_input(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
     """
-    The path of each token in a batch of several adapters.
+    The projection [..., out_features] of each token of `x` [..., in_features] by its path.
 
-    Args:
-        x (`torch.Tensor`): [..., in_features]
-        names (`list[str]`): The adapter of each sample.
-        adapter_names (`list[str]`): The different adapters.
-
-    Returns:
-        `torch.Tensor`: int64 [...]: 0 for the shared path, or 1 + an index into `adapter_names`.
-    """
-    if module_side(layer.route.name) == "encoder" and len(x) != len(names):
-        raise ValueError(
-            f"{len(names)} adapter_names for a batch of {len(x)}: Whisper runs a part of a batch again for audio "
-            "longer than its context, for timestamps and for several temperatures, and the names would apply to other "
-            "samples. Give `language=[...]` instead, which stays with the samples"
-        )
-    # The tokens of a sample are adjacent, and with beams, those of its beams.
-    samples = x.reshape(len(names), -1, x.shape[-1])  # [samples, tokens, in_features]
-    choice = torch.zeros(samples.shape[:2], dtype=torch.long, device=x.device)
-    for index, name in enumerate(adapter_names, start=1):
-        rows = [row for row, sample_name in enumerate(names) if sample_name == name]
-        logits = gate_logits(samples[rows], layer.clsr_gate_in[name], layer.clsr_gate_out[name])
-        choice[rows] = (logits >= 0).long() * index
-    return choice.view(x.shape[:-1])
-
-
-def project_by_group(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
-    """
-    The input projection of each token of `x` [..., in_features] by its path.
-
-    Returns:
-        `torch.Tensor`: [..., out_features], rows in the order of the route's groups, if there are several.
+    If tokens are grouped, the rows of the result are in the order of the groups, not of the tokens.
     """
     groups = layer.route.groups
     if not groups:
-        return _select_of_all_paths(layer, x)
+        return _project_by_all_paths(layer, x)
     if len(groups) == 1:
-        return apply_path(layer, x, groups[0][0])
-    rows, result, start = x.reshape(-1, x.shape[-1]), _new_rows(layer, x), 0
+        return project(layer, x, groups[0][0])
+    rows, result, start = x.reshape(-1, x.shape[-1]), _empty_rows(layer, x), 0
     for path, tokens in groups:
         end = start + len(tokens)
-        _write_path(layer, rows.index_select(0, tokens), path, result[start:end])
+        project_into(layer, rows.index_select(0, tokens), path, result[start:end])
         start = end
     return result.view(*x.shape[:-1], -1)
 
 
-def project_and_restore_order(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
+def project_output(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
     """
-    The output projection of `x` [..., in_features], whose rows are in the order of the route's groups.
+    The projection [..., out_features] of each token by its path, tokens in their own order again.
 
-    Returns:
-        `torch.Tensor`: [..., out_features], tokens in their original order.
+    `x` [..., in_features] is in the order that [`project_input`] returned.
     """
     groups = layer.route.groups
     if not groups:
-        return _select_of_all_paths(layer, x)
+        return _project_by_all_paths(layer, x)
     if len(groups) == 1:
-        return apply_path(layer, x, groups[0][0])
-    rows, result = x.reshape(-1, x.shape[-1]), _new_rows(layer, x)
+        return project(layer, x, groups[0][0])
+    rows, result = x.reshape(-1, x.shape[-1]), _empty_rows(layer, x)
     rows_of_groups = rows.split([len(tokens) for _, tokens in groups])
     for (path, tokens), group in zip(groups, rows_of_groups, strict=True):
-        result.index_copy_(0, tokens, apply_path(layer, group, path))
+        result.index_copy_(0, tokens, project(layer, group, path))
     return result.view(*x.shape[:-1], -1)
 
 
-def _select_of_all_paths(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
-    """The projection [..., out_features] by all paths, of which each token takes the chosen one."""
+def _project_by_all_paths(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
+    """Project `x` [..., in_features] by every path, and select for each token that of `route.choice`."""
     route = layer.route
     result = layer.base_layer(x)
     choice = route.choice.view(*x.shape[:-1], 1)
     for index, path in enumerate(route.paths):
         if path in layer.clsr_expert_B:
-            in_place = can_overwrite_output(layer, x)
-            result = add_low_rank(layer, result, x, path, is_chosen=choice == index, in_place=in_place)
+            result = add_low_rank(layer, result, x, path, choice == index, can_overwrite_output(layer, x))
         elif path is not None:
-            result = torch.where(choice == index, apply_expert(layer, x, path), result)
+            result = torch.where(choice == index, project_by_expert(layer, x, path), result)
     return result
 
 
-def _new_rows(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
-    """An empty tensor [tokens, out_features] for the projections of `x` [..., in_features]."""
-    device_type = x.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+def _empty_rows(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
+    """An uninitialized tensor for the projections of `x` [..., in_features]: [tokens, out_features]."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return x.new_empty(x.shape[:-1].numel(), layer.out_features, dtype=dtype)
-
-
-def _write_path(layer: CLSRLayer, x: torch.Tensor, path: str | None, out: torch.Tensor) -> None:
-    """Write the projection of `x` [tokens, in_features] by one path into `out` [tokens, out_features]."""
-    linear = layer.base_layer
-    if path is not None:
-        linear = layer.clsr_expert[path] if path in layer.clsr_expert else None
-    # Writing directly saves a tensor as large as `out`, whose allocation costs about as much as the gate.
-    if linear is None or torch.is_grad_enabled() or not is_plain_linear(linear, x):
-        out.copy_(apply_path(layer, x, path))
-    elif linear.bias is None:
-        torch.mm(x, linear.weight.t(), out=out)
-    else:
-        torch.addmm(linear.bias, x, linear.weight.t(), out=out)

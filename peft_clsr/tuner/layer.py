@@ -1,4 +1,8 @@
-"""The two projections of a feed-forward network (FFN), each with the shared weight and the experts' weights."""
+"""
+The two projections of a feed-forward network (FFN), each with the shared weight and an expert's.
+
+`soft_routing` computes them in training, `hard_routing` in evaluation; a projection by one path is in `expert`.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,26 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
-from .adapter_names import check_one_adapter
+from . import hard_routing, soft_routing
 from .config import CLSRConfig
-from .gate import GateLinear
-from .hard_routing import choose_hard, project_and_restore_order, project_by_group
+from .gate import GateLinear, gate_logits
 from .route import FFNRoute
-from .soft_routing import blend_paths, choose_soft, project_both_paths
 from .zero_gradients import with_zero_gradients
 
 MERGE_ERROR = (
-    "a CLSR adapter cannot be merged: each token is routed to the shared FFN or to the expert, and no single weight "
-    "can do both. Use the model with its adapter (hard routing costs about as much as the base model), "
-    "save_pretrained() for the adapter alone, unload() for the unchanged base model, or freeze_routing() of peft_clsr "
-    "for a plain Whisper of one language, at a cost that it measures"
+    "a CLSR adapter cannot be merged: each token is routed to the shared FFN or to the expert, which no single weight "
+    "can do. Use the model with its adapter (hard routing costs about as much as the base model), save_pretrained() "
+    "for the adapter alone, unload() for the unchanged base model, or peft_clsr.freeze_routing() for a plain Whisper "
+    "of one language, which measures what freezing costs"
 )
 
 
 class CLSRLayer(BaseTunerLayer):
-    """Adapters of one projection: their weights, and which of them a forward uses."""
-
     # All names of layers that may contain adapter (trainable) weights
     adapter_layer_names = ("clsr_gate_in", "clsr_gate_out", "clsr_expert", "clsr_expert_A", "clsr_expert_B")
     # All names of other parameters that may contain adapter-related parameters
     other_param_names = ("clsr_config",)
-    # `peft.helpers.disable_input_dtype_casting` switches this off.
+    # `peft.helpers.disable_input_dtype_casting` sets this to False
     cast_input_dtype_enabled: bool = True
 
     def __init__(self, base_layer: nn.Linear, route: FFNRoute, owns_gate: bool) -> None:
@@ -71,7 +71,7 @@ class CLSRLayer(BaseTunerLayer):
     @torch.no_grad()
     def reset_clsr_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
         """
-        Set the gate logit to 0 and, with `init_weights`, the expert to the shared projection, so that the adapter
+        Set every gate logit to 0 and, with `init_weights`, the expert to the shared projection: the adapter then
         changes nothing.
         """
         if adapter_name in self.clsr_gate_in:
@@ -86,7 +86,7 @@ class CLSRLayer(BaseTunerLayer):
             base_layer, expert = self.get_base_layer(), self.clsr_expert[adapter_name]
             if base_layer.weight.is_meta or expert.weight.is_meta:
                 return  # low_cpu_mem_usage: the weights come from a file
-            # Dequantizes bitsandbytes and torchao weights, and returns other weights as they are.
+            # Dequantizes the weights of bitsandbytes and torchao; others stay as they are.
             expert.weight.copy_(dequantize_module_weight(base_layer))
             if expert.bias is not None:
                 expert.bias.copy_(base_layer.bias)
@@ -102,7 +102,7 @@ class CLSRLayer(BaseTunerLayer):
         pass  # nothing is ever merged
 
     def offload(self, adapter_name: str) -> None:
-        """Move an adapter's weights to the CPU until a forward uses them."""
+        """Move an adapter's weights to the CPU. The first forward that routes by it loads them back."""
         self._move_adapter(adapter_name, torch.device("cpu"))
         self._offloaded.add(adapter_name)
 
@@ -119,18 +119,19 @@ class CLSRLayer(BaseTunerLayer):
                     getattr(self, modules)[adapter_name].to(device)
 
     def _routed_adapters(self) -> list[str]:
-        """
-        Names of the adapters that this forward uses: the active one, or those of a batch of several languages. Empty
-        if only the base layer runs.
-        """
+        """The adapters to route by: the active one, or those of the samples. Empty if only the base layer is used."""
         if self.disable_adapters:
             return []
         names = self.route.routing.adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))
         return [name for name in names if name in self.clsr_config]
 
+    def gate_logits(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """Gate logits, float32 [...], of the tokens of `x` [..., in_features]. Only for a layer that owns the gate."""
+        return gate_logits(x, self.clsr_gate_in[adapter_name], self.clsr_gate_out[adapter_name])
+
     def adapter_parameters(self, adapter_names: Iterable[str]) -> list[nn.Parameter]:
-        """The parameters of gate and expert of these adapters in this layer."""
+        """The parameters of gates and experts of the given adapters in this layer."""
         return [
             parameter
             for name in adapter_names
@@ -139,21 +140,23 @@ class CLSRLayer(BaseTunerLayer):
             for parameter in getattr(self, modules)[name].parameters()
         ]
 
-    def _with_all_gradients(self, result: torch.Tensor, adapter_name: str | None) -> torch.Tensor:
+    def _zero_gradients_of_unused(self, result: torch.Tensor, adapter_name: str | None) -> torch.Tensor:
         """
-        `result` [..., out_features] of a forward with `adapter_name`. In training, unused parameters get gradients of
-        zero: those of a skipped module, and with several processes those of other languages.
+        In training, give zero gradients to the parameters that `result` [..., out_features] was computed without.
+
+        These are all of a skipped module and, if there are several processes, those of all adapters other than
+        `adapter_name`: another process may train them.
         """
         if not self.training:
             return result
         unused = [adapter_name] if self.route.is_skipped else []
-        if _several_processes():
+        if _is_distributed():
             unused += [name for name in self.clsr_config if name != adapter_name]
         return with_zero_gradients(result, [p for p in self.adapter_parameters(unused) if p.requires_grad])
 
 
 class InputLinear(nn.Module, CLSRLayer):
-    """An input projection of an FFN. The first one of an FFN owns the gate."""
+    """An input projection of an FFN. The first one of an FFN owns the gate and chooses the path of each token."""
 
     def __init__(
         self, base_layer: nn.Linear, adapter_name: str, config: CLSRConfig, route: FFNRoute, owns_gate: bool
@@ -169,36 +172,37 @@ class InputLinear(nn.Module, CLSRLayer):
             x (`torch.Tensor`): [..., in_features]
 
         Returns:
-            `torch.Tensor`: soft: [..., 2 · out_features], the shared half, then the expert's; hard: [...,
-            out_features], rows in the order of the route.
+            `torch.Tensor`: soft: [..., 2 · out_features], the shared half, then the expert's ([..., out_features] if
+            the module is skipped); hard: [..., out_features], rows in the order of the route.
         """
         adapter_names, route = self._routed_adapters(), self.route
         if not adapter_names:
             route.clear()
             result = self.base_layer(x, *args, **kwargs)
-            return self._with_all_gradients(result, None)
+            return self._zero_gradients_of_unused(result, None)
         if self._offloaded:
             self._load_offloaded(adapter_names, x.device)
         if self.owns_gate:
             route.clear()
             route.paths = [None, *adapter_names]
             if self.training:
-                choose_soft(self, x, adapter_names[0])
+                soft_routing.choose(self, x, adapter_names[0])
             else:
-                choose_hard(self, x, adapter_names)
+                hard_routing.choose(self, x, adapter_names)
         if not route.is_set:
             raise RuntimeError(
-                f"an input projection was called before {route.name!r}, which owns the gate of its FFN. The gate "
+                f"an input projection was called before {route.name!r}, which owns the gate of its FFN; the gate "
                 "belongs to the first input projection of its module, so register the projections in the order of "
                 "their use"
             )
         if route.is_soft:
-            return self._with_all_gradients(project_both_paths(self, x, adapter_names[0]), adapter_names[0])
-        return project_by_group(self, x)
+            result = soft_routing.project_input(self, x, adapter_names[0])
+            return self._zero_gradients_of_unused(result, adapter_names[0])
+        return hard_routing.project_input(self, x)
 
 
 class OutputLinear(nn.Module, CLSRLayer):
-    """The output projection of an FFN, which joins the paths."""
+    """The output projection of an FFN, where the paths come together."""
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, config: CLSRConfig, route: FFNRoute) -> None:
         super().__init__()
@@ -209,24 +213,36 @@ class OutputLinear(nn.Module, CLSRLayer):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """
         Args:
-            x (`torch.Tensor`): The output of the input projections, after elementwise operations.
+            x (`torch.Tensor`): what the input projections returned, after elementwise operations.
 
         Returns:
-            `torch.Tensor`: [..., out_features], tokens in their original order.
+            `torch.Tensor`: [..., out_features], tokens in their own order.
         """
         route = self.route
         if not route.is_set:
             result = self.base_layer(x, *args, **kwargs)
-            return self._with_all_gradients(result, None)
+            return self._zero_gradients_of_unused(result, None)
         if self._offloaded:
             self._load_offloaded(route.paths[1:], x.device)
         adapter_name = route.paths[1]
-        result = blend_paths(self, x, adapter_name) if route.is_soft else project_and_restore_order(self, x)
-        result = self._with_all_gradients(result, adapter_name)
+        if route.is_soft:
+            result = soft_routing.project_output(self, x, adapter_name)
+        else:
+            result = hard_routing.project_output(self, x)
+        result = self._zero_gradients_of_unused(result, adapter_name)
         route.clear()
         return result
 
 
-def _several_processes() -> bool:
+def _is_distributed() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def check_one_adapter(adapter_names: str | list[str]) -> None:
+    """Raise a `ValueError` if several adapters would be active at once."""
+    if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+        raise ValueError(
+            f"adapters {list(adapter_names)} cannot be active at once: an adapter is one language, and a token takes "
+            f"one expert. Activate one, such as set_adapter({adapter_names[0]!r})"
+        )

@@ -1,4 +1,4 @@
-"""Soft routing, in training: both paths are computed and blended by the gate."""
+"""Soft routing, for training: both paths are computed for every token, and blended by the gate value."""
 
 from __future__ import annotations
 
@@ -7,58 +7,57 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from .experts import apply_expert
-from .gate import gate_logits, noise_deviation
+from .expert import project_by_expert
+from .gate import noise_deviation
 
 if TYPE_CHECKING:
     from .layer import CLSRLayer
 
 
-def choose_soft(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
-    """Compute the gate values of the tokens of `x` [..., in_features], or skip the gate, and set the route."""
+def choose(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
+    """Set `gate` or `is_skipped` of the layer's route for the tokens of `x` [..., in_features]."""
     config, route = layer.clsr_config[adapter_name], layer.route
-    gate_in, gate_out = layer.clsr_gate_in[adapter_name], layer.clsr_gate_out[adapter_name]
     is_compiling = torch.compiler.is_compiling()
-    # Gradient checkpointing repeats draws of torch's generator. Drawing on the CPU needs no device sync.
+    # torch's generator, because gradient checkpointing restores its state; on the CPU, to avoid a device sync.
     if not is_compiling and torch.rand((), device="cpu").item() < config.skip_gate_prob:
         route.is_skipped = True
-        route.routing.add(route.name, torch.zeros(x.shape[:-1], device=x.device), config, trains=False)
+        zeros = torch.zeros(x.shape[:-1], device=x.device)
+        route.routing.add_gate_values(route.name, zeros, config, is_trained=False)
         return
-    logits = gate_logits(F.dropout(x, config.gate_dropout), gate_in, gate_out)
-    alpha = noise_deviation(route.routing.gate_progress, config.gate_noise, config.straight_through)
-    if alpha:
-        logits = logits + alpha * torch.randn_like(logits)
+    logits = layer.gate_logits(F.dropout(x, config.gate_dropout), adapter_name)
+    deviation = noise_deviation(route.routing.gate_progress, config.gate_noise, config.straight_through)
+    if deviation:
+        logits = logits + deviation * torch.randn_like(logits)
     gate_values = logits.sigmoid()
     if config.straight_through:
         gate_values = gate_values + ((logits >= 0).to(gate_values.dtype) - gate_values).detach()
     if is_compiling and config.skip_gate_prob:  # a branch on a random number would break the graph
         gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
     route.gate = gate_values.unsqueeze(-1)
-    route.routing.add(route.name, gate_values, config, trains=gate_out.weight.requires_grad)
+    is_trained = layer.clsr_gate_out[adapter_name].weight.requires_grad
+    route.routing.add_gate_values(route.name, gate_values, config, is_trained)
 
 
-def project_both_paths(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+def project_input(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
     """
-    The input projection by both paths.
+    Input projections of `x` [..., in_features] by both paths, side by side: [..., 2 · out_features], shared first.
 
-    Returns:
-        `torch.Tensor`: [..., 2 · out_features], the shared half first; [..., out_features] if the gate is skipped.
+    Of a skipped FFN, the shared projection alone: [..., out_features].
     """
     shared = layer.base_layer(x)
     if layer.route.is_skipped:
         return shared
-    return torch.cat([shared, apply_expert(layer, x, adapter_name, shared)], dim=-1)
+    return torch.cat([shared, project_by_expert(layer, x, adapter_name, shared)], dim=-1)
 
 
-def blend_paths(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+def project_output(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
     """
-    The output projections of both halves of `x` [..., 2 · in_features], blended by the gate.
+    Output projections of both halves of `x` [..., 2 · in_features], blended by the gate: [..., out_features].
 
-    For a low-rank expert the shared weight takes the blend of both halves, in one product. So `expert_dropout` acts on
-    the input of the expert's projection.
+    With a low-rank expert, one product with the shared weight serves both halves: it takes their blend. Therefore
+    `expert_dropout` is on the input of the expert's output projection, and its noise reaches the shared weight too.
 
-    Returns:
-        `torch.Tensor`: [..., out_features]
+    Of a skipped FFN, `x` [..., in_features] is the shared half alone.
     """
     if layer.route.is_skipped:
         return layer.base_layer(x)
@@ -67,7 +66,7 @@ def blend_paths(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch.T
     dropout = layer.clsr_config[adapter_name].expert_dropout
     if adapter_name in layer.clsr_expert:
         shared = layer.base_layer(shared_half)
-        expert = F.dropout(apply_expert(layer, expert_half, adapter_name), dropout)
+        expert = F.dropout(project_by_expert(layer, expert_half, adapter_name), dropout)
         return (shared + gate * (expert - shared)).to(shared.dtype)
     expert_half = F.dropout(expert_half, dropout)
     shared = layer.base_layer(torch.lerp(shared_half, expert_half, gate.to(x.dtype)))

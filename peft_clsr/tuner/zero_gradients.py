@@ -1,4 +1,4 @@
-"""Gradients of zero for parameters that a forward pass does not use."""
+"""Zero gradients for parameters that a forward pass does not use."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class _ZeroGradients(torch.autograd.Function):
 
 def with_zero_gradients(x: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
     """
-    Return `x`, and give `parameters` gradients of zero in the backward pass.
+    Return `x` unchanged; its backward pass gives `parameters` gradients of zero.
 
-    DDP and FSDP wait for a gradient of every parameter, on every process and in every step. A skipped module, and an
+    DDP and FSDP wait for a gradient of every parameter, on every process and in every step. A skipped module, or an
     expert whose language is not in the batch, would give none.
 
     Args:
-        x (`torch.Tensor`): Any shape. The loss must depend on it.
+        x (`torch.Tensor`): Any shape; the loss must depend on it.
         parameters (`list[nn.Parameter]`): Parameters that `x` does not depend on.
     """
     return _ZeroGradients.apply(x, *parameters) if parameters else x

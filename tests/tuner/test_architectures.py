@@ -150,13 +150,15 @@ def test_every_gate_and_expert_gets_a_gradient_and_survives_saving(build, inputs
 
 
 def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_the_budget(build, inputs):
-    """With labels the budget loss would train nothing, silently, and it is refused; without, nothing is lost."""
+    """
+    With labels the budget loss would train nothing, silently, and it is refused; without, nothing is lost.
+
+    In float64: checkpointing sums gradients in another order, and in float32 that changes large ones visibly.
+    """
     del inputs["labels"]
     gradients = []
     for checkpointing in (False, True):
-        # In float32, mt5's gradients on some CPUs differ by 2e-4 through rounding alone.
         model = randomize(clsr(build())).double().train()
-        inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
             model.enable_input_require_grads()
@@ -166,7 +168,7 @@ def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_th
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-6)
     with pytest.raises(RuntimeError, match="gate values"):
         model.base_model.budget_loss()
 
