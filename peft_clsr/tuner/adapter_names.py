@@ -39,8 +39,8 @@ def check_adapter_name(name: str) -> None:
     _check_part(name, "adapter name")
     if "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"adapter name {name!r} cannot be that of a module, which has no dot and is none of a module's "
-            "attributes: take a language code, such as 'ca' or 'pt-BR'"
+            f"adapter name {name!r} cannot be the name of a module: it has a dot or is an attribute of every module. "
+            "Take a language code, such as 'ca' or 'pt-BR'"
         )
 
 
