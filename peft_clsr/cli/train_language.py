@@ -175,7 +175,7 @@ class _LanguageData:
         """The context in seconds, or `None` for the full one."""
         given = self.plan.recordings.max_audio_seconds
         if given is not None:
-            return given
+            return given or None  # 0: the full one
         full = context_seconds(self.full_processor.feature_extractor)
         column = self.plan.more_recordings.audio_column
         lengths = [
@@ -190,7 +190,7 @@ class _LanguageData:
         chosen = max(1, math.ceil(max(lengths)))
         print(
             f"{self.language}: audio context of {chosen} s, for the longest recording of {max(lengths):.1f} s "
-            "(--max_audio_seconds changes it)"
+            "(--max_audio_seconds changes it, 0 keeps the model's)"
         )
         return chosen
 

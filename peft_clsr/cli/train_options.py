@@ -31,7 +31,7 @@ class RecordingOptions:
     )
     text_column: str = option("Column of the transcripts.", "transcription")
     max_audio_seconds: int | None = option(
-        "Audio context in whole seconds. Default: the longest recording, at most 30. Longer recordings are dropped.",
+        "Audio context in whole seconds; 0 for the model's 30. Default: as long as the longest recording.",
         None,
     )
 
