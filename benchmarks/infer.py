@@ -25,12 +25,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
+from benchmarks.timing import (
+    MILLION,
+    add_clock_argument,
+    check_bound,
+    format_bound,
+    format_ratio,
+    machine,
+    ratio,
+    time_steps,
+)
 from peft_clsr import CLSRConfig, CLSRLayer
 from peft_clsr.layer import InputLinear
 from peft_clsr.trainer.audio import read_audio

@@ -28,13 +28,22 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd.profiler import profile
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
+from benchmarks.timing import (
+    MILLION,
+    add_clock_argument,
+    check_bound,
+    format_bound,
+    format_ratio,
+    machine,
+    ratio,
+    time_steps,
+)
 from peft_clsr import (
     CLSRConfig,
     DataCollatorSpeechSeq2SeqWithPadding,

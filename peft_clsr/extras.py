@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 _EXTRAS = {
     "datasets": "train",
@@ -18,7 +18,7 @@ _EXTRAS = {
 }
 
 
-def require(name: str) -> ModuleType:
+def require(name: str) -> Any:
     """
     Import an optional dependency.
 
