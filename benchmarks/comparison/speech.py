@@ -37,7 +37,7 @@ from examples.demo.fetch import (
     write_split,
 )
 
-SPLITS = Path(__file__).parent / "splits"
+SPLITS = Path(__file__).parents[1] / "splits"
 LANGUAGES = ("ro", "bg", "el", "be", "ca")
 UNTOUCHED_LANGUAGES = ("en", "es")  # never trained on: what an adapter of another language must not harm
 AUDIO_SECONDS = 3.0  # of context; longer utterances are left out

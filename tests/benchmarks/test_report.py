@@ -418,5 +418,5 @@ def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
 def test_nothing_to_report_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main(["--results_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    assert "run benchmarks/compare.py first" in capsys.readouterr().err
+    assert "run benchmarks.comparison.compare first" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
