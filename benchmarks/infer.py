@@ -2,7 +2,7 @@
 Time inference: plain Whisper, CLSR with its gates at 0, 50 and 100 %, LoRA, and both paths computed.
 
     make bench-infer
-    python benchmarks/infer.py --model openai/whisper-base --adapters runs/demo-ro/ro --rounds 20 --output results.json
+    python -m benchmarks.infer --model openai/whisper-base --adapters runs/demo-ro/ro --rounds 20 --output results.json
 
 All models share the base's weights. In each round every method runs once, in random order, so that what else the
 machine does falls on all alike; what counts is the ratios to the base within a round. Experts are copies of the shared

@@ -2,7 +2,7 @@
 Time training steps, and measure their memory: full fine-tuning, LoRA, CLSR, and CLSR with distillation.
 
     make bench-train
-    python benchmarks/train.py --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
+    python -m benchmarks.train --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
 
 Each method is a trainer as a user would set it up. In each round, every method takes one step on the same batch, in
 random order, so that what else the machine does falls on all alike; what counts is the ratios within a round. A step

@@ -268,9 +268,8 @@ def main() -> None:
                 runs = [run for run in grid.afterwards(group) if key not in (workspace.read(run) or {})]
                 here = [run for run in runs if run.method == ZERO_SHOT or workspace.weights(run).exists()]
                 if len(here) < len(runs):
-                    print(
-                        f"{group}: left out {len(runs) - len(here)} runs, whose weights are not in {workspace.work_dir}"
-                    )
+                    left_out = len(runs) - len(here)
+                    print(f"{group}: left out {left_out} runs, whose weights are not in {workspace.work_dir}")
                 check(run_all(pool, task, here, workspace))
     print(f"{workspace.collect()} runs in {arguments.results_dir}")
 

@@ -1,9 +1,9 @@
 """
-Tables and figures of the comparison, from what `benchmarks/compare.py` wrote.
+Tables and figures of the comparison, from the table of its runs.
 
-    python benchmarks/report.py
+    python -m benchmarks.comparison.report
 
-reads `benchmarks/results/*/results.json` and writes into `docs/results`: `tables.md`, the figures as PNG, and
+reads `benchmarks/results/whisper-base` and writes into `docs/results`: `tables.md`, the figures as PNG, and
 `numbers.json` with every number that the figures show. Runs that are missing are left out, and named. The same results
 give the same files.
 """

@@ -1,7 +1,7 @@
 """
 The speech of the comparison: recordings of five languages, split by text, and a second domain from a synthesizer.
 
-    python benchmarks/speech.py --cache_dir .cache
+    python -m benchmarks.comparison.speech --cache_dir .cache
 
 writes `.cache/compare/LANGUAGE/SPLIT` (`metadata.csv` beside the audio) as `benchmarks/splits/LANGUAGE.csv` lists it:
 the split, name and SHA-256 of each utterance, of its audio file where it was recorded, of its text where it is
