@@ -40,9 +40,8 @@ from benchmarks.timing import (
     ratio,
     time_steps,
 )
-from peft_clsr import CLSRConfig, CLSRLayer
-from peft_clsr.layer import InputLinear
-from peft_clsr.trainer.audio import read_audio
+from peft_clsr import CLSRConfig, CLSRLayer, read_audio
+from peft_clsr.tuner.layer import InputLinear
 
 BASE, LORA, BOTH = "base", "LoRA, rank 32", "both paths, 50 %"
 FULL, LOW_RANK, LANGUAGES = "CLSR, {}", "CLSR, rank 32, {}", "CLSR, 8 languages, 50 %"

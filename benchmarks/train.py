@@ -50,10 +50,10 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     cache_teacher_states,
+    prepare_dataset,
+    set_audio_context,
 )
-from peft_clsr.context import set_audio_context
-from peft_clsr.trainer.data import prepare_dataset
-from peft_clsr.trainer.losses import Teaching, chunked_losses, cross_entropy_sum, distillation_sum
+from peft_clsr.distillation.losses import TeacherTargets, chunked_losses, cross_entropy_sum, distillation_sum
 
 FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
 LOW_RANK_BFLOAT16 = "CLSR, rank 32, bfloat16 autocast"
@@ -191,9 +191,9 @@ def kd_bytes(output_weight: torch.Tensor, positions: int) -> dict[str, int]:
     teacher_output.weight = nn.Parameter(output_weight.clone(), requires_grad=False)
 
     def chunked(kd_weight: float) -> None:
-        teaching = Teaching(teacher_states, teacher_output)
+        targets = TeacherTargets(teacher_states, teacher_output)
         student = states.clone().requires_grad_()
-        chunked_losses(student, output_weight, None, labels, teaching, kd_weight=kd_weight)[0].backward()
+        chunked_losses(student, output_weight, None, labels, targets, kd_weight=kd_weight)[0].backward()
 
     def plain(kd_weight: float) -> None:
         student = states.clone().requires_grad_()
