@@ -28,10 +28,11 @@ def require(name: str) -> Any:
     Raises:
         ModuleNotFoundError: it is not installed; the message has the command that installs it.
     """
+    package = name.partition(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
         if error.name != package:
             raise  # something else is missing in it
         extra = _EXTRAS[package]
