@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
+from helpers import QUIET, randomize
 from peft import get_peft_model
-from training import QUIET, randomize
 
 from peft_clsr import CLSRConfig, push_language
 from peft_clsr.cli import main
