@@ -22,7 +22,7 @@ def clsr(base, adapters=("ca",), **config):
 
 @torch.no_grad()
 def randomize(model, adapter=None, seed=5, scale=0.1, gate_scale=None):
-    """Moves gates and experts of an adapter, or of all, away from their start: they then differ from the shared FFN."""
+    """Moves gates and experts of an adapter, or of all, away from their start, the shared FFN."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "clsr_" in name and (adapter is None or f".{adapter}." in f"{name}."):

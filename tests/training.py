@@ -1,4 +1,4 @@
-"""What tests of training share: data, arguments and models, small enough for a step of milliseconds."""
+"""Data, arguments and models for tests of training, so small that a step takes milliseconds."""
 
 import torch
 
@@ -8,7 +8,7 @@ PARTS = ("ce_loss", "kd_loss", "budget_loss", "gate_mean")
 
 
 def make_dataset(size=8, lengths=(5,), vocabulary=24, seed=0, languages=None):
-    """Utterance i has `lengths[i % len(lengths)]` label tokens, and the language that is its turn."""
+    """Utterance i has `lengths[i % len(lengths)]` label tokens and the language `languages[i % len(languages)]`."""
     generator = torch.Generator().manual_seed(seed)
     return [
         {
@@ -71,7 +71,7 @@ def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks
 
 
 def adapter_weights(model, language=None):
-    """Of all adapters, or of one."""
+    """Copies of the weights of all adapters, or of one language's."""
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if "clsr_" in name}
     return {name: p for name, p in weights.items() if language is None or f".{language}." in name}
 
