@@ -10,12 +10,11 @@ The folder my_recordings has test/metadata.csv; error rates before and after are
 
 import argparse
 
-import datasets
 import torch
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import freeze_routing, prepare_dataset, set_audio_context
+from peft_clsr import freeze_routing, load_recordings, prepare_dataset, set_audio_context
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="openai/whisper-base")
@@ -33,7 +32,7 @@ seconds = model.peft_config[name].max_audio_seconds
 if seconds is not None:  # trained at a shorter context
     set_audio_context(None, processor, seconds)
 
-recordings = datasets.load_dataset("audiofolder", data_dir=options.data, split="test")
+recordings = load_recordings(options.data, name, "test")
 dataset, _ = prepare_dataset(recordings, processor, name)
 # "loss": modules whose gate is undecided become the FFN with the lower loss on the transcripts.
 frozen = freeze_routing(model, name, dataset=dataset, processor=processor, undecided="loss")

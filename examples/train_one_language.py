@@ -9,7 +9,6 @@ The folder my_recordings has train/metadata.csv and test/metadata.csv, with the 
 
 import argparse
 
-import datasets
 import torch
 from peft import get_peft_model
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -20,6 +19,7 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     error_rates,
+    load_recordings,
     prepare_dataset,
     transcribe,
 )
@@ -34,9 +34,10 @@ options = parser.parse_args()
 
 processor = WhisperProcessor.from_pretrained(options.model)
 whisper = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
-recordings = datasets.load_dataset("audiofolder", data_dir=options.data)
-train_set, _ = prepare_dataset(recordings["train"], processor, options.language)
-test_set, _ = prepare_dataset(recordings["test"], processor, options.language)
+train_recordings = load_recordings(options.data, options.language, "train")
+test_recordings = load_recordings(options.data, options.language, "test")
+train_set, _ = prepare_dataset(train_recordings, processor, options.language)
+test_set, _ = prepare_dataset(test_recordings, processor, options.language)
 
 # Gates for some hundred recordings, see docs/training.md.
 gates = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}

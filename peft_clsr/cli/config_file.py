@@ -32,7 +32,7 @@ def split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return (files[0] if files else None), others
 
 
-def options_in_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
+def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
     """
     Read a YAML file of options as arguments for the parser. The parser then checks names and types.
 
@@ -41,7 +41,7 @@ def options_in_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
         parser (`argparse.ArgumentParser`): The command's.
 
     Returns:
-        `list[str]`: the arguments, such as `["--learning_rate=2e-3", "--languages", "ca", "uk"]`.
+        `(list[str], list[str])`: positional arguments, and options such as `["--seed=1", "--languages", "ca", "uk"]`.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,28 +49,33 @@ def options_in_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """
     with open(path, encoding="utf-8") as file:
         try:
-            options = yaml.safe_load(file)
+            values = yaml.safe_load(file)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds no options, expected lines such as 'learning_rate: 2e-3'")
-    actions = {option: action for action in parser._actions for option in action.option_strings}
-    arguments = []
-    for name, value in options.items():
-        option = f"--{name}"
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} has no options, expected lines such as 'learning_rate: 2e-3'")
+    actions = {name: action for action in parser._actions for name in action.option_strings or [action.dest]}
+    positional: list[str] = []
+    options: list[str] = []
+    for name, value in values.items():
+        option = name if name in actions else f"--{name}"
+        action = actions.get(option)
         if value is None:
             raise ValueError(f"{path}: {name} has no value: give one, or remove the line")
-        if isinstance(value, list):
-            if option in actions and actions[option].nargs in (None, 0, "?"):
-                raise ValueError(f"{path}: {name} is a list, expected one value")
-            arguments += [option, *map(_text, value)]
-        elif isinstance(value, bool) and option in actions and actions[option].nargs == 0:  # a flag without a value
-            if isinstance(actions[option], argparse.BooleanOptionalAction) and not value:
-                option = f"--no-{name}"
-            arguments += [option] * (value or option.startswith("--no-"))
+        if isinstance(value, list) and action is not None and action.nargs in (None, 0, "?"):
+            raise ValueError(f"{path}: {name} is a list, expected one value")
+        if option == name:
+            positional += map(_text, value if isinstance(value, list) else [value])
+        elif isinstance(value, list):
+            options += [option, *map(_text, value)]
+        elif isinstance(value, bool) and action is not None and action.nargs == 0:  # a flag without a value
+            if value:
+                options.append(option)
+            elif isinstance(action, argparse.BooleanOptionalAction):
+                options.append(f"--no-{name}")
         else:
-            arguments.append(f"{option}={_text(value)}")
-    return arguments
+            options.append(f"{option}={_text(value)}")
+    return positional, options
 
 
 def _text(value: Any) -> str:

@@ -21,11 +21,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         default = action.default
-        if default in (None, argparse.SUPPRESS) or default is False or "default" in text.lower():
+        if default in (None, argparse.SUPPRESS, []) or default is False or "default" in text.lower():
             return text
         if isinstance(default, (list, tuple)):
             default = " ".join(map(str, default))
-        return f"{text} ({str(default).replace('%', '%%')})"
+        return f"{text} (default: {str(default).replace('%', '%%')})"
 
 
 def _values(action: argparse.Action) -> str:

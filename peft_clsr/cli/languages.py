@@ -32,8 +32,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     except (OSError, ValueError) as error:  # the Hub's errors are of both kinds
         parser.exit(2, f"error: no languages of {arguments.source}: {error}\n")
     if not languages:
-        print(f"{arguments.source} has no languages")
-        return 0
+        parser.exit(2, f"error: {arguments.source} has no adapter of a language\n")
     header = ["language", "name", "folder", "base model", "expert", "MB", "WER %"]
     rows = [
         [

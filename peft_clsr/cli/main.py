@@ -8,7 +8,7 @@ import importlib
 import sys
 from types import ModuleType
 
-from .config_file import options_in_file, split_config
+from .config_file import arguments_in_file, split_config
 from .help import HelpFormatter
 
 PROG = "peft-clsr"
@@ -53,9 +53,10 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
     try:
         config, arguments = split_config(arguments)
         if config is not None:
-            # A list of values would take what follows it: the user's positional arguments stay first.
-            options = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-            arguments = arguments[:options] + options_in_file(config, parser) + arguments[options:]
+            # Positional arguments come first: an option with several values would take those that follow it.
+            first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+            positional, options = arguments_in_file(config, parser)
+            arguments = positional + arguments[:first] + options + arguments[first:]
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
 
@@ -67,7 +68,7 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
     except ModuleNotFoundError as error:
         if "peft_clsr[" not in str(error):  # no extra of ours
             raise
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
 
 
 def _parser(command: ModuleType, name: str, everything: bool = False) -> argparse.ArgumentParser:

@@ -28,7 +28,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         # Everything that can be wrong with the options, before anything is loaded or written.
         from ..languages import language_code
 
-        data, expert, lora, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        data, expert, lora, training = parsed
         spellings = {language_code(language): language for language in data.languages}
         data.languages = list(spellings)
         options = check_options(data, expert, lora, training)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import TYPE_CHECKING
 
 import datasets
-import soundfile
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from ..data.dataset import prepare_dataset
+from ..data.audio import audio_seconds
+from ..data.dataset import prepare_dataset, without_decoding
 from ..data.tables import load_recordings
 from .train_options import DataArguments, TrainOptions
 
@@ -33,8 +32,8 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
     """
     return load_recordings(
         data.dataset.replace("{language}", language),
-        data.train_split if split == "train" else data.eval_split,
         language,
+        data.train_split if split == "train" else data.eval_split,
         config=dataset_config,
         revision=data.dataset_revision,
         audio_column=data.audio_column,
@@ -83,7 +82,7 @@ def choose_context(data: DataArguments, configs: list[str | None]) -> int:
     context = min(math.ceil(longest), whole) or whole
     print(
         f"context: {context} s, for the longest usable recording of {longest:.1f} s "
-        f"(--max_audio_seconds sets another, {whole} is the model's own)"
+        f"(--max_audio_seconds sets another, 0 the model's own {whole} s)"
     )
     return context
 
@@ -92,22 +91,9 @@ def _durations(recordings: datasets.Dataset, data: DataArguments) -> list[float]
     """Lengths, in seconds, of the recordings with text. Unreadable ones are left out; only headers are read."""
     if not {data.audio_column, data.text_column} <= set(recordings.column_names):
         return []  # prepare_dataset() says what is wrong
-    recordings = recordings.select_columns([data.audio_column, data.text_column])
-    if isinstance(recordings.features[data.audio_column], datasets.Audio):
-        recordings = recordings.cast_column(data.audio_column, datasets.Audio(decode=False))
-    durations = []
-    for row in recordings:
-        audio = row[data.audio_column]
-        if isinstance(audio, dict):
-            audio = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio.get("path")
-        if not (row[data.text_column] or "").strip():
-            continue
-        try:
-            header = soundfile.info(audio)
-        except (RuntimeError, OSError, TypeError):  # LibsndfileError is a RuntimeError
-            continue
-        durations.append(header.frames / header.samplerate)
-    return durations
+    rows = without_decoding(recordings.select_columns([data.audio_column, data.text_column]), data.audio_column)
+    durations = [audio_seconds(row[data.audio_column]) for row in rows if (row[data.text_column] or "").strip()]
+    return [seconds for seconds in durations if seconds is not None]
 
 
 def prepare(

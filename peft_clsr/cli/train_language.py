@@ -67,7 +67,7 @@ class _LanguageTraining:
         self.processor = WhisperProcessor.from_pretrained(data.student)
         extractor = self.processor.feature_extractor
         # None leaves the context as it is.
-        self.seconds = None if data.max_audio_seconds == extractor.chunk_length else data.max_audio_seconds
+        self.seconds = None if data.max_audio_seconds in (0, extractor.chunk_length) else data.max_audio_seconds
         self.teacher_processor = None if data.teacher is None else WhisperProcessor.from_pretrained(data.teacher)
 
     def run(self) -> dict[str, Any]:

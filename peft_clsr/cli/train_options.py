@@ -42,7 +42,7 @@ class DataArguments:
     max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
     max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
     max_audio_seconds: int | None = _option(
-        None, "Context in seconds. By default that of the longest recording; 30 is Whisper's own."
+        None, "Context in seconds; 0: Whisper's own 30. By default that of the longest recording."
     )
     long_audio: str = _option("drop", "Recordings longer than the context: 'drop', or 'cut' their end.")
     max_new_tokens: int | None = _option(
@@ -64,8 +64,10 @@ class ExpertArguments:
 
     _argument_group_name = "expert (defaults for some hundred recordings; the paper's: examples/recipes)"
 
-    expert_rank: int = _option(64, "Rank of the low-rank expert.")
-    full_expert: bool = _option(False, "Train a full copy of each FFN instead.")
+    expert_rank: str = field(
+        default="64",
+        metadata={"help": "Rank of the low-rank expert; 'full': a full copy of each FFN.", "metavar": "N"},
+    )
     straight_through: bool = _option(True, "Gates are 0 or 1 in training too.")
     gate_budget: float = _option(0.75, "Share of tokens for the expert.")
     skip_gate_prob: float = _option(0.0, "Share of steps that skip an expert.")
@@ -102,7 +104,7 @@ _TRAINING = {
     "output_dir": (None, "Folder for results and adapters."),
     "learning_rate": (2e-3, "Highest learning rate."),
     "num_train_epochs": (3.0, "Passes over the recordings."),
-    "max_steps": (-1, "Stop after so many steps; -1: no limit."),
+    "max_steps": (-1, "Stop after so many steps."),
     "per_device_train_batch_size": (8, "Recordings per batch and device."),
     "gradient_accumulation_steps": (1, "Batches per step."),
     "per_device_eval_batch_size": (8, "Recordings transcribed at a time."),
@@ -177,8 +179,8 @@ def check_options(
     CLSRConfig(**expert_config(expert))
     if data.teacher_cache is not None and data.teacher is None:
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
-    if data.max_audio_seconds is not None and data.max_audio_seconds < 1:
-        raise ValueError(f"--max_audio_seconds is {data.max_audio_seconds}, expected at least 1")
+    if data.max_audio_seconds is not None and data.max_audio_seconds < 0:
+        raise ValueError(f"--max_audio_seconds is {data.max_audio_seconds}, expected at least 0")
     if training.resume_from_checkpoint not in (None, "true", "True"):
         raise ValueError(
             f"--resume_from_checkpoint is {training.resume_from_checkpoint!r}, expected 'true': each language goes on "
@@ -192,14 +194,12 @@ def expert_config(expert: ExpertArguments) -> dict[str, Any]:
     The arguments of `CLSRConfig`.
 
     Raises:
-        ValueError: both a rank and a full expert are asked for.
+        ValueError: the rank is neither a number nor 'full'.
     """
-    config = asdict(expert)
-    if config.pop("full_expert"):
-        if expert.expert_rank != ExpertArguments.expert_rank:
-            raise ValueError(f"--expert_rank {expert.expert_rank} and --full_expert exclude each other: choose one")
-        config["expert_rank"] = None
-    return config
+    rank = expert.expert_rank
+    if rank != "full" and not rank.removeprefix("-").isdecimal():
+        raise ValueError(f"--expert_rank is {rank!r}, expected a number, or 'full' for a full copy of each FFN")
+    return {**asdict(expert), "expert_rank": None if rank == "full" else int(rank)}
 
 
 def _check_lora(lora: LoraArguments, data: DataArguments, expert: ExpertArguments) -> LoraArguments | None:

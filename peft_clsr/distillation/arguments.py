@@ -35,6 +35,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         ValueError: a value outside the range above.
     """
 
+    _argument_group_name = "training"  # for the help of HfArgumentParser
+
     _argument_group_name = "training"  # in the help of HfArgumentParser
 
     kd_loss: str = field(default="js", metadata={"help": "Divergence between teacher and student: 'js' or 'kl'."})

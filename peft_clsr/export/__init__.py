@@ -1,1 +1,1 @@
-"""Turns a routed Whisper into a plain one."""
+"""A plain Whisper of a routed one."""

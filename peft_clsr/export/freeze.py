@@ -20,7 +20,7 @@ from ..evaluation.transcripts import transcribe
 from ..extras import require
 from ..languages import adapter_of_language, language_code
 from ..tuner.model import CLSRModel
-from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, is_decoder_module
+from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side
 from .plain_ffn import Decision, exclude_modules, replace_ffn, routed_projections
 
 _PREPARED_COLUMNS = ("input_features", "attention_mask", "labels", "text")
@@ -189,7 +189,7 @@ def _padding_shares(
         return batch | {"attention_mask": 1 - batch["attention_mask"]}
 
     shares = gate_means(model, dataset, collate, batch_size=batch_size)
-    return {key: share for key, share in shares.items() if not is_decoder_module(key)}
+    return {key: share for key, share in shares.items() if module_side(key) != "decoder"}
 
 
 @torch.inference_mode()

@@ -26,17 +26,17 @@ def test_the_languages_of_a_folder_are_pushed_and_listed(experts, hub, capsys):
     listed = capsys.readouterr().out
     for printed in (local, listed):
         assert "| ca       | Catalan  | ca " in printed and "| rank 2 |" in printed and "| full   |" in printed
-    assert main(["push", str(experts), "me/experts", "--create_pr"]) == 0
+    hub.create("me/others")
+    assert main(["push", str(experts), "me/others", "--create_pr"]) == 0
     assert "/discussions/1" in capsys.readouterr().out
 
 
-def test_what_is_no_repository_or_has_no_languages_is_said(hub, tmp_path, capsys):
-    assert main(["languages", str(tmp_path)]) == 0
-    assert f"{tmp_path} has no languages" in capsys.readouterr().out
-    for arguments in (["languages", "me/nothing"], ["push", str(tmp_path), "me/experts"]):
-        with pytest.raises(SystemExit) as exit:
-            main(arguments)
-        assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["languages", "me/nothing"], ["languages", "."], ["push", ".", "me/experts"]])
+def test_what_is_no_repository_or_has_no_languages_is_an_error(hub, tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2 and "error: " in capsys.readouterr().err
 
 
 def test_a_push_that_the_hub_refuses_ends_with_its_reason(experts, hub, capsys):

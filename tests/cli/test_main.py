@@ -38,12 +38,13 @@ def test_an_unknown_command_is_named_with_the_nearest_one(capsys):
     assert "no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["compare", "-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_imports_no_torch(arguments):
     done = subprocess.run([sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True)
     assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
 
 
+@pytest.mark.performance
 def test_help_answers_within_two_seconds():
     seconds = []
     for _ in range(2):  # the first one may compile
@@ -137,6 +138,11 @@ def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path
     assert (options.rate, options.half, options.many, options.flag) == (2, False, ["ro"], False)
     assert options.files == ["a.wav", "b.wav"]
     assert command("--config", file, "a.wav").files == ["a.wav"]
+    assert command("--config", write(tmp_path, "many: [ca]\nfiles: [a.wav, b.wav]\n"), "c.wav").files == [
+        "a.wav",
+        "b.wav",
+        "c.wav",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path
         ("rate: fast\n", "argument --rate: invalid float value: 'fast'"),
         ("rate: [1, 2]\n", "rate is a list, expected one value"),
         ("rate:\n", "rate has no value"),
-        ("rate\n", "holds no options"),
+        ("rate\n", "has no options"),
         ("{", "cannot be read as YAML"),
     ],
 )
@@ -173,8 +179,22 @@ def test_options_are_not_recognized_by_their_beginnings(command, tmp_path, capsy
 # ------------------------------------------------------------------------------------------------------------- extras
 
 
-def test_a_missing_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "jiwer", None)
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("train --student a --dataset b --languages ca --output_dir c", "jiwer", "train"),
+        ("transcribe a.wav --model b", "pysubs2", "transcribe"),
+        ("export --base a --adapter b --language ca --dataset c --output_dir d", "ctranslate2", "export"),
+    ],
+)
+def test_a_missing_extra_is_named(monkeypatch, capsys, command, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as exit:
-        main(["train", "--student", "a", "--dataset", "b", "--languages", "ca"])
-    assert exit.value.code == 1 and "pip install 'peft_clsr[train]'" in capsys.readouterr().err
+        main(command.split())
+    assert exit.value.code == 2
+    assert f"{module} is not installed: pip install 'peft_clsr[{extra}]'" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "peft_clsr"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: peft-clsr COMMAND")

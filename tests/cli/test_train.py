@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import prepare_dataset, read_languages
+from peft_clsr import load_recordings, prepare_dataset, read_languages
 from peft_clsr.cli import main
 
 
@@ -133,6 +133,8 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
     [
         (("--gate_budget", 1.5), ("ro",), "gate_budget is 1.5"),
         (("--expert_rank", 0), ("ro",), "expert_rank is 0"),
+        (("--expert_rank", "all"), ("ro",), "--expert_rank is 'all', expected a number, or 'full'"),
+        (("--exprt_rank", 4), ("ro",), "unrecognized arguments: --exprt_rank 4"),
         (("--kd_loss", "cosine"), ("ro",), "'cosine'"),
         (("--text_column", "sentence"), ("ro",), "'sentence'"),
         (("--eval_split", "dev"), ("ro",), "dev/metadata.csv"),
@@ -213,6 +215,30 @@ def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     assert kept == [3, 2]
 
 
+@pytest.mark.parametrize(
+    ("revision", "where"),
+    [
+        (None, {"path": "google/fleurs", "name": "ca_es"}),
+        ("v1", {"path": "google/fleurs", "name": "ca_es"}),
+        ("refs/convert/parquet", {"path": "google/fleurs", "data_dir": "ca_es"}),
+    ],
+)
+def test_what_the_hub_converted_has_folders_for_configurations(monkeypatch, revision, where):
+    called = {}
+    monkeypatch.setattr(datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
+    load_recordings("google/fleurs", "ca", "train", config="ca_es", revision=revision)
+    assert called == {**where, "split": "train", "revision": revision}
+
+
+def test_a_dataset_that_is_a_script_points_to_what_the_hub_converted(monkeypatch):
+    def load_dataset(**kwargs):
+        raise RuntimeError("Dataset scripts are no longer supported, but found fleurs.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match="no longer supported.*--dataset_revision refs/convert/parquet"):
+        load_recordings("google/fleurs", "ca", "train", config="ca_es")
+
+
 # ----------------------------------------------------------------------------------------- defaults, context, folders
 
 
@@ -245,12 +271,9 @@ def test_defaults_suit_some_hundred_recordings(run, tmp_path):
 
 
 def test_a_full_expert_has_no_rank(run, tmp_path):
-    assert run("--full_expert")[0] == 0
+    assert run("--expert_rank", "full")[0] == 0
     assert config_of(tmp_path / "out" / "ro")["expert_rank"] is None
-    settings = results_of(tmp_path / "out")["settings"]
-    assert settings["expert_rank"] is None and "full_expert" not in settings
-    status, printed = run("--full_expert", "--expert_rank", 8)
-    assert status == 2 and "--expert_rank 8 and --full_expert exclude each other" in printed
+    assert results_of(tmp_path / "out")["settings"]["expert_rank"] is None
 
 
 def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student, recordings, tmp_path):
@@ -268,8 +291,9 @@ def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student
     assert status == 0 and config_of(tmp_path / "out" / "ca")["max_audio_seconds"] == 2
 
 
-def test_the_whole_context_can_be_asked_for(run, longer_student, tmp_path):
-    assert run("--max_audio_seconds", 3)[0] == 0
+@pytest.mark.parametrize("seconds", [0, 3])
+def test_the_whole_context_can_be_asked_for(run, longer_student, tmp_path, seconds):
+    assert run("--max_audio_seconds", seconds)[0] == 0
     assert "base_full_context" not in results_of(tmp_path / "out")["languages"]["ro"]
     assert config_of(tmp_path / "out" / "ro")["max_audio_seconds"] is None
 
@@ -328,16 +352,14 @@ def test_runs_of_several_folders_are_compared(run, tmp_path, capsys):
     assert run("--output_dir", tmp_path / "lora", method=LORA)[0] == 0
     assert main(["compare", str(tmp_path / "expert"), str(tmp_path / "lora")]) == 0
     lines = capsys.readouterr().out.splitlines()[2:]
-    models = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines]
-    assert [[Path(folder).name, language, model] for folder, language, _, model in models] == [
-        ["expert", "ca", "base"],
-        ["expert", "ca", "with expert"],
-        ["expert", "ro", "base"],
-        ["expert", "ro", "with expert"],
-        ["lora", "ro", "with LoRA"],
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [[row[0], row[2], Path(row[-1]).name] for row in cells] == [
+        ["ca", "base", ""],
+        ["ca", "with expert", "expert"],
+        ["ro", "base", ""],
+        ["ro", "with expert", "expert"],
+        ["ro", "with LoRA", "lora"],
     ]
-    assert main(["compare", str(tmp_path / "lora"), "--languages", "romanian"]) == 0
-    assert "| base " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", [None, "{}", "no JSON"])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from training import clsr, collate, make_args, make_dataset
+from helpers import clsr
+from training import collate, make_args, make_dataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from peft_clsr import PlainCollator

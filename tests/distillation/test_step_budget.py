@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from training import clsr
+from helpers import clsr
 
 from peft_clsr.distillation.step_budget import StepBudget
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
 from datasets import Dataset
+from helpers import clsr, randomize
 from peft import LoraConfig, get_peft_model
-from training import adapter_weights, base_state, clsr, collate, distiller, make_dataset, randomize
+from training import adapter_weights, base_state, collate, distiller, make_dataset
 from transformers import (
     BitsAndBytesConfig,
     WhisperFeatureExtractor,

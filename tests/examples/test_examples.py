@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import CLSRConfig
+from peft_clsr import CLSRConfig, list_languages
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def whisper(tiny_whisper, tiny_processor, tmp_path):
     """The folder of a tiny Whisper."""
-    tiny_whisper().save_pretrained(tmp_path / "whisper")
+    tiny_whisper(max_target_positions=256).save_pretrained(tmp_path / "whisper")
     tiny_processor.save_pretrained(tmp_path / "whisper")
     return tmp_path / "whisper"
 
@@ -94,10 +94,11 @@ def test_transcribe_mixed_batch(run, whisper, experts, recordings):
     assert all(f"{file}: " in printed for file in files)
 
 
-def test_publish(run, whisper, experts, hub):
-    printed = run("publish.py", "--model", whisper, "--adapters", experts, "--repository", "me/experts")
-    assert "ca Catalan" in printed and "ro Romanian" in printed and "loaded: ca" in printed
-    assert {"README.md", "ca/adapter_model.safetensors"} <= set(hub.files("me/experts"))
+def test_publish(run, whisper, experts, recordings, hub):
+    options = ("--model", whisper, "--adapters", experts, "--language", "ca", "--dataset", recordings)
+    assert hub.endpoint in run("publish.py", *options, "--repo_id", "me/experts")
+    (language,) = list_languages("me/experts")
+    assert language.code == "ca" and language.results[str(recordings)]["utterances"] == 1
 
 
 def test_export(run, whisper, experts, recordings, tmp_path):

@@ -1,11 +1,8 @@
 """Frozen routing: decided FFNs become plain ones; what is left is a plain Whisper, or saves and loads as a pair."""
 
 import copy
-import importlib
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +30,7 @@ from peft_clsr import (
     prepare_dataset,
     transcribe,
 )
+from peft_clsr.cli import main
 
 MODULES = [f"model.{side}.layers.{layer}.fc1" for side in ("encoder", "decoder") for layer in (0, 1)]
 EXPERT, SHARED, MIXED = "expert", "shared", "mixed"
@@ -514,12 +512,10 @@ def test_the_plain_whisper_says_the_same_in_ctranslate2(
 
 @pytest.fixture
 def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypatch, capsys):
-    """Runs `examples/export_ctranslate2.py` on an adapter of these gates; returns its exit status and its output."""
+    """Runs `peft-clsr export` on an adapter of these gates; returns its exit status and its output."""
     pytest.importorskip("faster_whisper")
     soundfile = pytest.importorskip("soundfile")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
-    script = importlib.import_module("export_ctranslate2")
     base = tiny_whisper(init_std=0.5, max_source_positions=150)
     base.save_pretrained(tmp_path / "base")
     WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer).save_pretrained(
@@ -534,19 +530,20 @@ def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypa
 
     def run(gates, *arguments):
         routed(gates, base=copy.deepcopy(base), max_audio_seconds=1).save_pretrained(tmp_path / "adapters")
-        command = ["export_ctranslate2.py", "--base", tmp_path / "base", "--adapter", tmp_path / "adapters" / "ca"]
+        command = ["export", "--base", tmp_path / "base", "--adapter", tmp_path / "adapters" / "ca"]
         command += ["--language", "catalan", "--dataset", tmp_path / "speech", "--output_dir", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in [*command, "--max_new_tokens", 6, *arguments]])
-        with pytest.raises(SystemExit) as status:
-            script.main()
+        try:
+            status = main([str(part) for part in [*command, "--max_new_tokens", 6, *arguments]])
+        except SystemExit as error:
+            status = error.code
         printed = capsys.readouterr()
-        return status.value.code, printed.out + printed.err
+        return status, printed.out + printed.err
 
     return run
 
 
 @pytest.mark.parametrize(("arguments", "positions"), [([], 50), (["--full_context"], 150)])
-def test_the_script_exports_at_the_context_of_the_adapter_or_of_the_base(export, tmp_path, arguments, positions):
+def test_the_command_exports_at_the_context_of_the_adapter_or_of_the_base(export, tmp_path, arguments, positions):
     status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "majority", *arguments)
     assert status == 0, printed
     for line in ("| with the expert, routed | ", "| frozen | ", "| frozen, faster-whisper float32 | "):
@@ -557,14 +554,14 @@ def test_the_script_exports_at_the_context_of_the_adapter_or_of_the_base(export,
     assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
-def test_the_script_writes_nothing_where_modules_are_left_routed(export, tmp_path):
+def test_the_command_writes_nothing_where_modules_are_left_routed(export, tmp_path):
     status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "routed")
     assert status == 1 and "1 of 4 modules are left routed" in printed and "--undecided loss" in printed
     assert "| with the expert, routed | " in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_the_script_keeps_what_is_there_and_names_bad_values(export, tmp_path):
+def test_the_command_keeps_what_is_there_and_names_bad_values(export, tmp_path):
     for arguments, message in (
         (["--max_new_tokens", 225], "expected 1 to 224"),
         (["--threshold", 0.3], "threshold is 0.3"),

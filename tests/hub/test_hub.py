@@ -12,11 +12,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from helpers import QUIET, randomize
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft import PeftModel, get_peft_model
-from training import QUIET, collate, make_args, make_dataset, randomize
+from training import collate, make_args, make_dataset
 from transformers import WhisperForConditionalGeneration
 
 from peft_clsr import (
