@@ -44,16 +44,15 @@ teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype
 states = cache_teacher_states(dataset, teacher, teacher_processor, Path(options.output_dir, "teacher-states"))
 
 model = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
-for language in options.languages:  # the first one wraps the model
-    config = CLSRConfig(language=language, expert_rank=64, straight_through=True)
-    if hasattr(model, "peft_config"):
-        model.add_adapter(config.language, config)
-    else:
-        model = get_peft_model(model, config, adapter_name=config.language)
+first, *others = [CLSRConfig(language=code, expert_rank=64, straight_through=True) for code in options.languages]
+model = get_peft_model(model, first, adapter_name=first.language)
+for config in others:
+    model.add_adapter(config.language, config)
 
 collator = DataCollatorSpeechSeq2SeqWithPadding(processor, teacher_processor=teacher_processor)
 arguments = DistillationTrainingArguments(options.output_dir, learning_rate=2e-3, max_steps=options.max_steps)
+processors = {"processing_class": processor, "teacher_processor": teacher_processor}
 data = {"train_dataset": states.dataset, "data_collator": collator}
-trainer = DistillationTrainer(model=model, teacher_model=states, args=arguments, processing_class=processor, **data)
+trainer = DistillationTrainer(model=model, teacher_model=states, args=arguments, **processors, **data)
 trainer.train()
 model.save_pretrained(options.output_dir)

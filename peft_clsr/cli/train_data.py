@@ -52,7 +52,7 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
     Raises:
         ValueError: the numbers of configurations and languages do not fit.
     """
-    configs = data.dataset_config or [None]
+    configs: list[str | None] = [*(data.dataset_config or [None])]
     if len(configs) == 1:
         configs = configs * len(data.languages)
     if len(configs) != len(data.languages):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from transformers import HfArgumentParser
 
@@ -44,7 +44,7 @@ class DataArguments:
     max_audio_seconds: int | None = _option(
         None, "Context in seconds; 0: Whisper's own 30. By default that of the longest recording."
     )
-    long_audio: str = _option("drop", "Recordings longer than the context: 'drop', or 'cut' their end.")
+    long_audio: Literal["drop", "cut"] = _option("drop", "Drop recordings longer than the context, or cut their end.")
     max_new_tokens: int | None = _option(
         None, "Longest transcript when measuring, in tokens. By default as many as the decoder allows."
     )
