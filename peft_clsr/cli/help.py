@@ -34,7 +34,8 @@ def _values(action: argparse.Action) -> str:
         return ""
     if action.nargs == "?" and action.const is True:  # a switch that also takes true or false
         return "[true|false]" if action.default is True else ""
-    name = action.metavar or {int: "N", float: "X"}.get(action.type, "TEXT")
-    if action.choices is not None and len(action.choices) <= 6:
-        name = "{" + ",".join(map(str, action.choices)) + "}"
+    name = action.metavar or ("N" if action.type is int else "X" if action.type is float else "TEXT")
+    choices = list(map(str, action.choices or ()))
+    if 0 < len(choices) <= 6:
+        name = "{" + ",".join(choices) + "}"
     return f"{name} ..." if action.nargs in ("+", "*") else str(name)

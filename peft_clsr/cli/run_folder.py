@@ -45,7 +45,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds results of other settings, or adapters of unknown ones.
     """
-    data, output_dir = options.data, Path(str(options.training.output_dir))
+    data, output_dir = options.data, options.output_dir
     settings = settings_of(options)
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder, which need not exist")

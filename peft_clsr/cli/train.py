@@ -43,11 +43,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)
             if earlier != dataset_config:
                 raise ValueError(
-                    f"{training.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
+                    f"{options.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
                     "choose another --output_dir, or give --overwrite to replace them"
                 )
         if results["settings"]["max_audio_seconds"] is None:
-            results["settings"]["max_audio_seconds"] = choose_context(data, configs)
+            results["settings"]["max_audio_seconds"] = choose_context(options, configs)
         data.max_audio_seconds = results["settings"]["max_audio_seconds"]
         _train_all(options, configs, results)
     except (ValueError, OSError) as error:
@@ -69,15 +69,15 @@ def _train_all(options: TrainOptions, configs: list[str | None], results: dict[s
         if language in results["languages"]:
             report(
                 training,
-                f"{language}: trained before with these settings, see {training.output_dir} (again: --overwrite)",
+                f"{language}: trained before with these settings, see {options.output_dir} (again: --overwrite)",
             )
             continue
         results["languages"][language] = train_language(language, dataset_config, options)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
-            write_results(results, training.output_dir)
+            write_results(results, options.output_dir)
             if not data.keep_checkpoints:
-                remove_checkpoints(training.output_dir, language)
+                remove_checkpoints(options.output_dir, language)
     rows = [row for language in data.languages for row in results_rows(results, language)]
     report(training, markdown_table(RESULTS_HEADER, rows))
-    report(training, f"results and adapters: {training.output_dir}")
+    report(training, f"results and adapters: {options.output_dir}")

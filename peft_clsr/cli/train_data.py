@@ -52,7 +52,7 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
     Raises:
         ValueError: the numbers of configurations and languages do not fit.
     """
-    configs: list[str | None] = [*(data.dataset_config or [None])]
+    configs: list[str | None] = [None] if data.dataset_config is None else [*data.dataset_config]
     if len(configs) == 1:
         configs = configs * len(data.languages)
     if len(configs) != len(data.languages):
@@ -66,23 +66,24 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
     ]
 
 
-def choose_context(data: DataArguments, configs: list[str | None]) -> int:
+def choose_context(options: TrainOptions, configs: list[str | None]) -> int:
     """
     The shortest context, in whole seconds, that holds all usable recordings of all languages, at most the student's.
 
     All languages get one context, as adapters on one model share it. With long_audio="cut" no recording is too long.
     """
-    extractor = WhisperFeatureExtractor.from_pretrained(data.student)
-    longest, whole = 0.0, extractor.chunk_length
+    data = options.data
+    longest, whole = 0.0, WhisperFeatureExtractor.from_pretrained(data.student).chunk_length
     for language, config in zip(data.languages, configs, strict=True):
         for split in ("train", "eval"):
             for seconds in _durations(load_split(data, language, config, split), data):
                 if data.long_audio == "cut" or seconds <= whole:
                     longest = max(longest, seconds)
     context = min(math.ceil(longest), whole) or whole
-    print(
+    report(
+        options.training,
         f"context: {context} s, for the longest usable recording of {longest:.1f} s "
-        f"(--max_audio_seconds sets another, 0 the model's own {whole} s)"
+        f"(--max_audio_seconds sets another, 0 the model's own {whole} s)",
     )
     return context
 

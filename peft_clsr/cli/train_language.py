@@ -167,7 +167,7 @@ class _LanguageTraining:
 
     def _trainer(self, model: PeftModel, teacher: Any) -> Seq2SeqTrainer:
         training = copy.copy(self.options.training)
-        training.output_dir = str(checkpoints_folder(training.output_dir, self.language))
+        training.output_dir = str(checkpoints_folder(self.options.output_dir, self.language))
         training.dataloader_pin_memory = training.dataloader_pin_memory and training.device.type != "cpu"
         self.collator = DataCollatorSpeechSeq2SeqWithPadding(
             self.processor,
@@ -202,7 +202,7 @@ class _LanguageTraining:
         self.row["train_steps"] = trainer.state.global_step
 
     def _measure_and_save(self, model: PeftModel, trainer: Seq2SeqTrainer) -> None:
-        output_dir = Path(self.options.training.output_dir)
+        output_dir = self.options.output_dir
         is_main = trainer.args.process_index == 0
         if self.options.lora is not None:
             self.row["lora"] = self._measure(model, "with LoRA")
@@ -221,7 +221,7 @@ class _LanguageTraining:
 
     def _save_expert(self, model: PeftModel, means: dict[str, float]) -> None:
         """Save the adapter with its results and a model card, as [`push_folder`] publishes them."""
-        data, output_dir = self.options.data, Path(self.options.training.output_dir)
+        data = self.options.data
         base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
         rates = {"wer": expert["wer"], "cer": expert["cer"], "base_wer": base["wer"], "base_cer": base["cer"]}
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
@@ -231,10 +231,10 @@ class _LanguageTraining:
         test_set = Path(data.dataset).resolve().name if is_folder else data.dataset  # no path of this machine
         save_language(
             model,
-            output_dir,
+            self.options.output_dir,
             self.language,
             metrics={test_set: rates},
             training_args=self.options.training,
             gate_means=means,
         )
-        write_folder_card(output_dir)
+        write_folder_card(self.options.output_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from transformers import HfArgumentParser
@@ -98,6 +99,10 @@ class TrainOptions(NamedTuple):
     lora: LoraArguments | None
     training: DistillationTrainingArguments
 
+    @property
+    def output_dir(self) -> Path:
+        return Path(str(self.training.output_dir))
+
 
 # The most used arguments of transformers' trainer: our default, or None for the trainer's own, and help text.
 _TRAINING = {
@@ -140,16 +145,17 @@ language as you wrote it."""
 
 def make_train_parser(prog: str, everything: bool) -> HfArgumentParser:
     """The parser: of the most used options, for the short help, or of all, with those of transformers' trainer."""
-    own = [DataArguments, ExpertArguments, LoraArguments]
+    kinds: list[Any] = [DataArguments, ExpertArguments, LoraArguments]
     usage = f"{prog} --student ID --dataset ID --languages CODE [CODE ...] --output_dir FOLDER [options]"
     texts = {"prog": prog, "usage": usage, "description": _DESCRIPTION}
     if everything:
         from ..distillation.arguments import DistillationTrainingArguments
 
-        parser = HfArgumentParser([*own, DistillationTrainingArguments], **texts)
+        kinds.append(DistillationTrainingArguments)
+        parser = HfArgumentParser(kinds, **texts)
         parser.set_defaults(**TRAINING_DEFAULTS)
     else:
-        parser = HfArgumentParser(own, **texts)
+        parser = HfArgumentParser(kinds, **texts)
         group = parser.add_argument_group("training (--help-all: all arguments of transformers' trainer)")
         for name, (default, _) in _TRAINING.items():
             if isinstance(default, bool):
