@@ -79,30 +79,30 @@ demo-smoke: fetch
 
 # BENCH_ARGS="--rounds 1 --batch_size 1 --kd_labels 1 16" runs every part of it in seconds.
 bench-train: fetch
-	$(BIN)/python benchmarks/train.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.train $(BENCH_ARGS)
 
 # With the demo's adapter, where `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
 BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
 
 bench-infer: fetch
-	$(BIN)/python benchmarks/infer.py --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.infer --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
 
-# The paper's comparison: docs/results.md. What is done already is not done again. COMPARE_ARGS="--groups tuning main --seeds 0"
-# runs a part of it.
+# The paper's comparison: docs/results.md. Runs that are in the table are not trained again.
+# COMPARE_ARGS="--groups tuning main --seeds 0" does a part of it.
 COMPARE_ARGS ?= --jobs 2
 
 compare: venv
-	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
-	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.comparison.speech --cache_dir $(CACHE)
+	$(BIN)/python -m benchmarks.comparison.compare $(COMPARE_ARGS)
+	$(BIN)/python -m benchmarks.comparison.report
 
-# From end to end in a few steps, with two methods.
+# The same with two methods and a few steps.
 compare-smoke: venv
-	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
+	$(BIN)/python -m benchmarks.comparison.speech --cache_dir $(CACHE)
 	rm -rf runs/smoke/compare
-	$(BIN)/python benchmarks/compare.py --groups tuning main --methods lora straight --languages ro --seeds 0 --jobs 2 \
+	$(BIN)/python -m benchmarks.comparison.compare --groups tuning main --methods lora straight --languages ro --seeds 0 --jobs 2 \
 		--max_steps 2 --max_utterances 8 --results_dir runs/smoke/compare/results --work_dir runs/smoke/compare
-	$(BIN)/python benchmarks/report.py --results_dir runs/smoke/compare/results --output_dir runs/smoke/compare/report
+	$(BIN)/python -m benchmarks.comparison.report --results_dir runs/smoke/compare/results --output_dir runs/smoke/compare/report
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache runs/smoke

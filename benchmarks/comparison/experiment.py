@@ -1,0 +1,360 @@
+"""Training and measuring one run of the comparison."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jiwer
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    set_seed,
+)
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from transformers.utils import logging
+
+from benchmarks.timing import machine
+from peft_clsr import (
+    CLSRConfig,
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    PlainBatchCollator,
+    cache_teacher_states,
+    gate_means,
+    prepare_dataset,
+    set_audio_context,
+    transcribe,
+)
+
+from .errors import evaluation_of
+from .methods import ALL_LANGUAGES, BASE, FINETUNED, LORA, ROUTED, ZERO_SHOT
+from .runs import Run, teacher_run
+from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
+from .store import Result, ResultStore
+
+MAX_NEW_TOKENS = 64  # bounds the time lost on a model that repeats itself
+EVAL_BATCH = 25
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """
+    What all runs of a command share.
+
+    Args:
+        student (`str`): Whisper to train: folder or Hub id.
+        data_dir (`Path`): The recordings, as `speech` writes them.
+        store (`ResultStore`): Takes results and weights.
+        precision (`str`): "bfloat16" (training by autocast) or "float32".
+        threads (`int`): Threads of a run.
+        max_utterances (`int`, *optional*): Use only the first utterances of each split.
+    """
+
+    student: str
+    data_dir: Path
+    store: ResultStore
+    precision: str
+    threads: int
+    max_utterances: int | None
+
+
+def execute(run: Run, setup: Setup) -> str:
+    """Trains and measures a run, and writes its results. Returns a line about it."""
+    prepare_process(setup, run.seed)
+    started = time.monotonic()
+    processor = WhisperProcessor.from_pretrained(setup.student)
+    if run.audio_seconds < FULL_CONTEXT:
+        set_audio_context(None, processor, run.audio_seconds)
+    model = build_model(run, setup, run.audio_seconds).to(DEVICE)
+    row: dict[str, Any] = {
+        "settings": asdict(run) | {"student": setup.store.student, "precision": setup.precision},
+        "machine": machine(setup.precision),
+    }
+    if run.method != ZERO_SHOT:
+        row |= train(run, setup, model, processor)
+        save_weights(model, setup.store.weights(run))
+    row["evaluations"], row["gates"] = measure(run, setup, model, processor)
+    row["seconds"] = round(time.monotonic() - started, 1)
+    setup.store.write(run, row)
+    rates = ", ".join(f"{split} {rates['wer']:.1%}" for split, rates in row["evaluations"].items())
+    return f"{run.name}: WER {rates} ({row['seconds']:.0f} s)"
+
+
+def prepare_process(setup: Setup, seed: int) -> None:
+    """Sets the seed and the threads, and hides progress bars and warnings."""
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    torch.set_num_threads(setup.threads)
+    set_seed(seed)
+
+
+# ------------------------------------------------------------------------------------------------ models and speech
+
+
+def build_model(run: Run, setup: Setup, seconds: float) -> nn.Module:
+    """The model to train, with its audio context cut to `seconds`."""
+    model = WhisperForConditionalGeneration.from_pretrained(setup.student, dtype=torch.float32)
+    if seconds < FULL_CONTEXT:
+        set_audio_context(model, None, seconds)
+    model.model.encoder.embed_positions.requires_grad_(False)  # fixed sinusoids in OpenAI's Whisper
+    if run.decoder_layers is not None:
+        decoder = model.model.decoder
+        kept = torch.linspace(0, len(decoder.layers) - 1, run.decoder_layers).round().int().tolist()
+        decoder.layers = nn.ModuleList([decoder.layers[index] for index in kept])
+        for index, layer in enumerate(decoder.layers):  # its place in the cache of keys and values
+            layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = index
+        model.config.decoder_layers = model.config.num_hidden_layers = run.decoder_layers
+    if run.method == LORA:
+        lora = LoraConfig(r=run.rank, lora_alpha=run.rank, lora_dropout=0.05, target_modules=["fc1", "fc2"])
+        return get_peft_model(model, lora)
+    if run.method in ROUTED:
+        config = CLSRConfig(
+            language=run.language,
+            expert_rank=run.rank,
+            gate_budget=run.gate_budget,
+            budget_weight=run.budget_weight,
+            skip_gate_prob=run.skip_gate_prob,
+            gate_noise=run.gate_noise,
+            expert_dropout=run.expert_dropout,
+            straight_through=run.straight_through,
+        )
+        return get_peft_model(model, config, adapter_name=run.language)
+    return model
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes the parameters that were trained."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """
+    Load weights that `save_weights` wrote.
+
+    Raises:
+        ValueError: the file is missing, or belongs to another model.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing: to train its run again, remove the run's row from runs.csv")
+    trained = load_file(path)
+    if not set(trained) <= set(model.state_dict()):
+        raise ValueError(f"{path} is of another model")
+    model.load_state_dict(trained, strict=False)
+
+
+def load_run(run: Run, setup: Setup, seconds: float) -> tuple[Result, nn.Module, Any]:
+    """
+    Load a trained run.
+
+    Returns:
+        `tuple`: Its results, its model and its processor, both with the audio context cut to `seconds`.
+
+    Raises:
+        ValueError: the run has no results or no weights yet, or its weights belong to another model.
+    """
+    results = setup.store.read(run)
+    if results is None:
+        raise ValueError(f"{run.name} has no results in {setup.store.table_dir}: run the group 'main' first")
+    prepare_process(setup, run.seed)
+    processor = WhisperProcessor.from_pretrained(setup.student)
+    if seconds < FULL_CONTEXT:
+        set_audio_context(None, processor, seconds)
+    model = build_model(run, setup, seconds).to(DEVICE)
+    if run.method != ZERO_SHOT:
+        load_weights(model, setup.store.weights(run))
+    return results, model, processor
+
+
+def load_split(
+    setup: Setup, language: str, split: str, processor: Any, size: int | None = None, **kwargs: Any
+) -> datasets.Dataset:
+    """
+    The first `size` utterances of a split as features and labels, with a column "translation".
+
+    Raises:
+        ValueError: an utterance cannot be used, see `prepare_dataset`.
+    """
+    folder = setup.data_dir / language / split
+    table = datasets.Dataset.from_csv(str(folder / "metadata.csv"), keep_default_na=False)
+    limits = [limit for limit in (size, setup.max_utterances) if limit is not None]
+    table = table.select(range(min([len(table), *limits])))
+    table = table.add_column("audio", [str(folder / name) for name in table["file_name"]])
+    prepared, _ = prepare_dataset(table, processor, **kwargs)
+    if len(prepared) != len(table):
+        raise ValueError(f"{len(table) - len(prepared)} utterances of {folder} cannot be used: make the folder again")
+    return prepared.add_column("translation", table["translation"])
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str, Any]:
+    """Trains the model. Returns the training's cost and log."""
+    teacher, teacher_processor = load_teacher(run, setup)
+    columns = {} if teacher is None else {"teacher_processor": teacher_processor}
+    languages = LANGUAGES if run.language == ALL_LANGUAGES else [run.language]
+    train_set = datasets.concatenate_datasets(
+        [load_split(setup, language, "train", processor, run.train_size, **columns) for language in languages]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if teacher is not None:
+            teacher = cache_teacher_states(train_set, teacher, teacher_processor, Path(folder) / "states")
+            train_set = teacher.dataset
+        settings = {
+            "output_dir": folder,
+            "seed": run.seed,
+            "learning_rate": run.learning_rate,
+            "num_train_epochs": run.epochs,
+            "max_steps": run.max_steps,
+            "per_device_train_batch_size": run.batch_size,
+            "warmup_steps": 0.1,
+            "adam_beta2": 0.98,
+            "label_smoothing_factor": run.label_smoothing,
+            "bf16": setup.precision == "bfloat16",
+            "use_cpu": DEVICE == "cpu",
+            "dataloader_pin_memory": DEVICE != "cpu",
+            "remove_unused_columns": False,
+            "save_strategy": "no",
+            "logging_steps": 25,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        collator = DataCollatorSpeechSeq2SeqWithPadding(processor, teacher_processor=columns.get("teacher_processor"))
+        if run.method in ROUTED:
+            trainer = DistillationTrainer(
+                model=model,
+                args=DistillationTrainingArguments(**settings, kd_loss=run.kd_loss, kd_weight=run.kd_weight),
+                teacher_model=teacher,
+                teacher_processor=columns.get("teacher_processor"),
+                train_dataset=train_set,
+                data_collator=collator,
+                processing_class=processor,
+            )
+        else:
+            trainer = Seq2SeqTrainer(
+                model=model,
+                args=Seq2SeqTrainingArguments(**settings),
+                train_dataset=train_set,
+                data_collator=PlainBatchCollator(collator, model.config),
+            )
+        trained = trainer.train()
+    return {
+        "train_utterances": len(train_set),
+        "train_steps": trainer.state.global_step,
+        "train_seconds": round(trained.metrics["train_runtime"], 1),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
+    """
+    The run's teacher and its processor, `None` for runs without one.
+
+    The teacher "finetuned" has the student's audio context, on which it was trained; others have 30 s.
+    """
+    if run.teacher is None:
+        return None, None
+    seconds = run.audio_seconds if run.teacher == FINETUNED else FULL_CONTEXT
+    name = setup.student if run.teacher in (FINETUNED, BASE) else run.teacher
+    teacher = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
+    processor = WhisperProcessor.from_pretrained(name)
+    if run.teacher == FINETUNED:
+        load_weights(teacher, setup.store.weights(teacher_run(run.max_steps)))
+    if seconds < FULL_CONTEXT:
+        set_audio_context(teacher, processor, seconds)
+    return teacher.to(DEVICE, torch.bfloat16 if setup.precision == "bfloat16" else torch.float32), processor
+
+
+# -------------------------------------------------------------------------------------------------------- measurement
+
+
+def measure(
+    run: Run, setup: Setup, model: nn.Module, processor: Any
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """
+    Evaluate a model on all splits.
+
+    Returns:
+        `tuple`: Evaluations (see `errors.evaluation_of`) and mean gates by module, both by split, such as "test". For
+        the run on all languages, splits are "ro test", "bg test", ...
+    """
+    if run.audio_seconds == FULL_CONTEXT and setup.precision == "bfloat16":
+        model.to(torch.bfloat16)
+    evaluations, gates = {}, {}
+    collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
+    for language in LANGUAGES if run.language == ALL_LANGUAGES else [run.language]:
+        for split in ("validation", "test", OUT_OF_DOMAIN):
+            dataset = load_split(setup, language, split, processor)
+            key = f"{language} {split}" if run.language == ALL_LANGUAGES else split
+            transcripts = transcribe(
+                model, processor, dataset, language, batch_size=EVAL_BATCH, max_new_tokens=MAX_NEW_TOKENS
+            )
+            evaluations[key] = count_errors(transcripts, dataset["text"])
+            if run.method in ROUTED:
+                means = gate_means(model, dataset, collator, batch_size=EVAL_BATCH)
+                gates[key] = {name: round(mean, 4) for name, mean in means.items()}
+    return evaluations, gates
+
+
+def count_errors(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """
+    Count the errors of each utterance. Texts are normalized as in `peft_clsr.error_rates`.
+
+    Returns:
+        `dict`: "wer", "cer" and "utterances", see `errors.evaluation_of`.
+    """
+    normalize = BasicTextNormalizer(remove_diacritics=False)
+    utterances = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        reference, prediction = normalize(reference).strip(), normalize(prediction).strip()
+        words = jiwer.process_words(reference, prediction)
+        characters = jiwer.process_characters(reference, prediction)
+        errors = (words.substitutions, words.deletions, words.insertions)
+        character_errors = characters.substitutions + characters.deletions + characters.insertions
+        utterances.append([*errors, len(reference.split()), character_errors, len(reference)])
+    return evaluation_of(utterances)
+
+
+def measure_untouched(run: Run, setup: Setup) -> str:
+    """
+    Measure other languages, and translation into English, at 30 s of context, and add that to the run's results.
+
+    Raises:
+        ValueError: see `load_run`.
+    """
+    import sacrebleu
+
+    results, model, processor = load_run(run, setup, FULL_CONTEXT)
+    if setup.precision == "bfloat16":
+        model.to(torch.bfloat16)
+    settings = {"batch_size": EVAL_BATCH, "max_new_tokens": MAX_NEW_TOKENS}
+    row = {}
+    for language in (*UNTOUCHED_LANGUAGES, run.language):
+        dataset = load_split(setup, language, "test", processor)
+        key = language if language in UNTOUCHED_LANGUAGES else f"{language} at 30 s"
+        row[key] = count_errors(transcribe(model, processor, dataset, language, **settings), dataset["text"])
+        if language != "en":
+            transcripts = transcribe(model, processor, dataset, language, task="translate", **settings)
+            row[f"translate-{language}"] = {
+                "chrF": sacrebleu.corpus_chrf(transcripts, [dataset["translation"]]).score,
+                "bleu": sacrebleu.corpus_bleu(transcripts, [dataset["translation"]], lowercase=True).score,
+            }
+    setup.store.write(run, results | {"untouched": row})
+    return f"{run.name}: untouched measured"
