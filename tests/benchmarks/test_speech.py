@@ -5,18 +5,14 @@ import hashlib
 import re
 import struct
 import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import speech
-from fetch_demo import FetchError, choose_recordings, fetch_package, write_split
+from benchmarks.comparison import speech
+from examples.demo.fetch import FetchError, choose_recordings, fetch_package, write_split
 
 
 def sha256(data):
