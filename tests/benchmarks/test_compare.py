@@ -658,7 +658,6 @@ def test_only_a_run_that_is_there_is_measured_again(measure, setup):
     setup.store.write(run, made_up_results(run))
     with pytest.raises(ValueError, match=f"{setup.store.weights(run)} is missing: to train its run again, remove"):
         measure(run, setup)
-    setup.store.weights(run).parent.mkdir(parents=True)
     save_file({"model.fc1.clsr_gate": torch.zeros(1)}, setup.store.weights(run))
     with pytest.raises(ValueError, match="is of another model"):
         measure(run, setup)
