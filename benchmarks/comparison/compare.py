@@ -49,7 +49,7 @@ def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], setup: Setup)
     Do the runs in the given order, each once, and print a line for each. A failed run does not stop the others.
 
     Returns:
-        `list[str]`: The names of failed runs, whose exceptions are printed.
+        `list[str]`: The names of failed runs. Their exceptions are printed.
     """
     futures = {pool.submit(task, run, setup): run for run in dict.fromkeys(runs)}
     failed = []
@@ -150,12 +150,12 @@ def main() -> None:
         check(failed)
 
     def measure_again(group: str) -> None:
-        """Measure the runs that were not measured yet, and whose weights are here."""
+        """Measure the runs that have weights here and were not measured yet."""
         task, key = MEASURED_AGAIN[group]
         runs = [run for run in grid.measured_again(group) if key not in (store.read(run) or {})]
         here = [run for run in runs if run.method == ZERO_SHOT or store.weights(run).exists()]
         if len(here) < len(runs):
-            print(f"{group}: left out {len(runs) - len(here)} runs, whose weights are not in {arguments.work_dir}")
+            print(f"{group}: left out {len(runs) - len(here)} runs: their weights are not in {arguments.work_dir}")
         failed = run_all(pool, task, here, setup)
         store.collect(studies | dict.fromkeys(here, "main"))
         check(failed)

@@ -80,17 +80,17 @@ def execute(run: Run, setup: Setup) -> str:
     if run.audio_seconds < FULL_CONTEXT:
         set_audio_context(None, processor, run.audio_seconds)
     model = build_model(run, setup, run.audio_seconds).to(DEVICE)
-    row: dict[str, Any] = {
+    result: Result = {
         "settings": asdict(run) | {"student": setup.store.student, "precision": setup.precision},
         "machine": machine(setup.precision),
     }
     if run.method != ZERO_SHOT:
-        row |= train(run, setup, model, processor)
+        result |= train(run, setup, model, processor)
         save_weights(model, setup.store.weights(run))
-    row["evaluations"], row["gates"] = measure(run, setup, model, processor)
-    row["seconds"] = round(time.monotonic() - started, 1)
-    setup.store.write(run, row)
-    rates = ", ".join(f"{split} {rates['wer']:.1%}" for split, rates in row["evaluations"].items())
+    result["evaluations"], result["gates"] = measure(run, setup, model, processor)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    setup.store.write(run, result)
+    rates = ", ".join(f"{split} {rates['wer']:.1%}" for split, rates in result["evaluations"].items())
     return f"{run.name}: WER {rates} ({row['seconds']:.0f} s)"
 
 
@@ -345,16 +345,16 @@ def measure_untouched(run: Run, setup: Setup) -> str:
     if setup.precision == "bfloat16":
         model.to(torch.bfloat16)
     settings = {"batch_size": EVAL_BATCH, "max_new_tokens": MAX_NEW_TOKENS}
-    row = {}
+    untouched: dict[str, Any] = {}
     for language in (*UNTOUCHED_LANGUAGES, run.language):
         dataset = load_split(setup, language, "test", processor)
         key = language if language in UNTOUCHED_LANGUAGES else f"{language} at 30 s"
-        row[key] = count_errors(transcribe(model, processor, dataset, language, **settings), dataset["text"])
+        untouched[key] = count_errors(transcribe(model, processor, dataset, language, **settings), dataset["text"])
         if language != "en":
             transcripts = transcribe(model, processor, dataset, language, task="translate", **settings)
-            row[f"translate-{language}"] = {
+            untouched[f"translate-{language}"] = {
                 "chrF": sacrebleu.corpus_chrf(transcripts, [dataset["translation"]]).score,
                 "bleu": sacrebleu.corpus_bleu(transcripts, [dataset["translation"]], lowercase=True).score,
             }
-    setup.store.write(run, results | {"untouched": row})
+    setup.store.write(run, results | {"untouched": untouched})
     return f"{run.name}: untouched measured"

@@ -336,7 +336,7 @@ def gates_section(results: Sequence[Result]) -> list[str]:
         return []
     rows, order = [], in_order(measured)
     for run in sorted(measured, key=lambda run: (order.index(label(run)), language_and_seed(run))):
-        logits = run["gate_logits"].values()
+        logits = [gate for gate in run["gate_logits"].values() if gate["mean"] is not None]  # finite
         cells = [label(run), *map(str, language_and_seed(run))]
         for split in SPLITS:
             rates = [run["evaluations"][split], *(rates[split] for rates in run["without_gates"].values())]

@@ -131,7 +131,7 @@ def load(results_dir: str | Path) -> list[Result]:
 
 def by_language(result: Result) -> list[Result]:
     """
-    Split the run on all languages together, whose evaluations are "ro test", "bg test", ..., into one result each.
+    Split the run on all languages together (its evaluations are "ro test", "bg test", ...) into a result for each.
 
     Returns:
         `list[dict]`: Any other run as it is.

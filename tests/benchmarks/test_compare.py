@@ -356,7 +356,7 @@ def test_runs_that_were_trained_elsewhere_are_not_measured_again(pretended, tria
         trial_store.write(run, result)
     trial_store.weights(measured[0][1]).unlink()
     assert pretended(*arguments) == ([], measured[1:])
-    assert "gates: left out 1 runs, whose weights are not in" in capsys.readouterr().out
+    assert "gates: left out 1 runs: their weights are not in" in capsys.readouterr().out
 
 
 def test_the_whole_grid_is_run_once_the_teacher_before_whom_it_teaches(pretended, trial_store):
