@@ -91,7 +91,7 @@ def execute(run: Run, setup: Setup) -> str:
     result["seconds"] = round(time.monotonic() - started, 1)
     setup.store.write(run, result)
     rates = ", ".join(f"{split} {rates['wer']:.1%}" for split, rates in result["evaluations"].items())
-    return f"{run.name}: WER {rates} ({row['seconds']:.0f} s)"
+    return f"{run.name}: WER {rates} ({result['seconds']:.0f} s)"
 
 
 def prepare_process(setup: Setup, seed: int) -> None:
