@@ -5,7 +5,7 @@ from .data.audio import read_audio as read_audio
 from .data.collator import DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding
 from .data.dataset import prepare_dataset as prepare_dataset
 from .data.labels import encode_labels as encode_labels
-from .data.plain_batch import PlainBatchCollator as PlainBatchCollator
+from .data.plain_batch import PlainCollator as PlainCollator
 from .data.sampler import LanguageBatchIterable as LanguageBatchIterable
 from .data.sampler import LanguageBatchSampler as LanguageBatchSampler
 from .data.tables import load_recordings as load_recordings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 _EXTRAS = {
     "datasets": "train",
@@ -18,7 +18,7 @@ _EXTRAS = {
 }
 
 
-def require(name: str) -> ModuleType:
+def require(name: str) -> Any:
     """
     Import an optional dependency.
 
@@ -28,10 +28,11 @@ def require(name: str) -> ModuleType:
     Raises:
         ModuleNotFoundError: it is not installed; the message has the command that installs it.
     """
+    package = name.partition(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
         if error.name != package:
             raise  # something else is missing in it
         extra = _EXTRAS[package]

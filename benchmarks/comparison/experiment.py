@@ -31,7 +31,7 @@ from peft_clsr import (
     DataCollatorSpeechSeq2SeqWithPadding,
     DistillationTrainer,
     DistillationTrainingArguments,
-    PlainBatchCollator,
+    PlainCollator,
     cache_teacher_states,
     gate_means,
     prepare_dataset,
@@ -251,7 +251,7 @@ def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str,
                 model=model,
                 args=Seq2SeqTrainingArguments(**settings),
                 train_dataset=train_set,
-                data_collator=PlainBatchCollator(collator, model.config),
+                data_collator=PlainCollator(collator, model.config),
             )
         trained = trainer.train()
     return {

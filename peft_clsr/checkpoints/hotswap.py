@@ -1,4 +1,4 @@
-"""Hot-swapping with `peft.utils.hotswap`: replaces the weights of an adapter by another language's."""
+"""Hot-swapping with `peft.utils.hotswap`: replaces an adapter's weights by another language's, in place."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def register_hotswap() -> None:
     """
     Make PEFT's `hotswap_adapter` take CLSR adapters.
 
-    PEFT 0.21 admits a tuner by an entry in `CONFIG_KEYS_TO_CHECK`, but swaps as for LoRA: it reads ranks and scalings
-    from the config, and fills missing weights with zeros. In LoRA zeros change nothing. In CLSR they make a gate that
-    always takes an expert of zeros. So CLSR needs its own function.
+    PEFT 0.21 admits a tuner by an entry in `CONFIG_KEYS_TO_CHECK`, but swaps as LoRA needs it: with ranks and scalings
+    from the config, and zeros for layers that the new adapter lacks. Zeros change nothing in LoRA. In CLSR they would
+    be a gate that always takes an expert of zeros. So CLSR adapters are swapped by `_swap`.
     """
     swap_lora = hotswap.hotswap_adapter_from_state_dict
 
@@ -42,27 +42,27 @@ def _swap(
     parameter_prefix: str = "clsr_",
 ) -> None:
     """
-    Copy all weights of an adapter from `state_dict` in place, so that a compiled model stays compiled.
+    Copy all weights of an adapter from `state_dict` in place. A compiled model so stays compiled.
 
     Raises:
-        RuntimeError: names or shapes differ from those of the model's adapter; nothing is changed.
+        RuntimeError: names or shapes differ from those of the model's adapter. Nothing has been changed then.
     """
     of_adapter = re.compile(rf"\.{parameter_prefix}\w+\.{re.escape(adapter_name)}\.")
-    parameters = {
-        name.removeprefix("_orig_mod."): parameter  # prefix of torch.compile(model)
+    own = {
+        name.removeprefix("_orig_mod."): parameter  # of torch.compile(model)
         for name, parameter in model.named_parameters()
         if of_adapter.search(name)
     }
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    own_shapes = {name: parameter.shape for name, parameter in own.items()}
     new_shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-    if shapes != new_shapes:
-        differing = sorted(set(shapes.items()) ^ set(new_shapes.items()))
+    if own_shapes != new_shapes:
+        differing = sorted(set(own_shapes.items()) ^ set(new_shapes.items()))
         raise RuntimeError(
-            f"the weights to swap in do not fit adapter {adapter_name!r}: names or shapes differ, such as "
+            f"the weights to swap in do not fit adapter {adapter_name!r}: names or shapes differ, as of "
             f"{differing[0][0]!r}. Swap adapters of the same base model with the same layers and sizes, or load this "
             "one beside the other with load_adapter()"
         )
-    for name, parameter in parameters.items():
+    for name, parameter in own.items():
         parameter.copy_(state_dict[name])
     for layer in model.modules():
         if isinstance(layer, CLSRLayer) and adapter_name in layer.clsr_config:

@@ -22,7 +22,7 @@ from ..data.audio import audio_seconds
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.dataset import prepare_dataset, without_decoding
 from ..data.features import context_seconds
-from ..data.plain_batch import PlainBatchCollator
+from ..data.plain_batch import PlainCollator
 from ..data.tables import load_recordings
 from ..distillation.arguments import DistillationTrainingArguments
 from ..distillation.teachers.cache import TeacherStates, cache_teacher_states
@@ -31,7 +31,7 @@ from ..evaluation.error_rates import error_rates, make_compute_metrics
 from ..evaluation.gates import gate_means
 from ..evaluation.plots import plot_gate_means
 from ..evaluation.transcripts import transcribe
-from ..hub.card import write_folder_cards
+from ..hub.card import write_folder_card
 from ..hub.push import describe_adapter
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
@@ -309,7 +309,7 @@ def _make_trainer(
             teacher_processor=data.teacher_processor,
         )
     model.generation_config.language = data.language  # for evaluation by generation
-    return Seq2SeqTrainer(**common, data_collator=PlainBatchCollator(data.collator, model.config))
+    return Seq2SeqTrainer(**common, data_collator=PlainCollator(data.collator, model.config))
 
 
 def _write_card(
@@ -335,7 +335,7 @@ def _write_card(
         training_args=plan.training,
         gate_means=means,
     )
-    write_folder_cards(plan.output_dir, plan.output_dir.absolute().name)
+    write_folder_card(plan.output_dir)
 
 
 def _remove_checkpoints(folder: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
-def option(help: str, default: object) -> object:
+def option(help: str, default: Any) -> Any:
     """A dataclass field with a help text."""
     return field(default=default, metadata={"help": help})
 
 
-def required(help: str) -> object:
+def required(help: str) -> Any:
     return field(metadata={"help": help})
 
 

@@ -1,34 +1,47 @@
-"""Batches for transformers' own `Seq2SeqTrainer`."""
+"""Batches for transformers' own trainers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
-
-from .collator import DataCollatorSpeechSeq2SeqWithPadding
 
 
 @dataclass
-class PlainBatchCollator:
+class PlainCollator:
     """
-    Makes batches of tensors alone, with `decoder_input_ids`, for a model that `Seq2SeqTrainer` trains, such as LoRA.
+    Collator for a plain `Seq2SeqTrainer`: wraps another one, and keeps the tensors of its batches only.
 
-    With label smoothing, `Trainer` takes the labels out of the batch before Whisper could shift them, so the decoder
-    inputs must be in it. Whisper's forward takes no `language`.
+    It adds `decoder_input_ids`: for label smoothing, Trainer removes the labels before Whisper could shift them.
 
     Args:
-        collator ([`DataCollatorSpeechSeq2SeqWithPadding`]): Makes the batch.
-        config (`WhisperConfig`): The model's, for the padding and start tokens.
+        collator (`Callable`): Makes a batch with `labels` of a list of examples, such as
+            [`DataCollatorSpeechSeq2SeqWithPadding`].
+        config (`PretrainedConfig`): The model's, for its padding and start tokens.
+
+    Example:
+
+    ```py
+    >>> trainer = Seq2SeqTrainer(model, args, data_collator=PlainCollator(collator, model.config), ...)
+    ```
     """
 
-    collator: DataCollatorSpeechSeq2SeqWithPadding
-    config: Any
+    collator: Callable[[list[Any]], dict[str, Any]]
+    config: PretrainedConfig
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns the collator's batch without `language`, and with `decoder_input_ids` int64 [batch, tokens]."""
-        batch = {name: value for name, value in self.collator(examples).items() if name != "language"}
-        start_id, padding_id = self.config.decoder_start_token_id, self.config.pad_token_id
-        return {**batch, "decoder_input_ids": shift_tokens_right(batch["labels"], padding_id, start_id)}
+    def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples (`list`): As the wrapped collator takes them.
+
+        Returns:
+            `dict`: the batch without what is no tensor (`language`), and `decoder_input_ids` int64 [batch, tokens].
+        """
+        batch = {name: value for name, value in self.collator(examples).items() if isinstance(value, torch.Tensor)}
+        config = self.config
+        start = shift_tokens_right(batch["labels"], config.pad_token_id, config.decoder_start_token_id)
+        return {**batch, "decoder_input_ids": start}

@@ -40,15 +40,15 @@ def read_table(path: str | Path) -> list[tuple[Path, dict[str, str]]]:
         column, folder, dialect = "path", path.parent / "clips", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="", **dialect)
+        columns = list(reader.fieldnames or [])
         rows = []
         for row in reader:
             if None in row:
                 raise ValueError(
-                    f"{path}, line {reader.line_num} has more cells than the {len(reader.fieldnames)} columns: quote "
+                    f"{path}, line {reader.line_num} has more cells than the {len(columns)} columns: quote "
                     "text that has commas"
                 )
             rows.append((folder / row.get(column, ""), row))
-    columns = list(reader.fieldnames or [])
     if not rows or column not in columns:
         raise ValueError(
             f"{path} has {len(rows)} rows of {', '.join(columns)}; expected some, with a column {column!r}"

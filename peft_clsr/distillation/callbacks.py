@@ -9,11 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 class GateScheduleCallback(TrainerCallback):
     """
-    Sets the progress of the gate noise in each step. The noise rises linearly from 0 to `gate_noise` over training.
-    For straight-through gates it falls from `gate_noise` to 0 in the first half.
+    Schedules the noise on gate logits. It rises linearly from 0 to `gate_noise` over training. With straight-through
+    gates, it falls from `gate_noise` to 0 in the first half.
 
-    [`DistillationTrainer`] adds this callback itself. For a plain `Seq2SeqTrainer`, pass
-    `callbacks=[GateScheduleCallback()]`. A resumed run continues the schedule.
+    [`DistillationTrainer`] adds it by itself; a plain `Seq2SeqTrainer` needs `callbacks=[GateScheduleCallback()]`. A
+    resumed run continues the schedule.
 
     Raises:
         TypeError: the model has no CLSR adapter.
@@ -33,13 +33,13 @@ class GateScheduleCallback(TrainerCallback):
 
 class EpochCallback(TrainerCallback):
     """
-    Sets the epoch of a sampler or an iterable dataset at the start of each epoch.
+    Sets the epoch of a sampler (or an iterable dataset) when an epoch begins.
 
-    `Trainer` does this only for some of accelerate's wrappers around a sampler. They depend on the number of processes
-    and differ after a resume in the middle of an epoch.
+    `Trainer` does not reach the sampler through every wrapper that accelerate puts around it. The wrapper depends on
+    the number of processes, and on whether the run was resumed in the middle of an epoch.
 
     Args:
-        sampler: Has `set_epoch(epoch)`.
+        sampler: An object with `set_epoch(epoch)`.
     """
 
     def __init__(self, sampler: Any) -> None:

@@ -1,16 +1,16 @@
-"""The model card of a repository of languages. It is generated from the folders, between two markers."""
+"""The model card of a repository or folder of languages. Our part of it stands between two markers."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..files import write_text
 from .base_model import is_hub_id
 from .record import PLOT_NAME, HubLanguage, read_languages
 
@@ -18,23 +18,64 @@ README = "README.md"
 START = "<!-- peft_clsr: written by the library; what stands outside of these two markers is kept -->"
 END = "<!-- peft_clsr: end -->"
 
-# In the card that PEFT writes.
-_PEFT_TEMPLATE = "[More Information Needed]"
-
-# The Hub expects codes of ISO 639. Whisper's differ here.
+# A heading of the empty template that PEFT writes wherever it saves.
+_PEFT_TEMPLATE = "# Model Card for Model ID"
+# The Hub expects codes of ISO 639. These of Whisper are none.
 _ISO_CODES = {"jw": "jv"}
 _OUR_METRIC = re.compile(r"(WER|CER) \([^()]*\)")
 
 
-def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str | None = None) -> str:
+def write_folder_card(directory: str | Path) -> None:
     """
-    Generate the card, as Markdown with its metadata.
+    Write the model card `README.md` of a folder of languages, or of the folder of one adapter.
+
+    An existing card keeps its text outside the markers. PEFT's empty template is replaced, in subfolders too.
 
     Args:
-        languages (`Sequence[HubLanguage]`): All languages of the repository.
-        repo_id (`str`): The repository, for the snippet.
+        directory (`str` or `Path`): A folder that [`save_language`] or `save_pretrained` saved adapters in.
+
+    Raises:
+        ValueError: the folder has no adapter of a language, or the metadata of its card cannot be read.
+    """
+    directory = Path(directory)
+    languages = read_languages(directory)
+    if not languages:
+        raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
+    text = read_card(directory)
+    existing = None if text is None or _is_template(text) else text
+    write_text(directory / README, language_card(languages, directory.resolve().name, existing, is_local=True))
+    for language in languages:
+        text = read_card(directory / language.subfolder)
+        if text is not None and _is_template(text):
+            write_folder_card(directory / language.subfolder)
+
+
+def read_card(folder: Path) -> str | None:
+    """The text of `README.md` in a folder, with its newlines as they are; `None` if there is none."""
+    path = folder / README
+    return path.read_bytes().decode("utf-8-sig") if path.is_file() else None
+
+
+def _is_template(text: str) -> bool:
+    """True for PEFT's empty template."""
+    return _PEFT_TEMPLATE in text and START not in text
+
+
+def language_card(
+    languages: Sequence[HubLanguage], repo_id: str, existing: str | None = None, *, is_local: bool = False
+) -> str:
+    """
+    Make the card of some languages.
+
+    Args:
+        languages (`Sequence[HubLanguage]`): All languages of the repository or folder.
+        repo_id (`str`): The repository or folder, for the title and the code example.
         existing (`str`, *optional*):
-            The present card. Text outside of the markers is kept, and so is metadata by others.
+            The present card. Text outside the markers is kept, and metadata that others wrote.
+        is_local (`bool`, *optional*, defaults to `False`): `repo_id` is a folder's name: the example loads from there.
+
+    Returns:
+        `str`: Markdown with metadata.
 
     Raises:
         ValueError: the metadata of the existing card cannot be read.
@@ -43,12 +84,12 @@ def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str 
         existing = f"---\n{{}}\n---\n# {repo_id.rpartition('/')[2]}\n\n"
     try:
         card = ModelCard(existing)
-    except Exception as error:  # of YAML, or of the results in it
+    except Exception as error:  # YAML's, or that of results in it
         raise ValueError(f"the metadata at the top of README.md cannot be read, correct it first: {error}") from error
     _set_metadata(card, languages, repo_id)
     newline = "\r\n" if "\r\n" in card.text else "\n"
-    block = "\n".join([START, *_body(languages, repo_id), END]).replace("\n", newline)
-    # Take the last start marker. If somebody deleted an end marker, their text must stay.
+    block = "\n".join([START, *_body(languages, repo_id, is_local), END]).replace("\n", newline)
+    # The last start marker: an earlier one may have lost its end marker, and other people's text follows it.
     start = card.text.rfind(START)
     end = card.text.find(END, start)
     if start >= 0 and end >= 0:
@@ -56,31 +97,6 @@ def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str 
     else:
         card.text = card.text.rstrip() + newline * 2 + block + newline
     return str(card)
-
-
-def write_folder_cards(directory: Path, repo_id: str) -> None:
-    """
-    Write the card of the languages in a folder, and in each language's folder a card of it alone.
-
-    PEFT writes an empty template there whenever it saves. Other text outside of the markers is kept.
-
-    Args:
-        directory (`Path`): A folder as [`read_languages`] reads it.
-        repo_id (`str`): The repository to which it may be pushed, for the snippets.
-    """
-    languages = read_languages(directory)
-    _write_card(directory / README, languages, repo_id)
-    for language in languages:
-        if language.subfolder:
-            plot_is_beside = replace(language, subfolder="")
-            _write_card(directory / language.subfolder / README, [plot_is_beside], repo_id)
-
-
-def _write_card(path: Path, languages: Sequence[HubLanguage], repo_id: str) -> None:
-    existing = path.read_bytes().decode("utf-8") if path.is_file() else None
-    if existing is not None and START not in existing and _PEFT_TEMPLATE in existing:
-        existing = None
-    path.write_bytes(language_card(languages, repo_id, existing).encode("utf-8"))
 
 
 def _set_metadata(card: ModelCard, languages: Sequence[HubLanguage], repo_id: str) -> None:
@@ -110,7 +126,7 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
             task_type="automatic-speech-recognition",
             dataset_type=test_set,
             dataset_name=test_set,
-            # The Hub's format joins results of equal dataset, configuration and split.
+            # The Hub merges results of equal dataset, configuration and split.
             dataset_config=rates.get("config", language.code),
             dataset_split=rates.get("split"),
             metric_type=metric,
@@ -123,9 +139,9 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
     ]
 
 
-def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
+def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> list[str]:
     lines = [
-        "Language experts for Whisper, one folder a language, trained with peft_clsr (conditional language-specific",
+        "Language experts for Whisper, one folder per language, trained with peft_clsr (conditional language-specific",
         "routing, [arXiv 2311.01070](https://arxiv.org/abs/2311.01070)). The base model is not changed.",
         "",
         "## Languages",
@@ -144,7 +160,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
             name = f"{test_set} ({', '.join(details)})" if details else test_set
             errors = [_percent(rates, metric) for metric in ("wer", "cer")]
             lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors]) + " |")
-    lines += ["", "## Use", "", *_snippet(languages, repo_id)]
+    lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
     trained = [language for language in languages if language.training]
     if trained:
         lines += ["", "## Training"]
@@ -161,33 +177,43 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
 
 
 def _percent(rates: Mapping[str, Any], metric: str) -> str:
-    """A rate, and the base model's in parentheses, if they are known."""
+    """A rate, and the base model's in parentheses, if known."""
     rate, base = rates.get(metric), rates.get(f"base_{metric}")
     own = "" if rate is None else f"{100 * rate:.1f}"
     return own if base is None else f"{own} ({100 * base:.1f})".strip()
 
 
-def _snippet(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
-    """Code that runs as it is, with the first language. Strings from others become literals."""
+def _snippet(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> list[str]:
+    """Code that runs without changes, with the first language. Names from outside are literals in it."""
     if not languages:
         return ["There is no language here yet."]
     language = languages[0]
     base = language.base_model if is_hub_id(language.base_model) else "the base model"
     seconds = language.max_audio_seconds
-    names = "load_language, set_audio_context" if seconds else "load_language"
-    cut = [f"set_audio_context(None, processor, {seconds!r})"] if seconds else []
+    name = _literal(language.subfolder or language.code)
+    if is_local:
+        imports = ["import peft_clsr  # registers CLSR with PEFT", "import torch", "from peft import PeftModel"]
+        prefix = "peft_clsr."
+        subfolder = f", subfolder={_literal(language.subfolder)}" if language.subfolder else ""
+        load = [
+            f"folder = {_literal(repo_id)}  # the path of this folder",
+            f"model = PeftModel.from_pretrained(whisper, folder{subfolder}, adapter_name={name}).eval()",
+        ]
+    else:
+        imports = ["import torch", f"from peft_clsr import load_language{', set_audio_context' if seconds else ''}"]
+        prefix = ""
+        load = [f"model = load_language(whisper, {_literal(repo_id)}, {name}).eval()"]
     return [
         "```python",
         "import numpy as np",
-        "import torch",
+        *imports,
         "from transformers import WhisperForConditionalGeneration, WhisperProcessor",
-        f"from peft_clsr import {names}",
         "",
         f"base = {_literal(base)}",
         "processor = WhisperProcessor.from_pretrained(base)",
-        *cut,
+        *([f"{prefix}set_audio_context(None, processor, {seconds!r})"] if seconds else []),
         "whisper = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32)",
-        f"model = load_language(whisper, {_literal(repo_id)}, {_literal(language.subfolder or language.code)}).eval()",
+        *load,
         "",
         "audio = np.zeros(16_000, dtype=np.float32)  # your recording: mono, 16 kHz",
         'features = processor(audio, sampling_rate=16_000, return_tensors="pt").input_features',
@@ -203,6 +229,6 @@ def _literal(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text that cannot break the table or the markers."""
+    """Text escaped for a table's cell, so that it breaks neither the table nor the markers."""
     text = " ".join(str(value).split())
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")

@@ -1,4 +1,4 @@
-"""Lists and loads languages from the Hub."""
+"""Lists and loads the languages of a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
-from ..checkpoints.checks import check_adapter_folder, weights_of
-from ..checkpoints.config_checks import read_config
+from ..checkpoints.checks import check_adapter_folder
+from ..checkpoints.configs import is_clsr, read_config
+from ..checkpoints.weights import weights_path
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 from .base_model import check_base_model
@@ -27,11 +28,11 @@ def list_languages(repo_id: str, *, revision: str | None = None, token: str | bo
     Args:
         repo_id (`str`): The repository.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
-        token (`str` or `bool`, *optional*): As in `huggingface_hub`.
+        token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
-        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results.
-        Unreadable folders are left out, with a warning. Offline, the languages in the cache.
+        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results. Folders
+        that cannot be read are left out, with a warning. Offline, the languages in the cache.
 
     Raises:
         RepositoryNotFoundError: there is no such repository, or the token may not read it.
@@ -65,29 +66,29 @@ def load_language(
     """
     Load one, several or all languages of a repository. Each becomes an adapter with the name of its folder.
 
-    All are downloaded and checked before the model changes: safetensors only, with the right names and shapes, finite
-    values, and trained on this base model. Cached files are not downloaded again and suffice offline
-    (`HF_HUB_OFFLINE=1`).
+    All are downloaded and checked before the model is changed: they must be safetensors with the right names and
+    shapes and finite values, trained on this base model. Files in the cache are not downloaded again, and are enough
+    to work offline (`HF_HUB_OFFLINE=1`).
 
     Args:
-        model (`nn.Module`): The base model, or a `PeftModel` around it that may have other languages.
+        model (`nn.Module`): The base model, or a `PeftModel` around it, which may have other languages.
         repo_id (`str`): The repository.
         language (`str` or `Sequence[str]`, *optional*):
-            A folder, or a language's code or English name, or several. By default all languages.
+            A folder, or a language's code or English name; or a list of them. By default all languages.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
         allow_other_base (`bool`, *optional*, defaults to `False`):
-            Load even if the base model has another name or other weights. Shapes must fit.
-        is_trainable (`bool`, *optional*, defaults to `False`): Load the adapters for further training.
-        token (`str` or `bool`, *optional*): As in `huggingface_hub`.
+            Load even if the base model has another name or other weights. Shapes must fit in any case.
+        is_trainable (`bool`, *optional*, defaults to `False`): Make the adapters trainable.
+        token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
-        `PeftModel`: `model` itself, or a new one around it, whose first language is active. If `model` was a
-        `PeftModel`, its active adapter stays: call `model.set_adapter("ca")`.
+        `PeftModel`: `model` itself, with its active adapter unchanged (call `model.set_adapter("ca")`); or, around a
+        base model, a new one in which the first language is active.
 
     Raises:
-        ValueError: there is no such language, an adapter does not fit or is for another base, or the model has an
+        ValueError: there is no such language; its adapter does not fit or has another base model; or the model has an
             adapter of that name.
-        LocalEntryNotFoundError: the Hub is out of reach, and the language is not in the cache.
+        LocalEntryNotFoundError: the Hub cannot be reached, and the files are not in the cache.
 
     Example:
 
@@ -107,7 +108,7 @@ def load_language(
         snapshot = _small_files(api, repo_id, revision)
         wanted = [entry.subfolder or entry.code for entry in read_languages(snapshot)]
         if not wanted:
-            raise ValueError(f"{repo_id} has no language: {snapshot} has no adapter_config.json of one")
+            raise ValueError(f"{repo_id} has no language: {snapshot} holds no adapter_config.json of one")
     else:
         wanted = [language] if isinstance(language, str) else list(language)
     for name in dict.fromkeys(wanted):
@@ -118,11 +119,11 @@ def load_language(
         adapter = f"{name!r} of {repo_id}"
         if isinstance(model, PeftModel) and name in model.peft_config:
             raise ValueError(
-                f"the model has an adapter {name!r} already: delete it with model.delete_adapter({name!r}) first"
+                f"the model has an adapter {name!r} already: take it off with model.delete_adapter({name!r}) first"
             )
         config = read_config(folder / CONFIG_NAME)
-        if config is not None and not allow_other_base:
-            record = read_record(folder, sha256_of(weights_of(folder)))
+        if is_clsr(config) and not allow_other_base:
+            record = read_record(folder, sha256_of(weights_path(folder)))
             check_base_model(model, config.get("base_model_name_or_path"), record.get("base_ffn"), adapter)
         check_adapter_folder(folder, model)
 
@@ -133,7 +134,7 @@ def load_language(
                 model.load_adapter(str(folder), name, is_trainable=is_trainable)
             else:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
-    except ValueError:  # each fits the model, but not with another one, such as one of another max_audio_seconds
+    except ValueError:  # each fits alone, but not together, such as with different max_audio_seconds
         if was_wrapped:
             for name in folders.keys() & model.peft_config.keys():
                 model.delete_adapter(name)
@@ -144,36 +145,36 @@ def load_language(
 
 
 def _small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
-    """Download the small files of all languages. Returns their folder, whose name is the commit."""
+    """Download the configs and records of all languages. The name of the folder returned is the commit."""
     patterns = [pattern for name in (CONFIG_NAME, RECORD_NAME) for pattern in (name, f"*/{name}")]
     return Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
 
 
 def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tuple[str, Path]:
-    """Download a language. Returns the adapter's name, and the folder of its files."""
+    """Download a language. Returns the adapter's name and its folder in the cache."""
     try:
         code = language_code(language)
     except ValueError:
         check_adapter_name(language)
-        code = language  # a folder name that is no language
+        code = language  # a folder that is not named by a language
     for subfolder in _possible_folders(language, code):
         folder = _download(api, repo_id, subfolder, revision)
         if (folder / CONFIG_NAME).is_file():
             return subfolder, folder
     # Its folder has another name, or is the repository itself.
     snapshot = _small_files(api, repo_id, revision)
-    entries = read_languages(snapshot)
-    found = [entry for entry in entries if entry.code == code]
+    languages = read_languages(snapshot)
+    found = [entry for entry in languages if entry.code == code]
     if len(found) != 1:
         raise ValueError(
             f"{repo_id} has {'several folders' if found else 'nothing'} for {language!r}; it has "
-            + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in entries) or "no language")
+            + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in languages) or "no language")
         )
     return found[0].subfolder or found[0].code, _download(api, repo_id, found[0].subfolder, snapshot.name)
 
 
 def _possible_folders(language: str, code: str) -> list[str]:
-    """Possible folders of a language: with exactly that name, such as "ca_valencia", or with its code."""
+    """Folders to look for a language in: the name as it was given, such as "ca_valencia", then the code."""
     try:
         check_adapter_name(language)
     except ValueError:  # "<|ca|>"
@@ -182,6 +183,7 @@ def _possible_folders(language: str, code: str) -> list[str]:
 
 
 def _download(api: HfApi, repo_id: str, subfolder: str, revision: str | None) -> Path:
+    """Download what loading an adapter needs. Returns its folder, without files if the repository has none."""
     prefix = f"{escape(subfolder)}/" if subfolder else ""
     patterns = [prefix + name for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME)]
     return Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns)) / subfolder

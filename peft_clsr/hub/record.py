@@ -1,4 +1,4 @@
-"""The record of an adapter, `language.json` in its folder: results, training arguments, and a hash of the base."""
+"""The record `language.json` in an adapter's folder: its results, training and base model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from transformers import TrainingArguments
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
-from ..checkpoints.config_checks import read_config
+from ..checkpoints.configs import is_clsr, read_config
 from ..files import read_json, write_text
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 
 RECORD_NAME = "language.json"
 PLOT_NAME = "gate_means.png"
-# Folders of checkpoints that Trainer pushes.
+# No other file of a language's folder is pushed.
+LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
+# Trainer pushes these to resume from.
 _CHECKPOINT = re.compile(r"last-checkpoint|checkpoint-\d+")
 
 RATES = ("wer", "cer", "base_wer", "base_cer")
 _RESULT_KEYS = (*RATES, "utterances", "skipped", "config", "split")
 
-# An explicit list: the other arguments are paths, hosts, names of runs and tokens.
+# An explicit list: other arguments hold paths, hosts, run names and tokens.
 _TRAINING_ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -66,13 +68,13 @@ class HubLanguage:
     Args:
         code (`str`): Whisper's code, "ca".
         name (`str`): Its English name, "Catalan".
-        subfolder (`str`): The folder of the adapter; "" if it is the repository itself.
-        base_model (`str`, *optional*): The base model of its training.
+        subfolder (`str`): The adapter's folder, "" for the repository itself.
+        base_model (`str`, *optional*): The base model that it was trained on.
         rank (`int`, *optional*): `expert_rank`; `None` for a full expert.
         size (`int`, *optional*): Size of the weights in bytes.
         max_audio_seconds (`float`, *optional*): The audio context of its training, in seconds.
         results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions.
-        training (`dict`): Arguments of its training.
+        training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
     """
 
@@ -89,16 +91,19 @@ class HubLanguage:
 
     @property
     def wer(self) -> float | None:
-        """The WER, as a fraction, on the first test set that has one."""
+        """WER, as a fraction, on the first test set that has one."""
         return next((rates["wer"] for rates in self.results.values() if "wer" in rates), None)
 
 
 def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """
-    Check results by test set, as in [`push_language`].
+    Check the results that [`push_language`] takes.
+
+    Returns:
+        `dict`: test set to its rates, without values that are `None`.
 
     Raises:
-        ValueError: an unknown key, or a rate that is not finite or below 0.
+        ValueError: a key is unknown, or a rate is not a finite number of at least 0.
     """
     results = {}
     for test_set, rates in metrics.items():
@@ -123,13 +128,13 @@ def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 def training_summary(args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that affect the result, without paths and names."""
     values = args.to_dict() | {"world_size": args.world_size}
-    if args.max_steps < 1:  # by epochs
+    if args.max_steps < 1:  # num_train_epochs counts
         values["max_steps"] = None
     return {name: values[name] for name in _TRAINING_ARGUMENTS if values.get(name) is not None}
 
 
 def write_record(folder: Path, base_ffn: Mapping[str, Any], **known: Any) -> None:
-    """Write `language.json` into the folder of a saved adapter, with a hash of its weights."""
+    """Write `language.json` into the folder of a saved adapter. The weights' hash in it ties it to these weights."""
     record = {"weights_sha256": sha256_of(folder / SAFETENSORS_WEIGHTS_NAME), "base_ffn": dict(base_ffn), **known}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_text(folder / RECORD_NAME, text)
@@ -137,11 +142,14 @@ def write_record(folder: Path, base_ffn: Mapping[str, Any], **known: Any) -> Non
 
 def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
     """
-    Read `language.json` in an adapter's folder. Empty if there is none, or if it is for other weights.
+    Read `language.json` in an adapter's folder.
 
     Args:
-        folder (`Path`): The folder of the adapter.
-        weights_sha256 (`str`, *optional*): The hash of the weights in the folder, if it is known.
+        folder (`Path`): The adapter's folder.
+        weights_sha256 (`str`, *optional*): The hash of the adapter's weights, if known.
+
+    Returns:
+        `dict`: the record; empty if there is none, or if it is of other weights.
 
     Raises:
         ValueError: the file cannot be read or is no record.
@@ -150,19 +158,10 @@ def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
     if not path.exists():
         return {}
     record = read_json(path)
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, expected a JSON object")
-    base_ffn = record.get("base_ffn", {})
-    is_valid = (
-        isinstance(base_ffn, dict)
-        and isinstance(base_ffn.get("module", ""), str)
-        and isinstance(base_ffn.get("sha256", {}), dict)
-        and all(isinstance(record.get(name, {}), dict) for name in ("results", "training"))
-    )
-    if not is_valid:
+    if not _is_record(record):
         raise ValueError(f"{path} is no record of a language, expected base_ffn, results and training as objects")
     if weights_sha256 is not None and record.get("weights_sha256") != weights_sha256:
-        logger.warning(f"{path} is for other weights than those beside it: its results are ignored")
+        logger.warning(f"{path} belongs to other weights than those beside it: its results are left out")
         return {}
     try:
         return {**record, "results": check_results(record.get("results", {}))}
@@ -170,27 +169,39 @@ def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    base_ffn = value.get("base_ffn", {})
+    return (
+        isinstance(base_ffn, dict)
+        and isinstance(base_ffn.get("module", ""), str)
+        and isinstance(base_ffn.get("sha256", {}), dict)
+        and all(isinstance(value.get(name, {}), dict) for name in ("results", "training"))
+    )
+
+
 def read_languages(
     folder: Path, sizes: Mapping[str, int] | None = None, sha256s: Mapping[str, str] | None = None
 ) -> list[HubLanguage]:
     """
-    Read the languages of a folder of adapters from their small files. Unreadable ones are left out with a warning.
+    List the languages in a folder of adapters, from their small files alone.
 
     Args:
-        folder (`Path`): Has one folder a language, or is one itself.
-        sizes (`Mapping[str, int]`, *optional*): Sizes in bytes of files that may be missing, by relative path.
-        sha256s (`Mapping[str, str]`, *optional*): Hashes of such files.
+        folder (`Path`): A folder with one subfolder per language, or the folder of one adapter.
+        sizes (`Mapping[str, int]`, *optional*): Relative path to size in bytes, for files that were not downloaded.
+        sha256s (`Mapping[str, str]`, *optional*): Relative path to hash, for such files.
 
     Returns:
-        `list[HubLanguage]`: sorted by code and folder.
+        `list[HubLanguage]`: sorted by code and folder. Adapters that cannot be read are left out, with a warning.
     """
     languages = []
     for path in sorted([*folder.glob(CONFIG_NAME), *folder.glob(f"*/{CONFIG_NAME}")]):
         subfolder = path.parent.relative_to(folder).as_posix().removeprefix(".")
         weights = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}".lstrip("/")
-        exists = (folder / weights).is_file()
-        size = (folder / weights).stat().st_size if exists else (sizes or {}).get(weights)
-        digest = sha256_of(folder / weights) if exists else (sha256s or {}).get(weights)
+        is_local = (folder / weights).is_file()
+        size = (folder / weights).stat().st_size if is_local else (sizes or {}).get(weights)
+        digest = sha256_of(folder / weights) if is_local else (sha256s or {}).get(weights)
         try:
             language = _read_language(path.parent, subfolder, size, digest)
         except ValueError as error:
@@ -202,15 +213,20 @@ def read_languages(
 
 
 def languages_of_snapshot(folder: Path, siblings: Sequence[Any]) -> list[HubLanguage]:
-    """The languages of a downloaded commit. `siblings` give sizes and hashes of files that were not downloaded."""
+    """
+    List the languages of a downloaded commit.
+
+    `siblings`, from `HfApi.model_info(files_metadata=True)`, give sizes and hashes of files that were not downloaded.
+    """
     sizes = {sibling.rfilename: sibling.size for sibling in siblings if sibling.size is not None}
     sha256s = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
     return read_languages(folder, sizes, sha256s)
 
 
 def _read_language(folder: Path, subfolder: str, size: int | None, digest: str | None) -> HubLanguage | None:
+    """The language of one adapter's folder; `None` for other adapters. Raises a `ValueError` for broken files."""
     config = read_config(folder / CONFIG_NAME)
-    if config is None or _CHECKPOINT.fullmatch(subfolder):
+    if not is_clsr(config) or _CHECKPOINT.fullmatch(subfolder):
         return None
     if subfolder:
         check_adapter_name(subfolder)
@@ -219,7 +235,7 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         code = language_code(language or subfolder)
     except ValueError:
         if language is None:
-            return None  # it is for no language in particular
+            return None  # it is for no particular language
         raise
     record = read_record(folder, digest)
     return HubLanguage(
@@ -237,7 +253,7 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 hash of a file."""
+    """The SHA-256 of a file, as hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

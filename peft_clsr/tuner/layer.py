@@ -29,6 +29,8 @@ MERGE_ERROR = (
 
 
 class CLSRLayer(BaseTunerLayer):
+    """A projection of an FFN with the gates and experts of its adapters."""
+
     # All names of layers that may contain adapter (trainable) weights
     adapter_layer_names = ("clsr_gate_in", "clsr_gate_out", "clsr_expert", "clsr_expert_A", "clsr_expert_B")
     # All names of other parameters that may contain adapter-related parameters

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
+from helpers import QUIET, randomize
 from peft import get_peft_model
-from training import QUIET, randomize
 
 from peft_clsr import CLSRConfig, push_language
 from peft_clsr.cli import main
@@ -166,7 +166,7 @@ def test_a_folder_is_pushed_and_its_languages_are_listed(tiny_whisper, hub, tmp_
         assert ("12.5" in row) == (source == "me/experts")
     assert status_of(["languages", "me/nothing"]) == 2
     assert status_of(["push", tmp_path, "me/experts"]) == 2
-    assert "has no adapter of a language" in capsys.readouterr().err
+    assert "holds no adapter of a language" in capsys.readouterr().err
 
 
 def test_the_module_and_the_script_are_one_command():

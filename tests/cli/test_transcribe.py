@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
+from helpers import QUIET, randomize
 from peft import get_peft_model
-from training import QUIET, randomize
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 

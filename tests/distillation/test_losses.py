@@ -183,8 +183,8 @@ class Step:
             student, teacher, labels = logits, targets.output_layer(targets.hidden_states), self.labels
             if targets.student_ids is not None:
                 student, teacher = student[:, targets.student_ids], teacher[:, targets.teacher_ids]
-            if targets.is_taught is not None:
-                labels = labels.where(targets.is_taught, -100)
+            if targets.mask is not None:
+                labels = labels.where(targets.mask, -100)
             kd_sum = distillation_sum(student, teacher, labels, **kwargs)
         return ce_weight * ce_sum + kd_weight * kd_sum, ce_sum, kd_sum
 
@@ -205,7 +205,7 @@ def make_step():
             targets.student_ids = torch.tensor([0, 1, 2, 4, 5, 6, 8, 9, 11, 12])
             targets.teacher_ids = torch.tensor([0, 1, 3, 2, 5, 7, 8, 10, 12, 13])
         if not all_taught:
-            targets.is_taught = torch.arange(positions) % 3 != 1
+            targets.mask = torch.arange(positions) % 3 != 1
         leaves = randn(positions, 5).requires_grad_(), randn(13, 5).requires_grad_(), randn(13).requires_grad_()
         return Step(*leaves, torch.randint(0, 13, (positions,), generator=generator), targets)
 
@@ -355,9 +355,9 @@ def test_no_position_gives_zero_and_zero_gradients(make_step):
 def test_untaught_positions_may_hold_anything(make_step):
     step = make_step(all_taught=False)
     expected = step.chunked(step.targets)
-    step.targets.hidden_states[~step.targets.is_taught] = float("nan")
+    step.targets.hidden_states[~step.targets.mask] = float("nan")
     assert_equal_steps(step, step.chunked(step.targets), expected)
-    step.targets.is_taught[:] = False
+    step.targets.mask[:] = False
     assert_equal_steps(step, step.chunked(step.targets), step.plain())
 
 

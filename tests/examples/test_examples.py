@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers import QUIET, randomize
 from huggingface_hub import HfApi
 from peft import PeftModel, get_peft_model
-from training import QUIET, randomize
 from transformers import WhisperForConditionalGeneration
 
 from peft_clsr import CLSRConfig, list_languages

@@ -417,7 +417,7 @@ def test_a_context_that_the_adapter_cut_stays(routed, freeze, tiny_whisper, data
         ({"undecided": "all"}, ValueError, "undecided is 'all', expected 'routed', 'majority' or 'loss'"),
         ({"language": "catalann"}, ValueError, "did you mean 'catalan'"),
         ({"language": "uk"}, ValueError, "language 'uk' has no adapter on the model"),
-        ({"dataset": []}, TypeError, "a list, expected a datasets.Dataset from prepare_dataset"),
+        ({"dataset": []}, TypeError, "a list, expected a datasets.Dataset as prepare_dataset gives"),
         ({"dataset": recordings()}, ValueError, "no input_features, attention_mask, labels, text: .*prepare_dataset"),
     ],
 )

@@ -8,9 +8,11 @@ import pickle
 import subprocess
 import sys
 
+import helpers
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import QUIET
 from peft import PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -21,7 +23,6 @@ from peft_clsr import CLSRConfig
 from peft_clsr.tuner.gate import gate_logits
 
 FEATURE_FRAMES = 100  # two frames a token: 50 encoder tokens
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
 
 
 class SlowFFN(nn.Module):
@@ -98,8 +99,7 @@ def tiny_whisper(tiny_whisper):
 
 
 def clsr(base, adapter="default", **config):
-    torch.manual_seed(0)  # the gate's first projection starts at random
-    return get_peft_model(base, CLSRConfig(**{**QUIET, "gate_dim": 8, **config}), adapter_name=adapter)
+    return helpers.clsr(base, (adapter,), **config)
 
 
 def clsr_mlp(**config):
@@ -116,16 +116,8 @@ def layers(model):
     }
 
 
-@torch.no_grad()
 def randomize(model, adapter="default", seed=5):
-    """Moves gates and experts of `adapter` away from their start, so that they differ from the shared FFN."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name and f".{adapter}." in f"{name}.":
-            scale = 0.5 if "gate" in name else 0.3
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.add_(noise.to(parameter.dtype))
-    return model
+    return helpers.randomize(model, adapter, seed, scale=0.3, gate_scale=0.5)
 
 
 @torch.no_grad()

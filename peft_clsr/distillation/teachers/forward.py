@@ -1,4 +1,4 @@
-"""A live teacher: its decoder states, its output layer, and a hash of it."""
+"""The teacher's decoder states, its output layer, and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..output_layer import output_layer, replaced_output_layer
 
-# Besides the weights, these settings decide the outputs of a Whisper.
+# Config fields that change what a Whisper with the same weights computes.
 _CONFIG = (
     "activation_function",
     "scale_embedding",
@@ -27,10 +27,10 @@ _CONFIG = (
 @torch.no_grad()
 def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Compute the teacher's last decoder states, before its output layer, at each label position.
+    The teacher's last decoder states, before its output layer, at each label position.
 
-    From the state at a position the teacher predicts that label, after reading the labels before it. Put the teacher
-    into evaluation mode first.
+    From the state at a position the teacher predicts that position's label; it has read the labels before it. Put the
+    teacher into evaluation mode first.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one.
@@ -54,7 +54,7 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
 @torch.no_grad()
 def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
     """
-    Copy the teacher's output layer as a frozen, plain linear layer. It turns decoder states into logits.
+    A frozen copy of the teacher's output layer as a plain linear layer, from decoder states to logits.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one, whose output layer may be quantized or adapted.
@@ -63,11 +63,11 @@ def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
         `nn.Linear`: hidden to vocabulary, on the CPU, in the teacher's precision.
     """
     layer, whisper = output_layer(teacher), _whisper(teacher)
-    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta
-    if plain:
+    is_plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta
+    if is_plain:
         weight, bias = layer.weight, layer.bias
     else:
-        # Quantized, adapted or offloaded, it is still linear, so its outputs for unit vectors are its weight.
+        # Quantized, adapted or offloaded, it is still linear: its outputs for unit vectors are its weight.
         units = torch.eye(whisper.config.d_model, dtype=whisper.dtype, device=_device(whisper))
         bias = layer(torch.zeros_like(units[:1]))[0]
         weight = (layer(units) - bias).T
@@ -76,7 +76,7 @@ def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
 
 
 def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
-    """Make a frozen linear layer with copies of `weight` [out, in] and `bias` [out], on the CPU."""
+    """A frozen linear layer with a copy of `weight` [out, in] and `bias` [out], on the CPU."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
@@ -87,7 +87,7 @@ def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.L
 
 def teacher_hash(teacher: nn.Module) -> str:
     """
-    Hash everything that decides the teacher's outputs: its weights, bit for bit, and its settings.
+    A hash of the teacher's weights, bit for bit, and of the config and adapters that decide how they are used.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one; quantized or offloaded ones too.
@@ -95,7 +95,7 @@ def teacher_hash(teacher: nn.Module) -> str:
     Returns:
         `str`: 32 hexadecimal digits (XXH3).
     """
-    import xxhash
+    import xxhash  # installed with datasets
 
     whisper = _whisper(teacher)
     digest = xxhash.xxh3_128(repr([getattr(whisper.config, name) for name in _CONFIG]).encode())
@@ -113,9 +113,9 @@ def teacher_hash(teacher: nn.Module) -> str:
 def _update(digest: Any, name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         digest.update(repr((name, value)).encode())
-    elif hasattr(value, "__tensor_flatten__"):  # a quantized tensor, made of plain ones
-        parts, how = value.__tensor_flatten__()
-        digest.update(repr((name, type(value).__name__, how)).encode())
+    elif hasattr(value, "__tensor_flatten__"):  # a quantized tensor: a wrapper of plain ones
+        parts, metadata = value.__tensor_flatten__()
+        digest.update(repr((name, type(value).__name__, metadata)).encode())
         for part in parts:
             _update(digest, part, getattr(value, part))
     else:
@@ -124,10 +124,10 @@ def _update(digest: Any, name: str, value: Any) -> None:
 
 
 def _whisper(teacher: nn.Module) -> nn.Module:
-    """The Whisper in a `PeftModel`, with its adapter layers."""
+    """The Whisper itself, with the layers of a `PeftModel`'s adapters in it."""
     return teacher.get_base_model() if hasattr(teacher, "get_base_model") else teacher
 
 
 def _device(whisper: nn.Module) -> torch.device | None:
-    """The device for inputs; `None` if the first weights are offloaded, as accelerate then moves the inputs."""
+    """Device of the inputs; `None` if the first weights are offloaded, because accelerate then moves the inputs."""
     return None if whisper.device.type == "meta" else whisper.device

@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_whole_shards(dataset, tiny_whisper, teacher, tiny_pr
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left on device.*usable up to.*3 of 7 examples.*continues there"):
+        with pytest.raises(OSError, match="No space left on device.*usable up to.*3 of 7 examples.*resumes it"):
             cache_teacher_states(dataset, teacher, tiny_processor, tmp_path / "full", **SIZES)
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["states-00000-of-00003.arrow", "teacher"]
     cache_teacher_states(dataset, teacher, tiny_processor, tmp_path / "full", **SIZES)
