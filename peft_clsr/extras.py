@@ -8,7 +8,6 @@ from types import ModuleType
 _EXTRAS = {
     "datasets": "train",
     "jiwer": "train",
-    "pandas": "train",
     "soundfile": "train",
     "soxr": "train",
     "pysubs2": "transcribe",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 # The encoder's second convolution has stride 2, and a mel frame is 10 ms: one position is 2 frames, 20 ms.
@@ -29,6 +30,16 @@ def position_mask(frame_mask: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: [batch, positions], of the same dtype.
     """
     return frame_mask[:, ::FRAMES_PER_POSITION]
+
+
+def context_frames(config: WhisperConfig) -> int:
+    """The context of a Whisper in mel frames: the length of its `input_features`."""
+    return FRAMES_PER_POSITION * config.max_source_positions
+
+
+def context_seconds(config: WhisperConfig) -> float:
+    """The context of a Whisper in seconds."""
+    return config.max_source_positions / POSITIONS_PER_SECOND
 
 
 def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: float) -> None:
