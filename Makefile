@@ -3,17 +3,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE := .cache
 
-# The demo: a Romanian expert for whisper-base, on 2 CPU cores. `make demo DEMO_EXTRA="--seed 1"` adds flags of your own.
+# The demo needs less than the tests. Where the environment of the tests exists, the demo uses it.
+DEMO_ENV := $(if $(wildcard $(VENV)/.installed-test),$(VENV)/.installed-test,$(VENV)/.installed-demo)
+TEST_ENV := $(VENV)/.installed-test
+
+# The demo: a Romanian expert for whisper-base, on 2 CPU cores. `make demo DEMO_EXTRA="--seed 1"` adds options.
 DEMO_LANGUAGE ?= ro
 DEMO_DATA := --student $(CACHE)/whisper-base --dataset $(CACHE)/tuxpaint-$(DEMO_LANGUAGE) --languages $(DEMO_LANGUAGE)
 # How the recipe was found: docs/demo.md.
-DEMO_RECIPE ?= --max_audio_seconds 4 --expert_rank 32 --learning_rate 2e-3 --num_train_epochs 3 \
-	--per_device_train_batch_size 8 --adam_beta2 0.98 --warmup_steps 0.1 --max_new_tokens 64 --logging_steps 25
+DEMO_RECIPE ?= --max_audio_seconds 4 --expert_rank 32 --straight_through False --gate_budget 0.5 --skip_gate_prob 0.2 \
+	--expert_dropout 0.3 --learning_rate 2e-3 --num_train_epochs 3 --per_device_train_batch_size 8 \
+	--adam_beta2 0.98 --warmup_steps 0.1 --max_new_tokens 64 --logging_steps 25
 DEMO_OUTPUT ?= --output_dir runs/demo-$(DEMO_LANGUAGE)
 DEMO_EXTRA ?=
 DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)
 
-# The same script from end to end in a few steps, with a teacher, so that every part of it runs.
+# The same command in a few steps, with a teacher, so that every part of it runs.
 SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --output_dir runs/smoke --overwrite \
 	--teacher_cache runs/smoke/teacher \
 	--max_steps 4 --max_train_samples 32 --max_eval_samples 8
@@ -21,12 +26,13 @@ SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --outp
 # Two workers of one thread each: the tests are many and small.
 PYTEST_ARGS ?= -q -n 2
 
-# The oldest transformers and PEFT that setup.cfg allows, and the newest that the registry has, each with what it asks for;
-# the rest is as in constraints.txt.
+# The oldest transformers and PEFT that setup.cfg allows, and the newest that the registry has, each with its own
+# requirements. All other versions are those of constraints.txt.
 test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
-.PHONY: help venv lint format test test-oldest test-newest fetch demo demo-smoke bench-train bench-infer compare compare-smoke clean
+.PHONY: help venv lint format test test-oldest test-newest dist fetch demo demo-smoke bench-train bench-infer compare \
+	compare-smoke clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
@@ -36,29 +42,34 @@ help:
 	@echo "make compare     the paper's comparison of methods on real speech: a night on 2 cores"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest"
-	@echo "                 the same with the oldest and the newest transformers and PEFT, in environments of their own"
-	@echo "make lint        check the code; make format puts it right"
-	@echo "make clean       remove the environments and what runs wrote (downloads in $(CACHE) stay)"
+	@echo "                 the same with the oldest and the newest transformers and PEFT, in separate environments"
+	@echo "make lint        check code, types, and imports between rooms; make format formats the code"
+	@echo "make dist        build sdist and wheel, and try the wheel in a clean environment"
+	@echo "make clean       remove environments, builds and what runs wrote (downloads in $(CACHE) stay)"
 
-venv: $(VENV)/.installed
+venv: $(TEST_ENV)
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed-demo: EXTRAS = train,plots,transcribe
+$(VENV)/.installed-test: EXTRAS = test,lint,dist
+$(VENV)/.installed-demo $(VENV)/.installed-test: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "No virtual environment could be made with '$(PYTHON)'." \
 			"On Debian and Ubuntu: apt-get install python3-venv (or name another Python: make venv PYTHON=python3.12)." >&2; \
 		exit 1; }
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-lint: venv
+lint: $(TEST_ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
-format: venv
+format: $(TEST_ENV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: venv
+test: $(TEST_ENV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-oldest test-newest: test-%:
@@ -67,42 +78,50 @@ test-oldest test-newest: test-%:
 	.venv-$*/bin/python -m pip install --quiet -c .venv-$*/constraints.txt -e '.[test]' $(REQUIREMENTS)
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(PYTEST_ARGS)
 
-fetch: venv
-	@$(BIN)/python examples/fetch_demo.py --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
+dist: $(TEST_ENV)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist . >dist.log || { cat dist.log; exit 1; }
+	@rm dist.log
+	$(BIN)/twine check --strict dist/*
+	PYTHON=$(abspath $(BIN)/python) bash tests/scripts/check_dist.sh dist
+
+fetch: $(DEMO_ENV)
+	@$(BIN)/python -m examples.demo.fetch --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
 
 demo: fetch
-	$(BIN)/python examples/train_distilwhisper.py $(DEMO_ARGS)
+	$(BIN)/peft-clsr train $(DEMO_ARGS)
 
 demo-smoke: fetch
-	$(BIN)/python examples/train_distilwhisper.py $(SMOKE_ARGS)
+	$(BIN)/peft-clsr train $(SMOKE_ARGS)
 
 # BENCH_ARGS="--rounds 1 --batch_size 1 --kd_labels 1 16" runs every part of it in seconds.
 bench-train: fetch
-	$(BIN)/python benchmarks/train.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.train $(BENCH_ARGS)
 
-# With the demo's adapter, where `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
+# With the demo's adapter, if `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
 BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
 
 bench-infer: fetch
-	$(BIN)/python benchmarks/infer.py --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.infer --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
 
-# The paper's comparison: docs/results.md. What is done already is not done again. COMPARE_ARGS="--groups tuning main --seeds 0"
+# The paper's comparison: docs/results.md. Finished runs are not repeated. COMPARE_ARGS="--groups tuning main --seeds 0"
 # runs a part of it.
 COMPARE_ARGS ?= --jobs 2
 
-compare: venv
-	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
-	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
-	$(BIN)/python benchmarks/report.py
+compare: $(TEST_ENV)
+	$(BIN)/python -m benchmarks.comparison.speech --cache_dir $(CACHE)
+	$(BIN)/python -m benchmarks.comparison.compare $(COMPARE_ARGS)
+	$(BIN)/python -m benchmarks.comparison.report
 
-# From end to end in a few steps, with two methods.
-compare-smoke: venv
-	$(BIN)/python benchmarks/speech.py --cache_dir $(CACHE)
+# All steps of it for a few training steps, with two methods.
+compare-smoke: $(TEST_ENV)
+	$(BIN)/python -m benchmarks.comparison.speech --cache_dir $(CACHE)
 	rm -rf runs/smoke/compare
-	$(BIN)/python benchmarks/compare.py --groups tuning main --methods lora straight --languages ro --seeds 0 --jobs 2 \
-		--max_steps 2 --max_utterances 8 --results_dir runs/smoke/compare/results --work_dir runs/smoke/compare
-	$(BIN)/python benchmarks/report.py --results_dir runs/smoke/compare/results --output_dir runs/smoke/compare/report
+	$(BIN)/python -m benchmarks.comparison.compare --groups tuning main --methods lora straight --languages ro --seeds 0 \
+		--jobs 2 --max_steps 2 --max_utterances 8 --results_dir runs/smoke/compare/results --work_dir runs/smoke/compare
+	$(BIN)/python -m benchmarks.comparison.report --results_dir runs/smoke/compare/results \
+		--output_dir runs/smoke/compare/report
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache runs/smoke
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/smoke
 	find . -name __pycache__ -type d -not -path './$(CACHE)/*' -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 Time inference: plain Whisper, CLSR with its gates at 0, 50 and 100 %, LoRA, and both paths computed.
 
     make bench-infer
-    python benchmarks/infer.py --model openai/whisper-base --adapters runs/demo-ro/ro --rounds 20 --output results.json
+    python -m benchmarks.infer --model openai/whisper-base --adapters runs/demo-ro/ro --rounds 20 --output results.json
 
 All models share the base's weights. In each round every method runs once, in random order, so that what else the
 machine does falls on all alike; what counts is the ratios to the base within a round. Experts are copies of the shared
@@ -25,15 +25,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from peft_clsr import CLSRConfig, CLSRLayer
-from peft_clsr.layer import InputLinear
-from peft_clsr.trainer.audio import read_audio
+from benchmarks.timing import (
+    MILLION,
+    add_clock_argument,
+    check_bound,
+    format_bound,
+    format_ratio,
+    machine,
+    ratio,
+    time_steps,
+)
+from peft_clsr import CLSRConfig, CLSRLayer, read_audio
+from peft_clsr.tuner.layer import InputLinear
 
 BASE, LORA, BOTH = "base", "LoRA, rank 32", "both paths, 50 %"
 FULL, LOW_RANK, LANGUAGES = "CLSR, {}", "CLSR, rank 32, {}", "CLSR, 8 languages, 50 %"

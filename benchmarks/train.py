@@ -2,7 +2,7 @@
 Time training steps, and measure their memory: full fine-tuning, LoRA, CLSR, and CLSR with distillation.
 
     make bench-train
-    python benchmarks/train.py --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
+    python -m benchmarks.train --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
 
 Each method is a trainer as a user would set it up. In each round, every method takes one step on the same batch, in
 random order, so that what else the machine does falls on all alike; what counts is the ratios within a round. A step
@@ -28,23 +28,32 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd.profiler import profile
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
+from benchmarks.timing import (
+    MILLION,
+    add_clock_argument,
+    check_bound,
+    format_bound,
+    format_ratio,
+    machine,
+    ratio,
+    time_steps,
+)
 from peft_clsr import (
     CLSRConfig,
     DataCollatorSpeechSeq2SeqWithPadding,
     DistillationTrainer,
     DistillationTrainingArguments,
     cache_teacher_states,
+    prepare_dataset,
+    set_audio_context,
 )
-from peft_clsr.context import set_audio_context
-from peft_clsr.trainer.data import prepare_dataset
-from peft_clsr.trainer.losses import Teaching, chunked_losses, cross_entropy_sum, distillation_sum
+from peft_clsr.distillation.losses import TeacherTargets, chunked_losses, cross_entropy_sum, distillation_sum
 
 FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
 LOW_RANK_BFLOAT16 = "CLSR, rank 32, bfloat16 autocast"
@@ -182,9 +191,9 @@ def kd_bytes(output_weight: torch.Tensor, positions: int) -> dict[str, int]:
     teacher_output.weight = nn.Parameter(output_weight.clone(), requires_grad=False)
 
     def chunked(kd_weight: float) -> None:
-        teaching = Teaching(teacher_states, teacher_output)
+        targets = TeacherTargets(teacher_states, teacher_output)
         student = states.clone().requires_grad_()
-        chunked_losses(student, output_weight, None, labels, teaching, kd_weight=kd_weight)[0].backward()
+        chunked_losses(student, output_weight, None, labels, targets, kd_weight=kd_weight)[0].backward()
 
     def plain(kd_weight: float) -> None:
         student = states.clone().requires_grad_()

@@ -5,10 +5,10 @@ from .data.audio import read_audio as read_audio
 from .data.collator import DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding
 from .data.dataset import prepare_dataset as prepare_dataset
 from .data.labels import encode_labels as encode_labels
+from .data.plain_batch import PlainCollator as PlainCollator
 from .data.sampler import LanguageBatchIterable as LanguageBatchIterable
 from .data.sampler import LanguageBatchSampler as LanguageBatchSampler
 from .data.tables import load_recordings as load_recordings
-from .data.tables import read_table as read_table
 from .data.vocabulary import VocabularyMap as VocabularyMap
 from .distillation.arguments import DistillationTrainingArguments as DistillationTrainingArguments
 from .distillation.callbacks import GateScheduleCallback as GateScheduleCallback

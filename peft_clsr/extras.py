@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 _EXTRAS = {
     "datasets": "train",
     "jiwer": "train",
+    "pandas": "train",
     "soundfile": "train",
     "soxr": "train",
     "pysubs2": "transcribe",
@@ -17,7 +18,7 @@ _EXTRAS = {
 }
 
 
-def require(name: str) -> ModuleType:
+def require(name: str) -> Any:
     """
     Import an optional dependency.
 
@@ -27,10 +28,11 @@ def require(name: str) -> ModuleType:
     Raises:
         ModuleNotFoundError: it is not installed; the message has the command that installs it.
     """
+    package = name.partition(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
         if error.name != package:
             raise  # something else is missing in it
         extra = _EXTRAS[package]

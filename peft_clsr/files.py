@@ -19,7 +19,9 @@ def read_json(path: str | Path) -> Any:
     with open(path, "rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes, expected a small JSON file: do not load it")
+        raise ValueError(
+            f"{path} is larger than {MAX_JSON_BYTES} bytes, no config or record is so large: do not load it"
+        )
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or integers of thousands of digits

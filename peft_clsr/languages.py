@@ -1,4 +1,4 @@
-"""Names of Whisper's languages, and the adapters that are for them."""
+"""Names of Whisper's languages, and the adapter for a language."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 def language_code(language: str) -> str:
     """
-    The code by which Whisper knows a language.
+    Return Whisper's code of a language.
 
     Args:
         language (`str`):
-            A code ("ca"), an English name ("catalan", "Catalan") or a language token ("<|ca|>"). Or a tag as data sets
-            write it, in any case, with "-" or "_": of FLEURS ("ca_es", "cmn_hans_cn"), of Common Voice ("zh-CN"), of
-            ISO 639-2 or 639-3 ("cat", "rum"). Its region, script and variant do not count: "pt-BR" is "pt".
+            A code ("ca"), an English name ("catalan", "Catalan") or a language token ("<|ca|>"). Or a tag in any case,
+            with "-" or "_", as FLEURS ("ca_es", "cmn_hans_cn"), Common Voice ("zh-CN") and ISO 639-2 and 639-3
+            ("cat", "rum") write it. Region, script and variant are ignored: "pt-BR" is "pt".
 
     Returns:
         `str`: The code, "ca".
 
     Raises:
-        ValueError: Whisper has no such language; the message names the nearest one.
+        ValueError: Whisper has no such language. The message names the most similar one.
 
     Example:
 
@@ -53,7 +53,7 @@ def _key(language: Any) -> str:
 
 
 def _find_code(language: Any) -> str | None:
-    """Whisper's code for a language, or `None`."""
+    """Whisper's code of a language, or `None`."""
     key = _key(language)
     if key in LANGUAGES:
         return key
@@ -61,37 +61,37 @@ def _find_code(language: Any) -> str | None:
 
 
 def _language_of_tag(tag: str) -> str | None:
-    """The language of a tag as CLDR writes it: "ca" of "ca_es" and "cat", "jv" of "jw"; `None` of what is no tag."""
+    """CLDR's language of a tag: "ca" for "ca_es" and "cat", "jv" for "jw"; `None` if it is no tag."""
     try:
         parsed = Language.get(tag).prefer_macrolanguage()
-    except (LanguageTagError, RecursionError):  # the latter of a tag with a thousand parts
+    except (LanguageTagError, RecursionError):  # RecursionError: a tag with a thousand parts
         return None
-    # By their form alone, "my-model" and "my-new" are Burmese: with a variant "model", an extended language "new".
+    # Otherwise "my-model" and "my-new" would be Burmese, with a variant "model" and an extended language "new".
     if not parsed.is_valid() or parsed.extlangs or parsed.extensions or parsed.private:
         return None
     return parsed.language
 
 
-# CLDR keeps Bokmål, "nb", apart from Norwegian, "no", by which Whisper means Bokmål: it has "nn" for Nynorsk.
+# Whisper's "no" is Bokmål (it has "nn" for Nynorsk). CLDR separates Bokmål, "nb", from Norwegian, "no".
 _CODES = {_language_of_tag(code): code for code in LANGUAGES} | {"nb": "no"}
 
 
 def adapter_of_language(adapters: Mapping[str, Any], language: str) -> str:
     """
-    The adapter that is for a language in training: the one of that name, or the only one whose own language it is.
+    Return the adapter that trains on a language: the one of that name, or the only one for that language.
 
-    An adapter's own language is its config's `language`, else what [`language_code`] makes of its name. A single
-    adapter that is for no language in particular (such as "default") takes all.
+    An adapter is for its config's `language`, else for the language that its name says (see [`language_code`]). A
+    single adapter that is for no language in particular (such as "default") takes all.
 
     Args:
         adapters (`Mapping[str, CLSRConfig]`): A model's `peft_config`.
-        language (`str`): An adapter's name, or a language as [`language_code`] takes it.
+        language (`str`): An adapter's name, or a language as in [`language_code`].
 
     Returns:
         `str`: the adapter's name.
 
     Raises:
-        ValueError: no adapter, or several, are for the language.
+        ValueError: no adapter is for the language, or several are.
 
     Example:
 
@@ -105,10 +105,10 @@ def adapter_of_language(adapters: Mapping[str, Any], language: str) -> str:
     code = language_code(language)
     if code in adapters:
         return code
-    own = _own_languages(adapters)
-    names = [name for name in adapters if own[name] == code]
+    languages = _adapter_languages(adapters)
+    names = [name for name in adapters if languages[name] == code]
     if not names and len(adapters) == 1:
-        names = [name for name in adapters if own[name] is None]
+        names = [name for name in adapters if languages[name] is None]
     if len(names) != 1:
         has = "several adapters" if names else "no adapter"
         raise ValueError(
@@ -120,14 +120,14 @@ def adapter_of_language(adapters: Mapping[str, Any], language: str) -> str:
 
 def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | None) -> str | None:
     """
-    The adapter by which inference routes a sample of a language.
+    Return the adapter that inference uses for a sample of a language.
 
-    It is the active adapter if that is for the language; else the one of that name; else the only one whose own
-    language it is (see [`adapter_of_language`]); else the active adapter if it is for no language in particular.
+    It is the active adapter if that is for the language; else the one of that name; else the only one for that
+    language (see [`adapter_of_language`]); else the active adapter if it is for no language in particular.
 
     Args:
         adapters (`Mapping[str, CLSRConfig]`): A model's `peft_config`.
-        language (`str`): Whisper's code, or that of a token which the user added to the vocabulary: "xx" of "<|xx|>".
+        language (`str`): Whisper's code, or the code of a token that the user added: "xx" for "<|xx|>".
         active (`str`, *optional*): The name of the active adapter.
 
     Returns:
@@ -146,12 +146,12 @@ def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | 
     True
     ```
     """
-    own = _own_languages(adapters)
-    if active is not None and own[active] == language:
+    languages = _adapter_languages(adapters)
+    if active is not None and languages[active] == language:
         return active
     if language in adapters:
         return language
-    names = [name for name in adapters if own[name] == language]
+    names = [name for name in adapters if languages[name] == language]
     if len(names) > 1:
         raise ValueError(
             f"language {language!r} has several adapters on the model ({', '.join(names)}), none of them active: "
@@ -159,9 +159,9 @@ def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | 
         )
     if names:
         return names[0]
-    return active if active is not None and own[active] is None else None
+    return active if active is not None and languages[active] is None else None
 
 
-def _own_languages(adapters: Mapping[str, Any]) -> dict[str, str | None]:
-    """The language that each adapter is for; `None` for no language in particular."""
+def _adapter_languages(adapters: Mapping[str, Any]) -> dict[str, str | None]:
+    """The language of each adapter, or `None` for no language in particular."""
     return {name: config.language or _find_code(name) for name, config in adapters.items()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 # The encoder's second convolution has stride 2, and a mel frame is 10 ms: one position is 2 frames, 20 ms.
@@ -14,9 +13,9 @@ FRAMES_PER_POSITION = 2
 POSITIONS_PER_SECOND = 50
 
 
-def is_decoder_module(name: str) -> bool:
-    """True for the name of a module in the decoder, such as "model.decoder.layers.0.fc1"."""
-    return "decoder" in name.split(".")
+def module_side(name: str) -> Literal["encoder", "decoder"] | None:
+    """The side of a module by its name: "decoder" for "model.decoder.layers.0.fc1", `None` if the name has neither."""
+    return next((part for part in name.split(".") if part in ("encoder", "decoder")), None)
 
 
 def position_mask(frame_mask: torch.Tensor) -> torch.Tensor:
@@ -32,39 +31,28 @@ def position_mask(frame_mask: torch.Tensor) -> torch.Tensor:
     return frame_mask[:, ::FRAMES_PER_POSITION]
 
 
-def context_frames(config: WhisperConfig) -> int:
-    """The context of a Whisper in mel frames: the length of its `input_features`."""
-    return FRAMES_PER_POSITION * config.max_source_positions
-
-
-def context_seconds(config: WhisperConfig) -> float:
-    """The context of a Whisper in seconds."""
-    return config.max_source_positions / POSITIONS_PER_SECOND
-
-
 def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: float) -> None:
     """
-    Cut the context of a Whisper, in place: the length of audio that each forward pass takes.
+    Shorten the context of a Whisper in place: the length of audio that one forward pass takes.
 
-    Whisper has no padding mask in its encoder: every input is padded with silence to 30 s and costs as much, and an
-    input of another length is refused. For a corpus of short utterances, a context that just holds them makes training
-    several times cheaper. The convolutions and attention take any length; only the table of (fixed, sinusoidal)
-    positions and the length checks know about 30 s, so cutting needs no new weights. The model was however trained on
-    full contexts, and may ramble past the end of speech until fine-tuned at the shorter one. Model and processor must
-    agree, so give both here. `CLSRConfig(max_audio_seconds=...)` does the same for the model, and saves it with the
-    adapter.
+    Whisper's encoder has no padding mask. It pads every input with silence to 30 s, pays for 30 s, and refuses other
+    lengths. For short utterances, a context that just holds them makes training several times cheaper. Convolutions
+    and attention take any length. Only the table of (fixed, sinusoidal) positions and the length checks depend on
+    30 s, so no new weights are needed. But the model was trained on full contexts, and may ramble past the end of
+    speech until it is fine-tuned at the shorter one. Model and processor must agree, so pass both.
+    `CLSRConfig(max_audio_seconds=...)` does the same for the model, and saves the number with the adapter.
 
     Args:
         model (`nn.Module` or `None`): A Whisper model of transformers, or a `PeftModel` around one.
         processor (`WhisperProcessor` or `None`): The processor whose feature extractor pads to the context.
         seconds (`float`):
-            The new context in seconds, in (0, current context]; a multiple of 0.02 (one encoder position), and whole
-            where a processor is given. Cutting cannot be undone, so a context never grows: load the model again.
+            The new context in seconds, in (0, current context]: a multiple of 0.02 (one encoder position), and an
+            integer if a processor is given. A context cannot grow: load the model again.
 
     Raises:
         ValueError:
-            `seconds` outside of that; a model that is no Whisper, whose positions are not in memory, or that has an
-            adapter of another `max_audio_seconds`. Nothing has been changed then.
+            `seconds` is out of range; the model is no Whisper, its positions are not in memory, or it has an adapter
+            of another `max_audio_seconds`. Nothing has changed then.
     """
     if model is not None:
         check_audio_context(model, seconds, getattr(model, "peft_config", {}))
@@ -72,7 +60,7 @@ def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: f
         extractor = processor.feature_extractor
         _check_seconds(seconds, extractor.n_samples / extractor.sampling_rate, "processor")
         if not float(seconds).is_integer():
-            # When loaded, the extractor computes n_samples = chunk_length * rate, and cannot pad to a float.
+            # A loaded extractor computes n_samples = chunk_length * rate, and cannot pad to a float.
             raise ValueError(
                 f"a processor's audio context must be whole seconds, or it could not be loaded; got {seconds} s"
             )
@@ -87,22 +75,29 @@ def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: f
 
 def check_audio_context(model: nn.Module, seconds: float, adapters: dict[str, Any]) -> None:
     """
-    Raise a `ValueError` where `cut_positions` could not cut the context of `model` to `seconds`, or where that is not
-    the `max_audio_seconds` of one of `adapters`, the configs of adapters on the model by name.
+    Check that `cut_positions` can cut the context of `model` to `seconds`, and that no adapter has another context.
+
+    Args:
+        model (`nn.Module`): A Whisper, or a model around one.
+        seconds (`float`): The new context.
+        adapters (`dict[str, PeftConfig]`): Configs of the adapters on the model, by name.
+
+    Raises:
+        ValueError: as [`set_audio_context`].
     """
     encoder = _encoder(model)
     if encoder is None:
         raise ValueError(
-            f"an audio context of {seconds} s was asked of a {type(model).__name__}, which is no Whisper and has no "
-            "max_source_positions to cut: leave max_audio_seconds out"
+            f"an audio context of {seconds} s was asked of a {type(model).__name__}, which is no Whisper and has "
+            "no max_source_positions to cut: leave max_audio_seconds out"
         )
     for name, config in adapters.items():
-        asked = getattr(config, "max_audio_seconds", None)
-        if asked is not None and _positions(asked) != _positions(seconds):
+        configured = getattr(config, "max_audio_seconds", None)
+        if configured is not None and _positions(configured) != _positions(seconds):
             raise ValueError(
                 f"an audio context of {seconds} s is not that of the model's adapter {name!r}, whose "
-                f"max_audio_seconds is {asked}; adapters on one model share its context: delete that adapter first, "
-                "or take another copy of the base model"
+                f"max_audio_seconds is {configured}; adapters on one model share its context: delete that adapter "
+                "first, or take another copy of the base model"
             )
     _check_seconds(seconds, encoder.config.max_source_positions / POSITIONS_PER_SECOND, "model")
     table = encoder.embed_positions.weight
@@ -116,11 +111,11 @@ def check_audio_context(model: nn.Module, seconds: float, adapters: dict[str, An
 
 def cut_positions(model: nn.Module, seconds: float) -> torch.Tensor | None:
     """
-    Cut the context of a Whisper that `check_audio_context` let pass.
+    Cut the context of a Whisper. Call `check_audio_context` first.
 
     Returns:
-        `torch.Tensor` or `None`: the table of positions as it was, [positions, hidden], for `set_positions`; `None`
-        where the context was `seconds` already.
+        `torch.Tensor` or `None`: the old table of positions [positions, hidden], for `set_positions`; `None` if the
+        context was `seconds` already.
     """
     table, positions = _encoder(model).embed_positions.weight.data, _positions(seconds)
     if len(table) == positions:
@@ -130,14 +125,14 @@ def cut_positions(model: nn.Module, seconds: float) -> torch.Tensor | None:
 
 
 def set_positions(model: nn.Module, table: torch.Tensor) -> None:
-    """Give a Whisper another `table` of positions [positions, hidden], and with it another context."""
+    """Replace the table of positions [positions, hidden] of a Whisper, and so its context."""
     encoder = _encoder(model)
     embedding = encoder.embed_positions
-    # Not a new parameter: PEFT's low_cpu_mem_usage makes each one that is registered a meta tensor.
+    # No new parameter: PEFT's low_cpu_mem_usage turns each newly registered one into a meta tensor.
     embedding.weight.data = table.to(embedding.weight.device, embedding.weight.dtype)
-    embedding.num_embeddings = len(table)  # the encoder counts its positions with this
+    embedding.num_embeddings = len(table)  # the encoder reads its number of positions here
     encoder.max_source_positions = len(table)
-    # Usually one object; a loaded encoder may hold its own.
+    # Usually these are one object, but a loaded encoder may have its own.
     for config in (encoder.config, getattr(model, "config", encoder.config)):
         config.max_source_positions = len(table)
 

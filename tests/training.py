@@ -1,16 +1,14 @@
-"""What tests of training share: data, arguments and models, small enough for a step of milliseconds."""
+"""Data, arguments and models for tests of training, so small that a step takes milliseconds."""
 
 import torch
-from peft import get_peft_model
 
-from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments
+from peft_clsr import DistillationTrainer, DistillationTrainingArguments
 
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
 PARTS = ("ce_loss", "kd_loss", "budget_loss", "gate_mean")
 
 
 def make_dataset(size=8, lengths=(5,), vocabulary=24, seed=0, languages=None):
-    """Utterance i has `lengths[i % len(lengths)]` label tokens, and the language that is its turn."""
+    """Utterance i has `lengths[i % len(lengths)]` label tokens and the language `languages[i % len(languages)]`."""
     generator = torch.Generator().manual_seed(seed)
     return [
         {
@@ -60,24 +58,6 @@ def make_args(cls, folder, **kwargs):
     return cls(**{**defaults, **kwargs})
 
 
-def clsr(base, languages=("ca",), **config):
-    torch.manual_seed(0)  # the gate's first projection starts at random
-    config = {**QUIET, "gate_dim": 8, **config}
-    model = get_peft_model(base, CLSRConfig(**config), adapter_name=languages[0])
-    for language in languages[1:]:
-        model.add_adapter(language, CLSRConfig(**config))
-    return model
-
-
-@torch.no_grad()
-def randomize(model, seed=5):
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
-
-
 def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks=None, **kwargs):
     return DistillationTrainer(
         model=model,
@@ -91,7 +71,7 @@ def distiller(model, teacher, folder, dataset=None, eval_dataset=None, callbacks
 
 
 def adapter_weights(model, language=None):
-    """Of all adapters, or of one."""
+    """Copies of the weights of all adapters, or of one language's."""
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if "clsr_" in name}
     return {name: p for name, p in weights.items() if language is None or f".{language}." in name}
 

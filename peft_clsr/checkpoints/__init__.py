@@ -1,1 +1,1 @@
-"""Adapters as files: checks before loading, guards around the loaders, hot-swapping, conversion. Not the Hub."""
+"""Adapters as files: checks, guards around loaders of PEFT and transformers, hot-swapping, conversion. Not the Hub."""

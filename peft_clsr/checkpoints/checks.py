@@ -1,314 +1,90 @@
-"""What a folder must be to be loaded as a CLSR adapter: checked before anything of it reaches a model."""
+"""Checks that a folder is a CLSR adapter which fits a model, before anything of it reaches the model."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
 import re
-import reprlib
-import types
-import typing
 import warnings
-from enum import Enum
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, inject_adapter_in_model
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..tuner.adapter_names import short_repr
 from ..tuner.config import CLSRConfig
-
-MAX_CONFIG_BYTES = 4 * 2**20  # a config has 1 to 2 kB
-MAX_HEADER_BYTES = 16 * 2**20  # whisper-large has 100 kB
-PREFIX = "base_model.model."
-
-_ADAPTER_KEY = re.compile(
-    re.escape(PREFIX)
-    + r"(?P<module>.+)\.clsr_(?P<part>gate_in|gate_out|expert|expert_A|expert_B)\.(?P<kind>weight|bias)"
-)
-# Patterns that cannot backtrack for long: one character, class or `.` at a time, and groups of literal alternatives.
-_SIMPLE_PATTERN = re.compile(
-    r"(?:[\w-]|\\\.|\.[*+]?|(?:\\d|\[[\w-]+\])[*+]?|\((?:\?:)?(?:[\w-]|\\\.)+(?:\|(?:[\w-]|\\\.)+)*\))+"
-)
-_MODULE_NAME = re.compile(r"[\w.-]+")
-
-_short = reprlib.Repr()  # of values in errors, which may be megabytes
-_short.maxstring = _short.maxother = 200
-
-
-# ---------------------------------------------------------------- adapter_config.json
-
-
-def read_config(path: str | Path) -> Any:
-    """
-    Parse an `adapter_config.json` of any PEFT method.
-
-    Raises:
-        ValueError: it is larger than 4 MiB, no JSON, or nested deeper than Python's recursion limit; or it is that of
-            a CLSR adapter and a value is not of its field's type.
-    """
-    with open(path, "rb") as file:
-        text = file.read(MAX_CONFIG_BYTES + 1)
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ValueError(
-            f"{path} is larger than {MAX_CONFIG_BYTES} bytes: no adapter has such a config, do not load it"
-        )
-    try:
-        attributes = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # of ValueError: no UTF-8, no JSON, integers of thousands of digits
-        raise ValueError(f"{path} is no config of an adapter ({error}): get the file again") from error
-    if is_clsr(attributes):
-        for name, hint in typing.get_type_hints(CLSRConfig).items():
-            if name in attributes and not _fits(attributes[name], hint):
-                raise ValueError(
-                    f"{name} in {path} is {_short.repr(attributes[name])}, expected "
-                    f"{getattr(hint, '__name__', hint)}: do not load this adapter, or write its config again"
-                )
-        _check_patterns(attributes, path)
-    return attributes
-
-
-def is_clsr(attributes: Any) -> bool:
-    return isinstance(attributes, dict) and attributes.get("peft_type") == "CLSR"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of the type of a field of the config."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if hint is dict:  # auto_mapping
-        return isinstance(value, dict) and all(_fits(item, str | None) for item in value.values())
-    if hint is bool or hint is types.NoneType:
-        return isinstance(value, hint)
-    if hint is float and isinstance(value, float):
-        return math.isfinite(value)
-    if hint in (int, float):
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
-    return isinstance(value, str) and (hint is str or issubclass(hint, Enum)) and len(value) <= 4096
-
-
-def _check_patterns(attributes: dict[str, Any], path: str | Path) -> None:
-    """Refuse regular expressions that could match for hours: those of the config are matched with every module."""
-    for name in ("target_modules", "output_modules", "exclude_modules"):
-        pattern = attributes.get(name)
-        if isinstance(pattern, str):
-            groups = [group.removeprefix("?:").split("|") for group in re.findall(r"\(([^)]*)\)", pattern)]
-            is_simple = (
-                len(pattern) <= 1000
-                and _SIMPLE_PATTERN.fullmatch(pattern)
-                and len(re.findall(r"[*+]", pattern)) <= 3
-                and len(groups) <= 3
-                and all(len(set(group)) == len(group) for group in groups)
-            )
-            if not is_simple:
-                raise ValueError(
-                    f"{name} in {path} is the regular expression {_short.repr(pattern)}, expected at most three "
-                    "repetitions, each of one character, and three groups of different literal alternatives, as in "
-                    r"'.*\.(encoder|decoder)\.layers\.\d+\.fc1' (others may take hours to match): name the modules in "
-                    "a list"
-                )
-    for name in ("modules_to_save", "layers_pattern"):  # PEFT puts them into regular expressions
-        value = attributes.get(name) or []
-        for pattern in [value] if isinstance(value, str) else value:
-            if not _MODULE_NAME.fullmatch(pattern) or len(pattern) > 1000:
-                raise ValueError(f"{name} in {path} has {_short.repr(pattern)}, expected names of modules")
-
-
-# ---------------------------------------------------------------- adapter_model.safetensors
+from .configs import is_clsr, read_config
+from .weights import PREFIX, check_finite, check_parts, check_shapes, read_shapes, weights_path
 
 
 def check_adapter_folder(folder: str | Path, model: nn.Module | None = None) -> CLSRConfig:
     """
-    Check a CLSR adapter before it is loaded: its config, and that its weights are those that the config speaks of.
+    Check a CLSR adapter before it is loaded: its config, and that its weights are those of the config.
 
-    Loading calls this itself, by whatever door ([`~peft.PeftModel.from_pretrained`], `load_adapter`, ...).
+    Every way of loading calls this by itself ([`~peft.PeftModel.from_pretrained`], `load_adapter`, ...).
 
     Args:
         folder (`str` or `Path`): A folder with `adapter_config.json` and `adapter_model.safetensors`.
         model (`torch.nn.Module`, *optional*):
-            The model that the adapter is to be put on, a [`~peft.PeftModel`] or a base model. It stays as it is.
+            A [`~peft.PeftModel`] or a base model that the weights must fit. It is not changed.
 
     Returns:
-        `CLSRConfig`: the adapter's.
+        `CLSRConfig`: the adapter's config.
 
     Raises:
-        ValueError: the folder is no CLSR adapter, or one that must not be loaded; the message says what of it.
+        ValueError: the folder has no CLSR adapter, or one that must not be loaded; the message says why.
     """
-    config = _config_of(Path(folder))
+    config = _read_clsr_config(Path(folder))
     check_weights(folder, config, model)
     return config
 
 
 def check_weights(folder: str | Path, config: CLSRConfig, model: nn.Module | None = None) -> None:
-    """Raise a `ValueError` if the weights in a folder are not those of an adapter of `config` (that fits `model`)."""
-    path = weights_of(Path(folder))
-    shapes = _shapes_in(path)
-    _check_parts(shapes, config, path)
+    """Raise a `ValueError` if the weights in a folder do not fit an adapter of `config`, or do not fit `model`."""
+    path = weights_path(Path(folder))
+    shapes = read_shapes(path)
+    check_parts(shapes, config, path)
     if model is not None:
-        _compare(shapes, _shapes_on_copy(model, config), path)
-    _check_finite(path)
+        check_shapes(shapes, _shapes_on_copy(model, config), path)
+    check_finite(path)
 
 
 def check_weights_for(folder: str | Path, model: nn.Module, adapter_name: str) -> None:
-    """Raise a `ValueError` if the weights in a folder cannot take the place of those of an adapter of `model`."""
-    path = weights_of(Path(folder))
-    _compare(_shapes_in(path), _adapter_shapes(model, adapter_name), path)
-    _check_finite(path)
+    """Raise a `ValueError` if the weights in a folder cannot replace those of an adapter of `model`."""
+    path = weights_path(Path(folder))
+    check_shapes(read_shapes(path), _adapter_shapes(model, adapter_name), path)
+    check_finite(path)
 
 
-def weights_of(folder: Path) -> Path:
-    """The file of a folder's weights; a `ValueError` if there are none, or only a pickle."""
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        found = f"only {WEIGHTS_NAME}, a pickle, which can run code" if (folder / WEIGHTS_NAME).exists() else "none"
-        raise ValueError(
-            f"the weights of the CLSR adapter in {folder} are expected in {SAFETENSORS_WEIGHTS_NAME}, but there is "
-            f"{found}: ask its author to save it again with save_pretrained()"
-        )
-    return path
-
-
-def _config_of(folder: Path) -> CLSRConfig:
+def _read_clsr_config(folder: Path) -> CLSRConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_NAME}: give the folder of one adapter, such as 'experts/ca'")
     attributes = read_config(path)
     if not is_clsr(attributes):
         found = attributes.get("peft_type") if isinstance(attributes, dict) else attributes
-        raise ValueError(f"peft_type in {path} is {_short.repr(found)}, expected 'CLSR': load it with PEFT")
+        raise ValueError(f"peft_type in {path} is {short_repr(found)}, expected 'CLSR': load it with PEFT")
     return CLSRConfig.from_pretrained(str(folder))
-
-
-def _shapes_in(path: Path) -> dict[str, torch.Size]:
-    """Shapes of the tensors in a file, by name."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-    if not 0 < header_size <= min(size - 8, MAX_HEADER_BYTES):
-        raise ValueError(
-            f"{path} has {size} bytes and a header of {header_size}, expected at most {MAX_HEADER_BYTES} and no more "
-            "than the file has: it is truncated or no safetensors file, get it again"
-        )
-    shapes = {}
-    try:  # the library checks the header: offsets without holes or overlaps, sizes, the end of the file
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():
-                view = file.get_slice(name)
-                if view.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise ValueError(
-                        f"tensor {_short.repr(name)} in {path} is of type {view.get_dtype()}, expected floating point "
-                        "(F64, F32, F16, BF16): do not load this adapter"
-                    )
-                shapes[name] = torch.Size(view.get_shape())
-    except (SafetensorError, OverflowError) as error:
-        raise ValueError(f"{path} is no valid safetensors file ({error}): get it again") from error
-    return shapes
-
-
-def _check_finite(path: Path) -> None:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        for name in file.keys():
-            if not file.get_tensor(name).isfinite().all():
-                raise ValueError(
-                    f"tensor {name!r} in {path} has values that are NaN or infinite: do not load this adapter"
-                )
-
-
-def _check_parts(shapes: dict[str, torch.Size], config: CLSRConfig, path: Path) -> None:
-    """Check, without a model, that each FFN has one gate and its experts, of fitting sizes, and that that is all."""
-    ffns: dict[str, dict[str, dict[str, torch.Size]]] = {}  # parent → projection → "expert.weight" → shape
-    for key, shape in shapes.items():
-        match = _ADAPTER_KEY.fullmatch(key)
-        if match:
-            parent, _, projection = match["module"].rpartition(".")
-            parts = ffns.setdefault(parent, {}).setdefault(projection, {})
-            parts[f"{match['part']}.{match['kind']}"] = shape
-        elif not any(f"{name}." in key for name in config.modules_to_save or ()):  # ends of names, as in PEFT
-            # PEFT would write it over the base model's tensor of that name.
-            raise ValueError(
-                f"tensor {_short.repr(key)} in {path} is neither of a gate nor of an expert, nor of "
-                f"modules_to_save={config.modules_to_save}: an adapter brings no weights of the base model, do not "
-                "load it"
-            )
-    if not ffns:
-        raise ValueError(f"{path} has neither gates nor experts: do not load it")
-    for parent, projections in ffns.items():
-        if not _is_ffn(projections, config):
-            found = {name: {part: tuple(s) for part, s in parts.items()} for name, parts in projections.items()}
-            raise ValueError(
-                f"the tensors for {parent!r} in {path} are not the expert and the gate of an FFN with "
-                f"gate_dim={config.gate_dim} and expert_rank={config.expert_rank}, as the config has it: "
-                f"{_short.repr(found)}. Do not load this adapter"
-            )
-
-
-def _is_ffn(projections: dict[str, dict[str, torch.Size]], config: CLSRConfig) -> bool:
-    gate_dim, rank = config.gate_dim, config.expert_rank
-    gates = [name for name, parts in projections.items() if any(part.startswith("gate") for part in parts)]
-    if len(gates) != 1:
-        return False
-    sizes = {}  # (out, in) of each projection
-    for name, parts in projections.items():
-        first, last = ("expert.weight",) * 2 if rank is None else ("expert_B.weight", "expert_A.weight")
-        if any(len(parts.get(part, ())) != 2 for part in (first, last)):
-            return False
-        out_features, in_features = sizes[name] = parts[first][0], parts[last][1]
-        expected = {"expert.weight": (out_features, in_features)}
-        if rank is not None:
-            expected = {"expert_A.weight": (rank, in_features), "expert_B.weight": (out_features, rank)}
-        elif "expert.bias" in parts:
-            expected["expert.bias"] = (out_features,)
-        if name in gates:
-            gate = {"gate_in.weight": (gate_dim, in_features), "gate_in.bias": (gate_dim,)}
-            expected |= gate | {"gate_out.weight": (1, gate_dim)}
-        if parts != expected:
-            return False
-    into = sizes.pop(
-        gates[0]
-    )  # an input projection: others are as large, and one output projection takes what they give
-    return any(
-        output[1] == into[0] and all(size == into for other, size in sizes.items() if other != name)
-        for name, output in sizes.items()
-    )
-
-
-def _compare(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path) -> None:
-    for key in chain(shapes, expected):
-        found, wanted = shapes.get(key), expected.get(key)
-        if found != wanted:
-            found, wanted = (list(shape) if shape is not None else "nothing" for shape in (found, wanted))
-            raise ValueError(
-                f"tensor {_short.repr(key)} in {path} has the shape {found}, expected {wanted}: the adapter does not "
-                "fit the model; take the base model that it was trained for, and its own config"
-            )
-
-
-# ---------------------------------------------------------------- what a model expects
 
 
 def _shapes_on_copy(model: nn.Module, config: CLSRConfig) -> dict[str, torch.Size]:
     """
-    Names and shapes of the weights of an adapter of `config` on `model`, as in a file of them.
+    Names and shapes that the weights of an adapter of `config` on `model` have in a file.
 
-    PEFT itself puts the adapter on a copy of the model without data, so all that it would refuse is refused here,
-    where nothing is half done.
+    PEFT itself puts the adapter on a copy of the model without data. What PEFT refuses is so refused here, where
+    nothing is half done.
     """
     name = "adapter"
     while name in (getattr(model, "peft_config", None) or {}):
         name += "_"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again when the adapter is loaded
-            twin = _without_data(model)
+            warnings.simplefilter("ignore")  # loading gives them again
+            twin = _copy_without_data(model)
             if isinstance(twin, PeftModel):
                 twin.add_adapter(name, copy.deepcopy(config), low_cpu_mem_usage=True)
             else:
@@ -322,7 +98,7 @@ def _shapes_on_copy(model: nn.Module, config: CLSRConfig) -> dict[str, torch.Siz
 
 
 def _adapter_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:
-    """Names and shapes of the weights of an adapter that a model has, as in a file of them."""
+    """Names and shapes that the weights of an adapter of `model` have in a file."""
     of_adapter = re.compile(rf"\.(clsr_\w+)\.{re.escape(adapter_name)}\.(?=\w+$)")
     state_dict = model.state_dict()
     shapes = {of_adapter.sub(r".\1.", key): t.shape for key, t in state_dict.items() if of_adapter.search(key)}
@@ -334,16 +110,16 @@ def _adapter_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size
     return {PREFIX + key.removeprefix(PREFIX): shape for key, shape in shapes.items()}
 
 
-def _without_data(model: nn.Module) -> nn.Module:
-    """A copy of a model with its weights on the meta device: no memory, and nothing shared that could be changed."""
+def _copy_without_data(model: nn.Module) -> nn.Module:
+    """A copy of a model with its weights on the meta device: it takes no memory, and shares nothing with the model."""
     memo: dict[int, Any] = {}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if "embed_positions" in name:
-            continue  # small, and max_audio_seconds cuts it, which it refuses to do without data
+            continue  # small, and max_audio_seconds cannot cut it without data
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
     for module in model.modules():
-        if hasattr(module, "_hf_hook"):  # of accelerate: it holds the weights of an offloaded base
+        if hasattr(module, "_hf_hook"):  # accelerate's; it holds the weights of an offloaded base
             memo[id(module._hf_hook)] = None
     return copy.deepcopy(model, memo)

@@ -1,12 +1,10 @@
-"""Experts of the reference implementation (naver/multilingual-distilwhisper-*) as adapters of PEFT."""
+"""Converts experts of the reference implementation (naver/multilingual-distilwhisper-*) into PEFT adapters."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -21,7 +19,7 @@ _KEY = re.compile(
     r"model\.(?P<side>encoder|decoder)\.layers\.(?P<layer>\d{1,4})\.ffn_clsr\."
     r"(?P<part>gate_in|gate_out|proj)\.(?P<language>[^.]+)\.(?P<rest>weight|bias|fc[12]\.(?:weight|bias))"
 )
-# Their names in an FFN, after the language, and ours.
+# The reference's names in an FFN, without the language, and ours.
 _NAMES = {
     "gate_in.weight": "fc1.clsr_gate_in.weight",
     "gate_in.bias": "fc1.clsr_gate_in.bias",
@@ -40,35 +38,34 @@ def convert_naver_expert(
     base_model_name_or_path: str = "openai/whisper-small",
 ) -> Path:
     """
-    Turn an expert of the reference implementation of "Multilingual DistilWhisper" into the folder of an adapter.
+    Convert an expert of the reference implementation of "Multilingual DistilWhisper" into an adapter's folder.
 
     The adapter has the original's logits. Neither the base model nor the network is needed. Half-precision weights
-    stay what they are (PEFT casts them to float32 when it loads them, by `autocast_adapter_dtype`); float64 becomes
-    float32.
+    keep their dtype (PEFT casts them to float32 on loading, see `autocast_adapter_dtype`). float64 becomes float32.
 
     Args:
         path (`str` or `Path`):
-            A pickle such as `expert.catalan.bin`, of any Whisper's sizes. It is read with `weights_only=True`, so that
-            it runs no code.
+            A pickle such as `expert.catalan.bin`, for any size of Whisper. It is read with `weights_only=True`, so it
+            runs no code.
         output_dir (`str` or `Path`):
-            The folder to make, for [`~peft.PeftModel.from_pretrained`]. It appears complete or not at all.
+            The folder to create, for [`~peft.PeftModel.from_pretrained`]. It is written completely or not at all.
         language (`str`, *optional*):
-            A Whisper code or English name ("ca", "catalan"). By default, the language of the file.
+            A Whisper code or English name ("ca", "catalan"). By default, the file's language.
         base_model_name_or_path (`str`, *optional*, defaults to `"openai/whisper-small"`):
-            The base model, to be written into the adapter's config.
+            The base model that the adapter's config names.
 
     Returns:
         `Path`: `output_dir`.
 
     Raises:
-        FileNotFoundError: there is no file at `path`.
-        FileExistsError: `output_dir` exists and is not empty.
-        ValueError: the file is no such checkpoint, or keys, sizes or values are wrong.
+        FileNotFoundError: `path` is no file.
+        FileExistsError: `output_dir` exists and is not an empty folder.
+        ValueError: the file is no checkpoint of that kind, or has wrong keys, shapes or values.
 
     Example:
 
     ```py
-    >>> from peft_clsr.convert import convert_naver_expert
+    >>> from peft_clsr import convert_naver_expert
     >>> convert_naver_expert("expert.catalan.bin", "experts/ca")
     PosixPath('experts/ca')
     ```
@@ -77,7 +74,7 @@ def convert_naver_expert(
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} exists and is not an empty folder: give another one, or remove it")
     code, ffns = _ffns_in(_load(path), language, path)
-    gate_dim = _check(ffns, path)
+    gate_dim = _check_ffns(ffns, path)
 
     tensors = {}
     for (side, layer), parts in ffns.items():
@@ -101,11 +98,11 @@ def convert_naver_expert(
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as scratch:
-        folder = Path(scratch, "adapter")  # of the usual permissions, which `scratch` has not
+        folder = Path(scratch, "adapter")  # with the usual permissions, unlike `scratch`
         config.save_pretrained(str(folder), auto_mapping_dict=base_class)
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         if output_dir.exists():
-            output_dir.rmdir()  # empty; Windows renames over nothing
+            output_dir.rmdir()  # it is empty, and Windows cannot rename onto it
         folder.rename(output_dir)
     return output_dir
 
@@ -116,7 +113,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # the file may be anything, and so may the error
         raise ValueError(
             f"{path} cannot be read as a pickle of tensors alone ({type(error).__name__}); nothing in it was run. "
             "Expected an expert.<language>.bin of naver/multilingual-distilwhisper-*"
@@ -125,25 +122,25 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dict of tensors by key")
     for key, tensor in checkpoint.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path} holds {key!r}: {type(tensor).__name__}, expected a tensor by the name of a key")
+            raise ValueError(f"{path} holds {key!r}: {type(tensor).__name__}, expected a tensor by its name")
         is_plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-        # A tensor that repeats its data can be of any size.
+        # An expanded tensor repeats its data: a small file could fill the memory.
         if not is_plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"tensor {key!r} in {path} is not a plain one with data of its own: {tensor.layout}")
+            raise ValueError(f"tensor {key!r} in {path} is not a plain one with its own data: {tensor.layout}")
     return checkpoint
 
 
 def _ffns_in(
     checkpoint: dict[str, torch.Tensor], language: str | None, path: Path
 ) -> tuple[str, dict[tuple[str, int], dict[str, torch.Tensor]]]:
-    """The language's code and, by (side, layer), the tensors of its FFNs by the names in `_NAMES`."""
+    """The language's code, and the tensors of its FFNs: (side, layer) to a name in `_NAMES` to the tensor."""
     languages: dict[str, dict[tuple[str, int], dict[str, torch.Tensor]]] = {}
     for key, tensor in checkpoint.items():
         match = _KEY.fullmatch(key)
         name = f"{match['part']}.{match['rest']}" if match else None
         if name not in _NAMES:
             raise ValueError(
-                f"key {key!r} in {path} is none of an expert, expected such as "
+                f"key {key!r} in {path} is none of an expert, expected one such as "
                 "'model.encoder.layers.0.ffn_clsr.proj.catalan.fc1.weight'"
             )
         ffn = (match["side"], int(match["layer"]))
@@ -161,8 +158,8 @@ def _ffns_in(
     return code, dict(sorted(languages[name].items()))
 
 
-def _check(ffns: dict[tuple[str, int], dict[str, torch.Tensor]], path: Path) -> int:
-    """Check that all FFNs are there, and of sizes that fit; returns the size of the gate."""
+def _check_ffns(ffns: dict[tuple[str, int], dict[str, torch.Tensor]], path: Path) -> int:
+    """The hidden size of the gates. Raises a `ValueError` if an FFN is missing, or has wrong shapes or values."""
     hidden_size, gate_dim, ffn_sizes = None, None, {}
     for side in ("encoder", "decoder"):
         layers = [layer for ffn_side, layer in ffns if ffn_side == side]
@@ -202,20 +199,3 @@ def _check(ffns: dict[tuple[str, int], dict[str, torch.Tensor]], path: Path) -> 
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} of {where} has values that are NaN or infinite")
     return gate_dim
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    parser = argparse.ArgumentParser(prog="python -m peft_clsr.convert", description=__doc__)
-    parser.add_argument("path", help="the pickle, such as expert.catalan.bin")
-    parser.add_argument("output_dir", help="the folder to make for the adapter")
-    parser.add_argument("--language", help="code or English name; by default, the language of the file")
-    parser.add_argument("--base_model_name_or_path", default="openai/whisper-small")
-    options = parser.parse_args(arguments)
-    try:
-        print(f"wrote {convert_naver_expert(**vars(options))}")
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

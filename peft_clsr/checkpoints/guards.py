@@ -1,18 +1,17 @@
 """
-Every door by which PEFT and transformers load an adapter, made to check a CLSR adapter first.
+Guards: functions of PEFT and transformers that load adapters, wrapped to check CLSR adapters first.
 
-PEFT 0.20 and 0.21 and transformers 5.6 to 5.24 put an adapter of the config's sizes on the model, and only then read
-its weights: what fails there leaves a changed model. They read `adapter_model.bin`, a pickle, where there is no
-safetensors file, and write tensors of any name over those of the base model. They have no hook before all that, so
-their functions are wrapped here, and nowhere else; adapters of other methods go through as ever, except that no config
-may be larger than 4 MiB:
+PEFT 0.20 and 0.21 and transformers 5.6 to 5.24 put an adapter of the config's sizes on the model before they read its
+weights, so an error in the weights leaves a changed model. They read the pickle `adapter_model.bin` if there is no
+safetensors file, and overwrite tensors of the base model by name. They have no hook that runs earlier, so this module
+wraps their functions. Adapters of other methods are passed on unchanged.
 
-- `PeftConfigMixin.from_json_file`: each config that PEFT reads;
-- `PeftModel.from_pretrained`, `PeftModel.load_adapter` and transformers' `PeftAdapterMixin.load_adapter`, which
-  `from_pretrained(adapter_folder)` calls: the whole folder, on a copy of the model without data;
-- `load_peft_weights` as `hotswap_adapter` sees it (that may have been imported by name before us): the folder; that it
-  fits the model, `hotswap.py` checks;
-- `torch_load`, by which `load_peft_weights` alone reads pickles.
+- `PeftConfigMixin.from_json_file` reads every config of PEFT. CLSR configs are checked.
+- `PeftModel.from_pretrained`, `PeftModel.load_adapter` and transformers' `PeftAdapterMixin.load_adapter` (called by
+  transformers' `from_pretrained(adapter_folder)`): the whole folder is checked, on a copy of the model without data.
+- `load_peft_weights`, as `hotswap_adapter` calls it: the folder is checked, and `hotswap.py` checks that it fits the
+  model. `hotswap_adapter` itself may have been imported by name before this module.
+- `torch_load` is called by `load_peft_weights` alone, for pickles.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from peft import PeftModel, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.config import PeftConfigMixin
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, hotswap, save_and_load
 from torch import nn
@@ -36,71 +35,71 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..tuner.adapter_names import check_adapter_name, check_subfolder
 from ..tuner.config import CLSRConfig
-from .checks import (
-    check_adapter_folder,
-    check_weights,
-    check_weights_for,
-    is_clsr,
-    read_config,
-)
+from .checks import check_adapter_folder, check_weights, check_weights_for
+from .configs import is_clsr, is_clsr_file, read_config
 
-_is_checked: ContextVar[bool] = ContextVar("peft_clsr_is_checked", default=False)  # inside of a door
+_in_guarded_call: ContextVar[bool] = ContextVar("peft_clsr_in_guarded_call", default=False)
 
 
 def register_guards() -> None:
-    """Wrap the functions named above; once."""
-    PeftConfigMixin.from_json_file = classmethod(_checked_config(PeftConfigMixin.from_json_file.__func__))
-    PeftModel.from_pretrained = classmethod(_door(PeftModel.from_pretrained.__func__, _check_from_pretrained))
-    PeftModel.load_adapter = _door(PeftModel.load_adapter, _check_load_adapter)
-    PeftAdapterMixin.load_adapter = _door(PeftAdapterMixin.load_adapter, _check_transformers)
-    hotswap.load_peft_weights = _door(hotswap.load_peft_weights, _check_hotswap)
-    save_and_load.torch_load = _no_pickle(save_and_load.torch_load)
+    """Wrap the functions named above. Call it once."""
+    PeftConfigMixin.from_json_file = classmethod(_guard_config(PeftConfigMixin.from_json_file.__func__))
+    PeftModel.from_pretrained = classmethod(_guard(PeftModel.from_pretrained.__func__, _check_from_pretrained))
+    PeftModel.load_adapter = _guard(PeftModel.load_adapter, _check_load_adapter)
+    PeftAdapterMixin.load_adapter = _guard(PeftAdapterMixin.load_adapter, _check_transformers)
+    hotswap.load_peft_weights = _guard(hotswap.load_peft_weights, _check_hotswap)
+    save_and_load.torch_load = _guard_pickle(save_and_load.torch_load)
 
 
-def _door(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
-    """`load`, called after `check` of its arguments, which may change them."""
+def _guard(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
+    """`load`, which first calls `check` with its arguments by name. `check` may change them."""
     signature = inspect.signature(load)
 
     @functools.wraps(load)
-    def checked(*args, **kwargs):
-        if _is_checked.get():  # PeftModel.from_pretrained calls load_adapter
+    def guarded(*args, **kwargs):
+        if _in_guarded_call.get():  # PeftModel.from_pretrained calls load_adapter
             return load(*args, **kwargs)
-        call = signature.bind(*args, **kwargs)
+        try:
+            call = signature.bind(*args, **kwargs)
+        except TypeError:
+            return load(*args, **kwargs)  # raises the error of wrong arguments itself
         call.apply_defaults()
         check(call.arguments)
-        token = _is_checked.set(True)
+        token = _in_guarded_call.set(True)
         try:
             return load(*call.args, **call.kwargs)
         finally:
-            _is_checked.reset(token)
+            _in_guarded_call.reset(token)
 
-    return checked
+    return guarded
 
 
 def _check_from_pretrained(arguments: dict[str, Any]) -> None:
     config = arguments["config"]
-    folder = _adapter_folder(arguments, "kwargs", None if config is None else config.peft_type)
+    if config is not None and not isinstance(config, PeftConfig):
+        return  # PEFT refuses it
+    folder = _clsr_folder(arguments, "kwargs", None if config is None else config.peft_type)
     if folder is not None:
         check_adapter_name(arguments["adapter_name"])
-        # A mapping renames the tensors on their way to the model.
-        _check(folder, config, None if arguments["key_mapping"] else arguments["model"])
+        # A key mapping renames the tensors after they are read.
+        _check_folder(folder, config, None if arguments["key_mapping"] else arguments["model"])
 
 
 def _check_load_adapter(arguments: dict[str, Any]) -> None:
     model, name = arguments["self"], arguments["adapter_name"]
     loaded = model.peft_config.get(name)
-    folder = _adapter_folder(arguments, "kwargs", None if loaded is None else loaded.peft_type)
+    folder = _clsr_folder(arguments, "kwargs", None if loaded is None else loaded.peft_type)
     if folder is None:
         return
     check_adapter_name(name)
-    if loaded is not None:  # PEFT writes over its weights, and does not look at the folder's config
+    if loaded is not None:  # PEFT overwrites its weights, and does not read the folder's config
         check_weights_for(folder, model, name)
     else:
-        _check(folder, None, None if arguments["key_mapping"] else model)
+        _check_folder(folder, None, None if arguments["key_mapping"] else model)
 
 
 def _check_hotswap(arguments: dict[str, Any]) -> None:
-    folder = _adapter_folder(arguments, "hf_hub_download_kwargs", None)
+    folder = _clsr_folder(arguments, "hf_hub_download_kwargs", None)
     if folder is not None:
         check_adapter_folder(folder)
 
@@ -114,7 +113,7 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
     download = dict(kwargs.get("download_kwargs") or getattr(load_config, "download_kwargs", None) or {})
     download |= arguments.get("adapter_kwargs") or {}
     found = {"model_id": model_id, "kwargs": download}
-    folder = _adapter_folder(found, "kwargs", getattr(config, "peft_type", None))
+    folder = _clsr_folder(found, "kwargs", getattr(config, "peft_type", None))
     if folder is None:
         return
     if kwargs.get("use_safetensors", getattr(load_config, "use_safetensors", None)) is False:
@@ -122,34 +121,36 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
     name = arguments["adapter_name"] or "default"
     check_adapter_name(name)
     model = arguments["self"]
-    _check(folder, config, None if name in (getattr(model, "peft_config", None) or {}) else model)
+    _check_folder(folder, config, None if name in (getattr(model, "peft_config", None) or {}) else model)
     if found["model_id"] != model_id:
         arguments["peft_model_id"] = found["model_id"]
         arguments["adapter_kwargs"] = {**(arguments.get("adapter_kwargs") or {}), "subfolder": "", "revision": None}
 
 
-def _check(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> None:
-    """Check an adapter with the config that the caller gave, or that of the folder."""
+def _check_folder(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> None:
+    """Check an adapter with the caller's config, or with the folder's if there is none."""
     if config is None:
         check_adapter_folder(folder, model)
     else:
         check_weights(folder, config, model)
 
 
-def _adapter_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str | None) -> Path | None:
+def _clsr_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str | None) -> Path | None:
     """
-    The folder, on this machine, of the CLSR adapter that is to be loaded. `None`: it is of another type, or is not
-    found, which PEFT explains better.
+    The local folder of the CLSR adapter to be loaded.
 
-    An adapter on the Hub is downloaded, and `arguments` get its folder in the place of the repository: a later commit
-    must not come between what is checked and what is loaded.
+    An adapter on the Hub is downloaded, and its folder replaces the repository in `arguments`. So a later commit
+    cannot come between the check and the loading.
 
     Args:
         arguments (`dict[str, Any]`): `model_id`, and options of `hf_hub_download` in the dict named by `hub_kwargs`.
         hub_kwargs (`str`): Name of the dict in `arguments`.
-        peft_type (`str`, *optional*): The adapter's type, where it is known without its config.
+        peft_type (`str`, *optional*): The adapter's type, if it is known without its config.
+
+    Returns:
+        `Path` or `None`: `None` for adapters of other types, and for what is not found, whose error is left to PEFT.
     """
-    if peft_type not in (None, PeftType.CLSR):
+    if peft_type not in (None, PeftType.CLSR) or not isinstance(arguments["model_id"], (str, os.PathLike)):
         return None
     model_id, kwargs = os.fspath(arguments["model_id"]), arguments[hub_kwargs]
     known = inspect.signature(hf_hub_download).parameters
@@ -163,7 +164,7 @@ def _adapter_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str |
             folder = Path(hf_hub_download(model_id, CONFIG_NAME, **options)).parent
         except Exception:
             return None
-    if peft_type is None and not is_clsr(read_config(folder / CONFIG_NAME)):
+    if peft_type is None and not is_clsr_file(folder / CONFIG_NAME):
         return None
     check_subfolder(subfolder)
     if is_local:
@@ -174,31 +175,41 @@ def _adapter_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str |
     except EntryNotFoundError as error:
         raise ValueError(
             f"the CLSR adapter {subfolder or ''!r} of {model_id!r} has no {SAFETENSORS_WEIGHTS_NAME} (or it is not in "
-            f"the cache and the Hub is not reached), and pickles are not read: {error}"
+            f"the cache and the Hub cannot be reached), and pickles are not read: {error}"
         ) from error
     arguments["model_id"] = str(folder)
     arguments[hub_kwargs] = {key: value for key, value in kwargs.items() if key not in known}
     return folder
 
 
-def _checked_config(from_json_file: Callable) -> Callable:
+def _guard_config(from_json_file: Callable) -> Callable:
+    """`from_json_file` of PEFT's configs, which checks CLSR configs before they are parsed."""
+
     @functools.wraps(from_json_file)
-    def checked(cls, path_json_file, **kwargs):
-        read_config(path_json_file)
-        return from_json_file(cls, path_json_file, **kwargs)
+    def guarded(cls, path_json_file, **kwargs):
+        is_checked = issubclass(cls, CLSRConfig) or is_clsr_file(path_json_file)
+        if is_checked:
+            read_config(path_json_file)
+        attributes = from_json_file(cls, path_json_file, **kwargs)
+        if is_clsr(attributes) and not is_checked:
+            read_config(path_json_file)  # raises: only PEFT could read it, as it is larger than 4 MiB or not UTF-8
+        return attributes
 
-    return checked
+    return guarded
 
 
-def _no_pickle(torch_load: Callable) -> Callable:
+def _guard_pickle(torch_load: Callable) -> Callable:
+    """PEFT's `torch_load`, which refuses the pickle of a CLSR adapter."""
+
     @functools.wraps(torch_load)
-    def checked(path, *args, **kwargs):
-        config = Path(path).with_name(CONFIG_NAME) if isinstance(path, (str, os.PathLike)) else None
-        if config is not None and config.is_file() and is_clsr(read_config(config)):
+    def guarded(*args, **kwargs):
+        path = args[0] if args else kwargs.get("f")
+        config = Path(os.path.dirname(path), CONFIG_NAME) if isinstance(path, (str, os.PathLike)) else None
+        if config is not None and config.is_file() and is_clsr_file(config):
             raise ValueError(
                 f"{path} is a pickle, which can run code: weights of a CLSR adapter are read from "
                 f"{SAFETENSORS_WEIGHTS_NAME} only. Ask its author to save it again with save_pretrained()"
             )
-        return torch_load(path, *args, **kwargs)
+        return torch_load(*args, **kwargs)
 
-    return checked
+    return guarded

@@ -1,4 +1,4 @@
-"""Hot-swapping with `peft.utils.hotswap`: another language's weights in the place of an adapter's."""
+"""Hot-swapping with `peft.utils.hotswap`: replaces an adapter's weights by another language's, in place."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def register_hotswap() -> None:
     """
     Make PEFT's `hotswap_adapter` take CLSR adapters.
 
-    PEFT 0.21 admits a tuner by an entry in `CONFIG_KEYS_TO_CHECK`, but the swapping itself is written for LoRA: it
-    reads ranks and scalings off the config, and fills what the new adapter lacks with zeros. For LoRA that means no
-    change; for CLSR it means a gate that always takes an expert that is zero. So CLSR gets a function of its own.
+    PEFT 0.21 admits a tuner by an entry in `CONFIG_KEYS_TO_CHECK`, but swaps as LoRA needs it: with ranks and scalings
+    from the config, and zeros for layers that the new adapter lacks. Zeros change nothing in LoRA. In CLSR they would
+    be a gate that always takes an expert of zeros. So CLSR adapters are swapped by `_swap`.
     """
     swap_lora = hotswap.hotswap_adapter_from_state_dict
 
@@ -42,10 +42,10 @@ def _swap(
     parameter_prefix: str = "clsr_",
 ) -> None:
     """
-    Copy all weights of an adapter from `state_dict` in place, so that a compiled model stays compiled.
+    Copy all weights of an adapter from `state_dict` in place. A compiled model so stays compiled.
 
     Raises:
-        RuntimeError: names or shapes differ from those of the model's adapter; nothing is changed.
+        RuntimeError: names or shapes differ from those of the model's adapter. Nothing has been changed then.
     """
     of_adapter = re.compile(rf"\.{parameter_prefix}\w+\.{re.escape(adapter_name)}\.")
     own = {

@@ -1,4 +1,4 @@
-"""Audio in: files of any format and rate to mono waveforms."""
+"""Reads recordings of any format and rate as mono waveforms."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import require
+
 
 class EmptyAudioError(ValueError):
-    """The audio holds no samples."""
+    """The audio has no samples."""
 
 
 def audio_name(audio: Any) -> str:
-    """How messages call `audio`: its path where it has one."""
+    """The name of `audio` in messages: its path, if it has one."""
     if isinstance(audio, (str, os.PathLike)):
         return os.fspath(audio)
     if isinstance(audio, dict) and audio.get("path"):
@@ -28,9 +30,9 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
 
     Args:
         audio (`str`, `os.PathLike` or `dict`):
-            A path (WAV, FLAC, OGG, MP3: what libsndfile reads), or what `datasets` gives: `{"bytes", "path"}` from a
-            column cast to `Audio(decode=False)`, or `{"array", "sampling_rate"}`, with the array as [samples] or
-            [channels, samples].
+            A path (WAV, FLAC, OGG, MP3 and the other formats of libsndfile), or a cell of `datasets`:
+            `{"bytes", "path"}` from a column cast to `Audio(decode=False)`, or `{"array", "sampling_rate"}` with an
+            array [samples] or [channels, samples].
         sampling_rate (`int`, *optional*, defaults to 16000): The rate of the result, in Hz.
 
     Returns:
@@ -59,18 +61,34 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
     if not np.isfinite(samples).all():
         raise ValueError(f"audio {name} holds NaN or infinite samples: it is damaged, remove or re-record it")
     if rate != sampling_rate:
-        import soxr
-
-        samples = soxr.resample(samples, rate, sampling_rate)
+        samples = require("soxr").resample(samples, rate, sampling_rate)
         if samples.size == 0:
             raise EmptyAudioError(f"audio {name} is empty (0 samples at {sampling_rate} Hz)")
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+def audio_seconds(audio: dict[str, Any]) -> float | None:
+    """
+    Return the length of a recording in seconds, from its header.
+
+    Args:
+        audio (`dict`): A cell of `datasets`, as in [`read_audio`].
+
+    Returns:
+        `float` or `None`: the length, or `None` if the recording cannot be read.
+    """
+    if audio.get("array") is not None:
+        return np.shape(audio["array"])[-1] / audio["sampling_rate"] if audio.get("sampling_rate") else None
+    source = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio.get("path")
+    try:
+        return require("soundfile").info(source).duration
+    except (RuntimeError, OSError, TypeError):  # LibsndfileError is a RuntimeError
+        return None
+
+
 def _decode(audio: str | os.PathLike | dict[str, Any], name: str) -> tuple[np.ndarray, int]:
     """Decode a path or `{"bytes", "path"}`: mono samples [samples] and their rate in Hz."""
-    import soundfile
-
+    soundfile = require("soundfile")
     if isinstance(audio, (str, os.PathLike)):
         source: Any = os.fspath(audio)
     elif isinstance(audio, dict) and audio.get("bytes") is not None:

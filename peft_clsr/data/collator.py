@@ -10,14 +10,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..languages import language_code
 from .audio import audio_name, read_audio
+from .features import context_seconds, example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
-from .teacher_columns import TeacherColumns, unflatten_states
+from .teacher_columns import STATES_COLUMN, TeacherColumns, unflatten_states
 
 
 @dataclass
 class DataCollatorSpeechSeq2SeqWithPadding:
     """
-    Make a batch for Whisper, from prepared examples (`prepare_dataset`) or raw ones (audio and text).
+    Makes a batch for Whisper from prepared examples ([`prepare_dataset`]) or raw ones (audio and text).
 
     Args:
         processor (`WhisperProcessor`): Its feature extractor pads audio to its context; its tokenizer encodes text.
@@ -25,14 +26,14 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate", for raw examples.
         audio_column (`str`, *optional*, defaults to `"audio"`): Audio of raw examples, as `read_audio` takes it.
         text_column (`str`, *optional*, defaults to `"text"`): Transcript of raw examples.
-        language_column (`str`, *optional*, defaults to `"language"`): Language of each example, where it is there.
-        max_label_length (`int`, *optional*, defaults to 448): What the decoder allows, in tokens.
+        language_column (`str`, *optional*, defaults to `"language"`): Language of each example, if it has one.
+        max_label_length (`int`, *optional*, defaults to 448): Longest labels that the decoder allows, in tokens.
         teacher_processor (`WhisperProcessor`, *optional*):
-            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo),
-            or a longer context.
+            The teacher's, if it may have other mel bins or another vocabulary than the student (large-v3, turbo), or a
+            longer context.
 
     Raises:
-        ValueError: an unknown language; a teacher of a shorter context.
+        ValueError: an unknown language, or a teacher with a shorter context.
 
     Example:
 
@@ -56,33 +57,33 @@ class DataCollatorSpeechSeq2SeqWithPadding:
     def __post_init__(self):
         if self.language is not None:
             self.language = language_code(self.language)
-        self._teacher = None
+        self._teacher_columns = None
         if self.teacher_processor is not None:
-            self._teacher = TeacherColumns(self.processor, self.teacher_processor)
-        self._start = self.processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+            self._teacher_columns = TeacherColumns(self.processor, self.teacher_processor)
+        self._start_id = self.processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor | list[str]]:
         """
         Args:
             features (`list[dict]`):
-                Examples with `input_features` [mels, frames] and `labels` [tokens] (and `attention_mask` [frames]; all
-                ones without), or with audio and text. Both kinds may stand in one batch. Labels that begin with
-                `<|startoftranscript|>` lose it, as the model prepends it.
+                Examples with `input_features` [mels, frames] and `labels` [tokens] (and `attention_mask` [frames], by
+                default all ones), or with audio and text. A batch may mix both kinds. A leading
+                `<|startoftranscript|>` of labels is removed, as the model prepends it.
 
         Returns:
             `dict`: `input_features` float32 [batch, mels, frames]; `attention_mask` int64 [batch, frames], 1 for audio
-            and 0 for padding, which the tuner leaves out of the gate budget (Whisper itself ignores it); `labels`
-            int64 [batch, tokens], padded with -100. Where examples or the collator have a language, `language`, a list
-            of codes. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], where its own
-            differ; `teacher_labels` int64 [batch, tokens], the labels in its vocabulary (-100 for tokens that it
-            lacks), where that differs. Where examples have `teacher_states`, its decoder states at each label, these
-            come in place of the features: float16 [batch, tokens, hidden], padded with zeros.
+            and 0 for padding, which does not count in the gate budget (Whisper itself ignores the mask); `labels`
+            int64 [batch, tokens], padded with -100. If examples or the collator have a language: `language`, a list of
+            codes. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], if they differ;
+            `teacher_labels` int64 [batch, tokens], the labels in its vocabulary (-100 for tokens that it lacks), if
+            that differs. If examples have `teacher_states`, its decoder states at each label: float16 [batch, tokens,
+            hidden], padded with zeros, instead of its features.
 
         Raises:
             ValueError: labels longer than `max_label_length`; audio that is empty, unreadable or longer than the
                 context; a raw example without audio, text or language; a column that only some examples have;
-                prepared examples without the features that the teacher needs; `teacher_states` of another number of
-                tokens than `labels`.
+                prepared examples without the features that the teacher needs; `teacher_states` that do not match the
+                number of `labels`.
         """
         examples = [feature if "input_features" in feature else self._prepare(feature) for feature in features]
         input_features = [torch.as_tensor(example["input_features"], dtype=torch.float32) for example in examples]
@@ -102,13 +103,13 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         if any(languages):
             _check_complete("language", languages, "fill the column or give the collator language=... (such as 'ca')")
             batch["language"] = [language_code(language) for language in languages]
-        return batch | self._for_teacher(examples, labels)
+        return batch | self._teacher_batch(examples, labels)
 
     def _labels(self, example: dict[str, Any]) -> torch.Tensor:
         if "labels" not in example:
             raise ValueError(f"an example with 'input_features' has no 'labels'; it has {sorted(example)}")
         labels = torch.as_tensor(example["labels"], dtype=torch.long)
-        if len(labels) and labels[0] == self._start:
+        if len(labels) and labels[0] == self._start_id:
             labels = labels[1:]
         if len(labels) > self.max_label_length:
             raise ValueError(
@@ -117,20 +118,24 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             )
         return labels
 
-    def _for_teacher(self, examples: list[dict[str, Any]], labels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What a batch has for the teacher, of examples and their labels [tokens]."""
-        batch, teacher = {}, self._teacher
-        states = [example.get("teacher_states") for example in examples]
-        heard = [example.get("teacher_input_features") for example in examples]
-        if any(cell is not None for cell in states):
-            _check_complete("teacher_states", states, "cache the teacher's states of the whole dataset")
-            states = [_states(cell, len(own)) for cell, own in zip(states, labels, strict=True)]
-            batch["teacher_states"] = pad_sequence(states, batch_first=True)
-        elif any(one is not None for one in heard) or (teacher is not None and teacher.extractor is not None):
-            _check_complete("teacher_input_features", heard, "prepare it with prepare_dataset(teacher_processor=...)")
-            batch["teacher_input_features"] = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in heard])
-        if teacher is not None and teacher.vocabulary is not None:
-            batch["teacher_labels"] = teacher.vocabulary.teacher_labels(_pad_labels(labels))
+    def _teacher_batch(self, examples: list[dict[str, Any]], labels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The part of a batch for the teacher, from examples and their labels [tokens]."""
+        batch, columns = {}, self._teacher_columns
+        cells = [example.get(STATES_COLUMN) for example in examples]
+        features = [example.get("teacher_input_features") for example in examples]
+        needs_features = columns is not None and columns.extractor is not None
+        if any(cell is not None for cell in cells):
+            _check_complete(STATES_COLUMN, cells, "cache the teacher's states of the whole dataset")
+            states = [_states(cell, len(tokens)) for cell, tokens in zip(cells, labels, strict=True)]
+            batch[STATES_COLUMN] = pad_sequence(states, batch_first=True)
+        elif needs_features or any(feature is not None for feature in features):
+            _check_complete(
+                "teacher_input_features", features, "prepare it with prepare_dataset(teacher_processor=...)"
+            )
+            features = [torch.as_tensor(feature, dtype=torch.float32) for feature in features]
+            batch["teacher_input_features"] = torch.stack(features)
+        if columns is not None and columns.vocabulary is not None:
+            batch["teacher_labels"] = columns.vocabulary.teacher_labels(_pad_labels(labels))
         return batch
 
     def _prepare(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -149,40 +154,32 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             )
         extractor = self.processor.feature_extractor
         samples = read_audio(example[self.audio_column], extractor.sampling_rate)
-        rate = extractor.sampling_rate
         if len(samples) > extractor.n_samples:
-            # The extractor would cut it silently, and leave a transcript of more than can be heard.
+            # The extractor would cut it silently, and the transcript would be of more than the model hears.
+            seconds = len(samples) / extractor.sampling_rate
             raise ValueError(
-                f"audio {audio_name(example[self.audio_column])} lasts {len(samples) / rate:.1f} s, longer than the "
-                f"context of {extractor.n_samples / rate:g} s: use prepare_dataset with "
+                f"audio {audio_name(example[self.audio_column])} lasts {seconds:.1f} s, longer "
+                f"than the context of {context_seconds(extractor):g} s: use prepare_dataset with "
                 "long_audio='drop' or 'cut'"
             )
-        inputs = extractor(
-            samples, sampling_rate=extractor.sampling_rate, return_attention_mask=True, return_tensors="pt"
-        )
         labels = encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task)
-        return {
-            "input_features": inputs["input_features"][0],
-            "attention_mask": inputs["attention_mask"][0],
-            "labels": labels,
-            **({} if self._teacher is None else self._teacher.of(samples, labels)),
-        }
+        return example_features(samples, labels, self.processor, self._teacher_columns)
 
 
 def _check_complete(column: str, values: list[Any], remedy: str) -> None:
-    """Raise a `ValueError` that names the first example without a value."""
+    """Raises a `ValueError` that names the first example without a value."""
     for index, value in enumerate(values):
         if value is None:
             raise ValueError(f"example {index} of the batch has no {column!r}: {remedy}")
 
 
 def _states(cell: Any, num_tokens: int) -> torch.Tensor:
-    """The teacher's states [tokens, hidden] of one example, for as many labels."""
+    """The teacher's states [tokens, hidden] of one example with `num_tokens` labels."""
     shape = tuple(torch.as_tensor(cell).shape)
     if shape[0] != num_tokens if len(shape) == 2 else shape[0] % num_tokens:
         raise ValueError(
-            f"'teacher_states' of shape {shape} are not one state for each of {num_tokens} labels: the labels were "
-            "changed after the teacher's states were cached; cache them again"
+            f"'teacher_states' of shape {shape} are not one state for each of {num_tokens} labels: the labels changed "
+            "after the teacher's states were cached; cache them again"
         )
     return unflatten_states(cell, num_tokens)
 

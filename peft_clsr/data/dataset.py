@@ -1,15 +1,17 @@
-"""From a dataset of recordings and transcripts to features and labels, with every dropped item named and counted."""
+"""From recordings and transcripts to features and labels. Each dropped item is named and counted."""
 
 from __future__ import annotations
 
 import logging
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..extras import require
 from ..languages import language_code
 from .audio import EmptyAudioError, audio_name, read_audio
+from .features import context_seconds, example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
 from .teacher_columns import TeacherColumns
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KEPT = "kept"
-_CUT = "cut"  # kept as well
+_CUT = "cut"  # kept, too
 _OUTCOMES = (_KEPT, "unreadable", "empty", "too_long", _CUT, "labels_too_long", "no_text", "unknown_language")
 
 
@@ -41,51 +43,85 @@ def prepare_dataset(
     """
     Compute log-mel features and labels of a dataset, with a progress bar.
 
-    Items that cannot be used are dropped: each is named in a warning and counted. The context is the processor's
-    (`set_audio_context` cuts it).
+    Items that cannot be used are dropped. Each is named in a warning and counted. The context is the processor's
+    ([`set_audio_context`] cuts it).
 
     Args:
         dataset (`datasets.Dataset`): Recordings and transcripts.
         processor (`WhisperProcessor`): Its feature extractor and tokenizer are used.
         language (`str`, *optional*):
-            Name or code of the language of all rows, "catalan" or "ca". By default, each row's own is in
+            Name or code of the language of all rows, "catalan" or "ca". By default, each row's own language is in
             `language_column`.
         teacher_processor (`WhisperProcessor`, *optional*):
-            The teacher's, where it may have other mel bins or another vocabulary than the student (large-v3, turbo),
-            or a longer context.
+            The teacher's, if it may have other mel bins or another vocabulary than the student (large-v3, turbo), or a
+            longer context.
         audio_column (`str`, *optional*, defaults to `"audio"`):
-            Column of audio: an `Audio` feature, paths, or dicts as in `read_audio`.
+            Column of audio: an `Audio` feature, paths, or dicts as in [`read_audio`].
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
         language_column (`str`, *optional*, defaults to `"language"`):
-            Column of languages, names or codes; it is read where no `language` is given.
+            Column of languages, names or codes. It is read if no `language` is given.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
         long_audio (`str`, *optional*, defaults to `"drop"`):
             "drop" or "cut" audio longer than the context. A cut item keeps its whole transcript.
-        max_label_length (`int`, *optional*, defaults to 448): Longest labels, in tokens; longer ones are dropped.
+        max_label_length (`int`, *optional*, defaults to 448): Longest labels, in tokens. Longer ones are dropped.
         num_proc (`int`, *optional*): Processes to use.
         desc (`str`, *optional*, defaults to `"features"`): Name of the progress bar.
 
     Returns:
         `(datasets.Dataset, dict[str, int])`: The dataset, in torch format, has the columns `input_features`
-        float32 [mels, frames], `attention_mask` int [frames] (1 where there is audio, 0 in the padding), `labels`
-        [tokens] (see `encode_labels`), `text`, `language` (the code) and `index` (the row in `dataset`). With a
-        `teacher_processor` come `teacher_input_features` float32 [teacher's mels, frames], where these differ, and
-        `teacher_labels` [tokens], where vocabularies differ: the teacher's ids of `labels`, -100 for tokens it lacks.
-        The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut", "labels_too_long",
-        "no_text" and "unknown_language".
+        float32 [mels, frames], `attention_mask` int [frames] (1 for audio, 0 for padding), `labels` [tokens] (see
+        [`encode_labels`]), `text`, `language` (the code) and `index` (the row in `dataset`). With a
+        `teacher_processor`, it also has `teacher_input_features` float32 [teacher's mels, frames], if the features
+        differ, and `teacher_labels` [tokens], if the vocabularies differ: the teacher's ids of `labels`, -100 for
+        tokens that it lacks. The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut",
+        "labels_too_long", "no_text" and "unknown_language".
 
     Raises:
         ValueError:
-            the dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, or no
+            The dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, or no
             item is left.
     """
-    import datasets
-
+    require("datasets")
     if long_audio not in ("drop", "cut"):
         raise ValueError(f"long_audio {long_audio!r} is unknown: expected 'drop' or 'cut'")
     if len(dataset) == 0:
         split = "" if dataset.split is None else f" (split {str(dataset.split)!r})"
         raise ValueError(f"the dataset is empty{split}: check the name of the split, and what filtered it")
+    _check_columns(dataset, language, audio_column, text_column, language_column)
+    encode_labels(
+        processor.tokenizer, "", language or "en", task
+    )  # a bad task or language fails here, not in a worker
+    teacher_columns = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
+    prepare = _ExamplePreparation(
+        processor,
+        teacher_columns,
+        language,
+        task,
+        audio_column,
+        text_column,
+        language_column,
+        long_audio,
+        max_label_length,
+    )
+    prepared = (
+        without_decoding(dataset, audio_column)
+        .with_format(None)
+        .map(
+            prepare,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            features=_feature_types(processor, teacher_columns),
+            num_proc=num_proc,
+            writer_batch_size=32,  # an item of 30 s is 1 MB; the default of 1,000 would hold 1 GB
+            desc=desc,
+        )
+    )
+    return _usable_rows(prepared)
+
+
+def _check_columns(
+    dataset: datasets.Dataset, language: str | None, audio_column: str, text_column: str, language_column: str
+) -> None:
     columns = {"audio_column": audio_column, "text_column": text_column}
     if language is None:
         columns["language_column"] = language_column
@@ -99,16 +135,23 @@ def prepare_dataset(
         kind = getattr(dataset.features[column], "dtype", None)
         if argument != "audio_column" and kind not in ("string", "large_string"):
             raise ValueError(f"column {column!r} holds {kind or dataset.features[column]}; expected text (string)")
-    # A bad task or language fails here, not in a worker.
-    encode_labels(processor.tokenizer, "", language or "en", task)
-    teacher = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
+
+
+def without_decoding(dataset: datasets.Dataset, audio_column: str) -> datasets.Dataset:
+    """The dataset with undecoded audio. datasets would need FFmpeg, and one bad file would end the whole map."""
+    import datasets
+
+    feature = dataset.features[audio_column]
+    if isinstance(feature, datasets.Audio) or getattr(feature, "dtype", None) == "string":
+        return dataset.cast_column(audio_column, datasets.Audio(decode=False))
+    return dataset
+
+
+def _feature_types(processor: Any, teacher_columns: TeacherColumns | None) -> datasets.Features:
+    import datasets
 
     extractor = processor.feature_extractor
-    audio_feature = dataset.features[audio_column]
-    if isinstance(audio_feature, datasets.Audio) or getattr(audio_feature, "dtype", None) == "string":
-        # Not decoded by datasets: that needs FFmpeg's libraries, and one bad file would end the whole map.
-        dataset = dataset.cast_column(audio_column, datasets.Audio(decode=False))
-    features = datasets.Features(
+    types = datasets.Features(
         {
             "input_features": datasets.Array2D((extractor.feature_size, extractor.nb_max_frames), "float32"),
             "attention_mask": datasets.List(datasets.Value("int8"), length=extractor.nb_max_frames),
@@ -120,32 +163,83 @@ def prepare_dataset(
             "problem": datasets.Value("string"),
         }
     )
-    if teacher is not None and teacher.extractor is not None:
-        shape = (teacher.extractor.feature_size, teacher.extractor.nb_max_frames)
-        features["teacher_input_features"] = datasets.Array2D(shape, "float32")
-    if teacher is not None and teacher.vocabulary is not None:
-        features["teacher_labels"] = datasets.List(datasets.Value("int64"))
-    prepared = dataset.with_format(None).map(
-        partial(
-            _prepare_example,
-            processor=processor,
-            teacher=teacher,
-            language=language,
-            task=task,
-            audio_column=audio_column,
-            text_column=text_column,
-            language_column=language_column,
-            long_audio=long_audio,
-            max_label_length=max_label_length,
-        ),
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=features,
-        num_proc=num_proc,
-        writer_batch_size=32,  # an item of 30 s is 1 MB; the default of 1,000 would hold 1 GB
-        desc=desc,
-    )
+    if teacher_columns is not None and teacher_columns.extractor is not None:
+        shape = (teacher_columns.extractor.feature_size, teacher_columns.extractor.nb_max_frames)
+        types["teacher_input_features"] = datasets.Array2D(shape, "float32")
+    if teacher_columns is not None and teacher_columns.vocabulary is not None:
+        types["teacher_labels"] = datasets.List(datasets.Value("int64"))
+    return types
 
+
+@dataclass
+class _ExamplePreparation:
+    """Prepares one row, with its outcome. Dropped rows hold zeros, as Arrow needs the fixed shape."""
+
+    processor: Any
+    teacher_columns: TeacherColumns | None
+    language: str | None
+    task: str
+    audio_column: str
+    text_column: str
+    language_column: str
+    long_audio: str
+    max_label_length: int
+
+    def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+        row = self._empty_row(example, index)
+        name = f"item {index}, {audio_name(example[self.audio_column])}"
+        if not (example[self.text_column] or "").strip():
+            return {**row, "outcome": "no_text", "problem": f"{name}: no text in column {self.text_column!r}"}
+        language = self.language or example[self.language_column]
+        try:
+            labels = encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task)
+        except ValueError as error:
+            return {**row, "outcome": "unknown_language", "problem": f"{name}: {error}"}
+        row["language"] = language_code(language)
+        if len(labels) > self.max_label_length:
+            problem = f"{name}: labels of {len(labels)} tokens, longer than {self.max_label_length}"
+            return {**row, "outcome": "labels_too_long", "problem": problem}
+        extractor = self.processor.feature_extractor
+        try:
+            samples = read_audio(example[self.audio_column], extractor.sampling_rate)
+        except EmptyAudioError as error:
+            return {**row, "outcome": "empty", "problem": f"item {index}: {error}"}
+        except ValueError as error:
+            return {**row, "outcome": "unreadable", "problem": f"item {index}: {error}"}
+        if len(samples) > extractor.n_samples:
+            seconds, context = len(samples) / extractor.sampling_rate, context_seconds(extractor)
+            row["problem"] = f"{name}: {seconds:.1f} s of audio, longer than the context of {context:g} s"
+            if self.long_audio == "drop":
+                return {**row, "outcome": "too_long"}
+            row["outcome"] = _CUT
+            samples = samples[: extractor.n_samples]
+        return row | example_features(samples, labels, self.processor, self.teacher_columns)
+
+    def _empty_row(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+        extractor = self.processor.feature_extractor
+        row = {
+            "input_features": _no_features(extractor),
+            "attention_mask": np.zeros(extractor.nb_max_frames, dtype=np.int8),
+            "labels": [],
+            "text": example[self.text_column],
+            "language": None,
+            "index": index,
+            "outcome": _KEPT,
+            "problem": "",
+        }
+        if self.teacher_columns is not None and self.teacher_columns.extractor is not None:
+            row["teacher_input_features"] = _no_features(self.teacher_columns.extractor)
+        if self.teacher_columns is not None and self.teacher_columns.vocabulary is not None:
+            row["teacher_labels"] = []
+        return row
+
+
+def _no_features(extractor: Any) -> np.ndarray:
+    return np.zeros((extractor.feature_size, extractor.nb_max_frames), dtype=np.float32)
+
+
+def _usable_rows(prepared: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, int]]:
+    """The rows that are kept, and the counts of outcomes. Warns of each dropped or cut item."""
     counts = dict.fromkeys(_OUTCOMES, 0)
     kept = []
     outcomes = prepared.select_columns(["outcome", "problem"])
@@ -165,71 +259,3 @@ def prepare_dataset(
     if len(kept) < len(prepared):
         prepared = prepared.select(kept)
     return prepared.with_format("torch"), counts
-
-
-def _no_features(extractor: Any) -> np.ndarray:
-    return np.zeros((extractor.feature_size, extractor.nb_max_frames), dtype=np.float32)
-
-
-def _prepare_example(
-    example: dict[str, Any],
-    index: int,
-    *,
-    processor: Any,
-    teacher: TeacherColumns | None,
-    language: str | None,
-    task: str,
-    audio_column: str,
-    text_column: str,
-    language_column: str,
-    long_audio: str,
-    max_label_length: int,
-) -> dict[str, Any]:
-    """One row of `prepare_dataset`, with its outcome; rows to drop get zeros, as Arrow wants the fixed shape."""
-    extractor = processor.feature_extractor
-    name = f"item {index}, {audio_name(example[audio_column])}"
-    row = {
-        "input_features": _no_features(extractor),
-        "attention_mask": np.zeros(extractor.nb_max_frames, dtype=np.int8),
-        "labels": [],
-        "text": example[text_column],
-        "language": None,
-        "index": index,
-        "outcome": _KEPT,
-        "problem": "",
-    }
-    if teacher is not None and teacher.extractor is not None:
-        row["teacher_input_features"] = _no_features(teacher.extractor)
-    if teacher is not None and teacher.vocabulary is not None:
-        row["teacher_labels"] = []
-    if not (example[text_column] or "").strip():
-        return {**row, "outcome": "no_text", "problem": f"{name}: no text in column {text_column!r}"}
-    spoken = example[language_column] if language is None else language
-    try:
-        labels = encode_labels(processor.tokenizer, example[text_column], spoken, task)
-    except ValueError as error:
-        return {**row, "outcome": "unknown_language", "problem": f"{name}: {error}"}
-    row["language"] = language_code(spoken)
-    if len(labels) > max_label_length:
-        problem = f"{name}: labels of {len(labels)} tokens, longer than {max_label_length}"
-        return {**row, "outcome": "labels_too_long", "problem": problem}
-    try:
-        samples = read_audio(example[audio_column], extractor.sampling_rate)
-    except EmptyAudioError as error:
-        return {**row, "outcome": "empty", "problem": f"item {index}: {error}"}
-    except ValueError as error:
-        return {**row, "outcome": "unreadable", "problem": f"item {index}: {error}"}
-    if len(samples) > extractor.n_samples:
-        seconds, context = len(samples) / extractor.sampling_rate, extractor.n_samples / extractor.sampling_rate
-        row["problem"] = f"{name}: {seconds:.1f} s of audio, longer than the context of {context:g} s"
-        if long_audio == "drop":
-            return {**row, "outcome": "too_long"}
-        row["outcome"] = _CUT
-        samples = samples[: extractor.n_samples]
-    inputs = extractor(samples, sampling_rate=extractor.sampling_rate, return_attention_mask=True, return_tensors="np")
-    row["input_features"] = inputs["input_features"][0]
-    row["attention_mask"] = inputs["attention_mask"][0].astype(np.int8)
-    row["labels"] = labels
-    if teacher is not None:
-        row |= teacher.of(samples, labels)
-    return row

@@ -1,4 +1,4 @@
-"""Batches of one language, from datasets with a length and from streams."""
+"""Batches of one language, from datasets and from streams."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ logger = logging.getLogger(__name__)
 
 class LanguageBatchSampler(Sampler[list[int]]):
     """
-    Batches of one language each, in an order that spreads every language over the epoch.
+    Samples batches of one language each, and spreads every language over the epoch.
 
-    Give it to `DataLoader(dataset, batch_sampler=...)` and that to `accelerator.prepare`, which deals batch i to
-    process i % `num_replicas`: the sampler is the same on every process and yields the batches of all. Their number is
-    a multiple of `num_replicas`: the largest are split in two until it is. Only where nothing is left to split
+    Pass it to `DataLoader(dataset, batch_sampler=...)` and that to `accelerator.prepare`, which gives batch i to
+    process i % `num_replicas`. The sampler is the same on every process and yields the batches of all. Their number is
+    a multiple of `num_replicas`: the largest batches are split in two until it is. If nothing is left to split
     (`batch_size=1`), up to `num_replicas - 1` batches come a second time.
 
-    The order depends on `seed` and the epoch alone. Set the epoch on the prepared `DataLoader`, as `Trainer` does; it
-    is passed on to the sampler (accelerate 1.7 or newer), except through `accelerate.skip_first_batches` on several
-    processes: to resume in the middle of an epoch there, set it on the sampler too.
+    The order depends only on `seed` and the epoch. Set the epoch on the prepared `DataLoader`, as `Trainer` does. It
+    reaches the sampler (accelerate 1.7 or newer), except through `accelerate.skip_first_batches` on several processes:
+    to resume in the middle of an epoch there, set it on the sampler, too.
 
     Args:
         languages (`Sequence[str]`): Language of each example of the dataset, in its order.
         batch_size (`int`): Examples a batch, of one process; a language's last batch may be smaller.
         temperature (`float`, *optional*, defaults to 1.0):
-            Evens out languages, T >= 1. Of a language with n examples, where the largest has m, an epoch takes
-            m · (n / m)^(1/T), rounded up: proportions as in Arivazhagan et al. (arXiv 1907.05019). 1 takes every
-            example exactly once, `math.inf` as many of each language as of the largest. Every example comes at least
-            once; each further round over a language has an order of its own.
+            Balances languages, T >= 1. If a language has n examples and the largest has m, an epoch takes
+            m · (n / m)^(1/T) of its examples, rounded up: proportions as in Arivazhagan et al. (arXiv 1907.05019). 1
+            takes every example exactly once, `math.inf` equally many of each language. Every example comes at least
+            once. Each round over a language has another order.
         num_replicas (`int`, *optional*, defaults to 1): Number of processes.
         lengths (`Sequence[int]`, *optional*):
-            Length of each example in any unit; batches then hold similar lengths, to save padding.
+            Length of each example in any unit. Batches then hold similar lengths, to save padding.
         shuffle (`bool`, *optional*, defaults to `True`):
-            Whether to shuffle. If not, examples keep the dataset's order within their language, and the batches of
-            languages are dealt in proportion.
+            Shuffle. Otherwise examples keep the dataset's order within their language, and the batches of languages
+            alternate in proportion.
         seed (`int`, *optional*, defaults to 0): Seed of the order.
 
     Raises:
-        ValueError: an argument out of range, no examples or fewer than processes, an example without a language,
-            `lengths` of another number than `languages`, or `lengths` without `shuffle`.
+        ValueError: an argument out of range, fewer examples than processes, an example without a language, `lengths`
+            and `languages` of different number, or `lengths` without `shuffle`.
 
     Example:
 
@@ -57,7 +57,7 @@ class LanguageBatchSampler(Sampler[list[int]]):
     ```
     """
 
-    # The sizes of batches differ: accelerate takes their number as it is only if this is None.
+    # Batches differ in size. accelerate keeps their number only if this is None.
     batch_size = None
 
     def __init__(
@@ -99,38 +99,38 @@ class LanguageBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> LanguageBatchSampler:
-        """Itself: of a batch sampler that it shards, accelerate sets the epoch of the attribute `sampler` only."""
+        """Itself. accelerate sets the epoch of a sharded batch sampler only on its attribute `sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration; without it every epoch has the same."""
+        """Set the epoch, which decides the order of the next iteration. Without it every epoch has the same order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches an epoch, of all processes together; the same in every epoch."""
+        """Number of batches an epoch, of all processes together. It is the same in every epoch."""
         batches = sum(math.ceil(size / self.examples_per_batch) for size in self._sizes)
         return math.ceil(batches / self.num_replicas) * self.num_replicas
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Not seed + epoch, which gives seed 1 the epochs of seed 0; torch's generator reads 32 bits.
+        # With seed + epoch, seed 1 would repeat the epochs of seed 0. torch's generator reads 32 bits.
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(32))
-        placed: list[tuple[float, list[int]]] = []
+        positioned: list[tuple[float, list[int]]] = []
         for members, size in zip(self._members, self._sizes, strict=True):
             examples = self._draw(members, size, generator)
             step = self.examples_per_batch
             batches = [examples[start : start + step] for start in range(0, size, step)]
-            places = torch.full((len(batches),), 0.5, dtype=torch.float64)
+            positions = torch.full((len(batches),), 0.5, dtype=torch.float64)
             if self.shuffle:
                 batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
-                places = torch.rand(len(batches), generator=generator, dtype=torch.float64)
-            # The epoch in as many equal stretches as the language has batches, one batch somewhere in each.
-            places = (torch.arange(len(batches)) + places) / len(batches)
-            placed += zip(places.tolist(), batches, strict=True)
-        placed.sort(key=lambda place_and_batch: place_and_batch[0])
-        yield from _split_evenly([batch for _, batch in placed], self.num_replicas)
+                positions = torch.rand(len(batches), generator=generator, dtype=torch.float64)
+            # Divide the epoch into as many equal parts as the language has batches, with one batch somewhere in each.
+            positions = (torch.arange(len(batches)) + positions) / len(batches)
+            positioned += zip(positions.tolist(), batches, strict=True)
+        positioned.sort(key=lambda position_and_batch: position_and_batch[0])
+        yield from _split_evenly([batch for _, batch in positioned], self.num_replicas)
 
     def _draw(self, members: list[int], size: int, generator: torch.Generator) -> list[int]:
-        """`size` examples of a language: rounds over all of them, each in an order of its own."""
+        """Draw `size` examples of a language, in rounds over all of them, each in another order."""
         examples: list[int] = []
         while len(examples) < size:
             chosen = members
@@ -147,26 +147,26 @@ class LanguageBatchSampler(Sampler[list[int]]):
 
 class LanguageBatchIterable(IterableDataset):
     """
-    Batches of one language each from a stream, the equivalent of [`LanguageBatchSampler`] where there is no length.
+    Yields batches of one language each from a stream: [`LanguageBatchSampler`] for datasets without a length.
 
-    Examples wait, by language, until there are `batch_size` of one, and whole batches until every process has one.
-    Every process reads the same whole stream (no `split_dataset_by_node`) and takes batch i where i % `num_replicas`
-    is its rank. At the end, what waits comes as smaller batches, the largest split in two until every process has as
-    many; fewer examples than processes are dropped, with a warning.
+    Examples are collected by language until there are `batch_size` of one, and full batches until every process has
+    one. Every process reads the same whole stream (no `split_dataset_by_node`) and takes batch i if i % `num_replicas`
+    is its rank. At the end, the remaining examples come as smaller batches; the largest are split in two until every
+    process has equally many. Fewer examples than processes are dropped, with a warning.
 
-    The order and the balance of languages are the stream's: `stream.shuffle(...)` and
-    `datasets.interleave_datasets(streams, probabilities=...)`. Up to `num_replicas` batches and one of each language
+    The stream decides the order and the balance of languages: `stream.shuffle(...)` and
+    `datasets.interleave_datasets(streams, probabilities=...)`. Up to `num_replicas` batches, and one of each language,
     are in memory.
 
     Args:
-        dataset (`Iterable[dict]`): A `datasets.IterableDataset`, or any iterable of examples, read anew each epoch.
+        dataset (`Iterable[dict]`): A `datasets.IterableDataset` or any iterable of examples, read once an epoch.
         batch_size (`int`): Examples a batch, of one process.
         language_column (`str`, *optional*, defaults to `"language"`): Key of an example's language.
         num_replicas (`int`, *optional*, defaults to 1): Number of processes.
         rank (`int`, *optional*, defaults to 0): Index of this process, from 0.
 
     Raises:
-        ValueError: an argument out of range; in iteration, an example without a language, no examples or fewer than
+        ValueError: an argument out of range; in iteration, an example without a language, fewer examples than
             processes, or a `DataLoader` with several workers, which would each read the whole stream.
 
     Example:
@@ -175,7 +175,7 @@ class LanguageBatchIterable(IterableDataset):
     >>> processes, rank = accelerator.num_processes, accelerator.process_index
     >>> batches = LanguageBatchIterable(stream, 16, num_replicas=processes, rank=rank)
     >>> loader = DataLoader(batches, batch_size=None, collate_fn=collator, num_workers=1)
-    >>> # Not accelerator.prepare, which would deal the batches out once more.
+    >>> # Not accelerator.prepare, which would distribute the batches a second time.
     >>> loader = prepare_data_loader(
     ...     loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
     ... )
@@ -200,7 +200,7 @@ class LanguageBatchIterable(IterableDataset):
         self.rank = rank
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to the dataset, where it has epochs."""
+        """Pass the epoch on to the dataset, if it has `set_epoch`."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -243,10 +243,10 @@ class LanguageBatchIterable(IterableDataset):
 
 
 def _split_evenly(batches: list[list[Any]], num_replicas: int) -> list[list[Any]]:
-    """Batches in a number that is a multiple of `num_replicas`, by splitting the largest; needs as many examples."""
+    """Split the largest batches until their number is a multiple of `num_replicas`. Needs as many examples."""
     batches = list(batches)
     while len(batches) % num_replicas:
-        # The last of the largest, as small batches are expected at the end.
+        # Take the last of the largest, as small batches are expected at the end.
         largest = max(reversed(range(len(batches))), key=lambda index: len(batches[index]))
         batch = batches[largest]
         if len(batch) == 1:

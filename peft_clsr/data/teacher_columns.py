@@ -14,7 +14,7 @@ STATES_COLUMN = "teacher_states"
 
 class TeacherColumns:
     """
-    What a teacher takes in place of the student's features and labels, where it has others: other mel bins and another
+    Computes the teacher's features and labels where they differ from the student's: other mel bins and another
     vocabulary (large-v3 and turbo), or a longer context.
 
     Args:
@@ -22,28 +22,30 @@ class TeacherColumns:
         teacher_processor (`WhisperProcessor`): The teacher's.
 
     Raises:
-        ValueError: the teacher has the shorter context, or a vocabulary of another kind.
+        ValueError: the teacher has the shorter context, or its vocabulary is not that of a Whisper.
     """
 
     def __init__(self, processor: Any, teacher_processor: Any) -> None:
-        ours, theirs = processor.feature_extractor, teacher_processor.feature_extractor
-        seconds = [extractor.n_samples / extractor.sampling_rate for extractor in (ours, theirs)]
-        if seconds[1] < seconds[0]:
+        student, teacher = processor.feature_extractor, teacher_processor.feature_extractor
+        student_seconds, teacher_seconds = (one.n_samples / one.sampling_rate for one in (student, teacher))
+        if teacher_seconds < student_seconds:
             raise ValueError(
-                f"the teacher's processor has a context of {seconds[1]:g} s, shorter than the student's of "
-                f"{seconds[0]:g} s, so it would not hear all: cut the student's too, with "
-                f"set_audio_context(student, processor, {seconds[1]:g})"
+                f"the teacher's processor has a context of {teacher_seconds:g} s, shorter than the student's of "
+                f"{student_seconds:g} s, so it would miss audio: cut the student's context too, with "
+                f"set_audio_context(student, processor, {teacher_seconds:g})"
             )
         vocabulary = VocabularyMap.between(processor.tokenizer, teacher_processor.tokenizer)
         self.vocabulary = None if vocabulary.is_identity else vocabulary
-        same = (theirs.feature_size, theirs.n_samples) == (ours.feature_size, ours.n_samples)
-        self.extractor = None if same else theirs
+        is_same = (teacher.feature_size, teacher.n_samples) == (student.feature_size, student.n_samples)
+        self.extractor = None if is_same else teacher
 
-    def of(self, samples: np.ndarray, labels: list[int]) -> dict[str, Any]:
+    def compute(self, samples: np.ndarray, labels: list[int]) -> dict[str, Any]:
         """
+        Compute the columns of one example.
+
         Args:
             samples (`np.ndarray`): float32 [samples], no longer than the context.
-            labels (`list[int]`): Ids of the student.
+            labels (`list[int]`): Token ids of the student.
 
         Returns:
             `dict`: `teacher_input_features` float32 [teacher's mels, frames], where mel bins or contexts differ, and
@@ -60,7 +62,7 @@ class TeacherColumns:
 
 def unflatten_states(cell: Any, num_tokens: int) -> torch.Tensor:
     """
-    The teacher's states of one example.
+    The teacher's decoder states of one example.
 
     Args:
         cell: The example's `teacher_states`: numbers [tokens · hidden], in any format of `datasets`.

@@ -1,4 +1,4 @@
-"""The map between the vocabularies of two Whispers, whose ids may differ: large-v3 has one more language."""
+"""Maps token ids between two Whispers. They may differ: large-v3 has one more language."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-# One token that repositories spell in two ways.
+# Repositories spell this token in two ways.
 _RENAMED = {"<|nocaptions|>": "<|nospeech|>"}
 
 
 @dataclass
 class VocabularyMap:
     """
-    Which ids of a student's and of a teacher's vocabulary are one token.
+    The ids of the same tokens in the student's and in the teacher's vocabulary.
 
     Args:
         student_ids (`torch.Tensor`): int64 [common], ascending: the tokens that both have.
         teacher_ids (`torch.Tensor`): int64 [common], the same tokens in the teacher's vocabulary.
-        student_tokens (`int`): Tokens of the student's tokenizer.
-        teacher_tokens (`int`): Tokens of the teacher's tokenizer.
+        student_tokens (`int`): Number of tokens of the student's tokenizer.
+        teacher_tokens (`int`): Number of tokens of the teacher's tokenizer.
 
     Example:
 
@@ -38,21 +38,21 @@ class VocabularyMap:
     _table: torch.Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        # The last row stands for every id without a token in common.
+        # The last row is for every id without a common token.
         self._table = torch.full((int(self.student_ids.max()) + 2,), -100)
         self._table[self.student_ids] = self.teacher_ids
 
     @classmethod
     def between(cls, student_tokenizer: Any, teacher_tokenizer: Any) -> VocabularyMap:
         """
-        Match two tokenizers' tokens by their strings.
+        Match the tokens of two tokenizers by their strings.
 
         Args:
             student_tokenizer (`WhisperTokenizer`): The student's.
             teacher_tokenizer (`WhisperTokenizer`): The teacher's.
 
         Raises:
-            ValueError: less than half of the student's tokens are the teacher's too.
+            ValueError: the teacher has less than half of the student's tokens.
         """
         student, teacher = _ids_by_token(student_tokenizer), _ids_by_token(teacher_tokenizer)
         common = sorted((token_id, teacher[token]) for token, token_id in student.items() if token in teacher)
@@ -67,21 +67,21 @@ class VocabularyMap:
     @property
     def is_identity(self) -> bool:
         """
-        Whether both tokenizers have the same tokens with the same ids.
+        True if both tokenizers have the same tokens with the same ids.
 
         An output layer may have more rows than its tokenizer has tokens (padding, or the timestamps that older
-        tokenizers lack). Logits can be compared without this map where it is the identity and the layers have equally
-        many rows; everywhere else, the columns of common tokens can be compared.
+        tokenizers lack). Logits can be compared without this map if it is the identity and both layers have equally
+        many rows. Otherwise compare the columns of the common tokens.
         """
         same_size = len(self.student_ids) == self.student_tokens == self.teacher_tokens
         return same_size and torch.equal(self.student_ids, self.teacher_ids)
 
     def teacher_labels(self, labels: list[int] | torch.Tensor) -> list[int] | torch.Tensor:
         """
-        The ids that the teacher has for the student's labels.
+        Translate the student's labels to the teacher's ids.
 
         Args:
-            labels (`list[int]` or `torch.Tensor`): int64 [...] ids of the student, or -100.
+            labels (`list[int]` or `torch.Tensor`): int64 [...] student ids, or -100.
 
         Returns:
             `list[int]` or `torch.Tensor`: of the same kind and shape, -100 where the teacher lacks the token.

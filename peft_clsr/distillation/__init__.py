@@ -1,1 +1,1 @@
-"""Training: the trainer, its losses, arguments and callbacks. Teachers are in `teachers`."""
+"""Training: the trainer, its arguments, batches, losses, step budget and callbacks. Teachers are in `teachers`."""

@@ -12,7 +12,7 @@ from .losses import KD_LOSSES
 @dataclass
 class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     """
-    Arguments of [`DistillationTrainer`]: those of `Seq2SeqTrainingArguments` and the ones below.
+    Arguments of [`DistillationTrainer`], in addition to those of `Seq2SeqTrainingArguments`.
 
     The loss is `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`, with `budget_weight` from the adapter's
     [`CLSRConfig`]. `label_smoothing_factor` smooths CE (the paper's reference implementation uses 0.1).
@@ -23,17 +23,19 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         kd_weight (`float`, *optional*, defaults to 2.0): Weight of the distillation loss, at least 0.
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy, at least 0.
         temperature (`float`, *optional*, defaults to 1.0): Divides teacher's and student's logits; above 0.
-        language_column (`str`, *optional*, defaults to `"language"`): Column of the dataset with each example's
-            language.
+        language_column (`str`, *optional*, defaults to `"language"`):
+            Column of the dataset with each example's language.
         language_temperature (`float`, *optional*, defaults to 1.0):
-            How far languages are evened out where several are trained, see [`LanguageBatchSampler`]: at 1 every
-            example comes once an epoch, at `inf` every language as often as the largest; at least 1.
+            Sampling temperature of several languages, at least 1, see [`LanguageBatchSampler`]. At 1, an epoch has
+            every example once. At `inf`, it has as many examples of each language as of the largest.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
-            As in `TrainingArguments`, where it is `True`, and would remove what the collator makes batches of.
+            As in `TrainingArguments`, where it is `True`. That would remove columns that the collator needs.
 
     Raises:
-        ValueError: a value outside of the range given above.
+        ValueError: a value outside the range above.
     """
+
+    _argument_group_name = "training"  # for the help of HfArgumentParser
 
     kd_loss: str = field(default="js", metadata={"help": "Divergence between teacher and student: 'js' or 'kl'."})
     kd_weight: float = field(default=2.0, metadata={"help": "Weight of the distillation loss, at least 0."})
@@ -43,7 +45,7 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         default="language", metadata={"help": "Column of the dataset with each example's language."}
     )
     language_temperature: float = field(
-        default=1.0, metadata={"help": "How far several languages are evened out: 1 not at all, inf fully."}
+        default=1.0, metadata={"help": "Sampling temperature of several languages: 1 as in the data, inf all alike."}
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Remove columns that the model's forward does not take."}
@@ -55,11 +57,11 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"kd_loss is {self.kd_loss!r}, expected one of {', '.join(KD_LOSSES)}")
         for name in ("kd_weight", "ce_weight"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 (0 leaves that part out)")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 (0 turns that loss off)")
         if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, expected above 0 (1 leaves the logits as they are)")
+            raise ValueError(f"temperature is {self.temperature}, expected above 0 (1 does not change the logits)")
         if not self.language_temperature >= 1:
             raise ValueError(
-                f"language_temperature is {self.language_temperature}, expected at least 1 (1 takes every example "
-                "once)"
+                f"language_temperature is {self.language_temperature}, expected at least 1 (1 samples every "
+                "example once)"
             )

@@ -1,4 +1,4 @@
-"""What follows the course of training: the gate noise, and the order of the batches."""
+"""Callbacks: the gate-noise schedule, and the epoch for samplers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 class GateScheduleCallback(TrainerCallback):
     """
-    Lets the noise on gate logits rise linearly from 0 to `gate_noise` over training; that of straight-through gates
-    fall from `gate_noise` to 0 in its first half.
+    Schedules the noise on gate logits. It rises linearly from 0 to `gate_noise` over training. With straight-through
+    gates, it falls from `gate_noise` to 0 in the first half.
 
-    [`DistillationTrainer`] brings its own; a plain `Seq2SeqTrainer` takes `callbacks=[GateScheduleCallback()]`. A
-    resumed run goes on where it was.
+    [`DistillationTrainer`] adds it by itself; a plain `Seq2SeqTrainer` needs `callbacks=[GateScheduleCallback()]`. A
+    resumed run continues the schedule.
 
     Raises:
         TypeError: the model has no CLSR adapter.
@@ -33,13 +33,13 @@ class GateScheduleCallback(TrainerCallback):
 
 class EpochCallback(TrainerCallback):
     """
-    Tells a sampler (or an iterable dataset) which epoch begins.
+    Sets the epoch of a sampler (or an iterable dataset) when an epoch begins.
 
-    `Trainer` does so by itself only for some of the wrappers that accelerate puts around a sampler, which differ by
-    the number of processes and after a resume in the middle of an epoch.
+    `Trainer` does not reach the sampler through every wrapper that accelerate puts around it. The wrapper depends on
+    the number of processes, and on whether the run was resumed in the middle of an epoch.
 
     Args:
-        sampler: Has `set_epoch(epoch)`.
+        sampler: An object with `set_epoch(epoch)`.
     """
 
     def __init__(self, sampler: Any) -> None:

@@ -1,7 +1,7 @@
-"""Loss mathematics, as plain functions of tensors. Sums, so that a trainer can divide by the tokens of all batches.
+"""Losses as plain functions of tensors. They are sums, so that a trainer can divide by the tokens of all batches.
 
-`cross_entropy_sum` and `distillation_sum` take logits; `chunked_losses` takes decoder states, and makes both losses of
-some positions at a time, so that the logits of a batch are never in memory together.
+`cross_entropy_sum` and `distillation_sum` take logits. `chunked_losses` takes decoder states and computes both losses
+chunk by chunk, so that the logits of a whole batch are never in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, label_smoothin
     Args:
         logits (`torch.Tensor`): [..., tokens, vocabulary]
         labels (`torch.Tensor`): int64 [..., tokens]
-        label_smoothing (`float`, *optional*, defaults to 0.0): The share of probability spread over the vocabulary.
+        label_smoothing (`float`, *optional*, defaults to 0.0): Share of probability spread over the vocabulary.
 
     Returns:
         `torch.Tensor`: scalar, in nats.
@@ -48,14 +48,16 @@ def distillation_sum(
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """
-    Divergence of the next-token distributions p (teacher) and q (student), summed over label positions not -100, times
-    `temperature²`, which keeps gradients of one size (Hinton et al., 2015).
+    Divergence of the next-token distributions p (teacher) and q (student), summed over the label positions that are
+    not -100.
+
+    The sum is multiplied by `temperature²`, so that gradients keep their size (Hinton et al., 2015).
 
     "js", Jensen-Shannon: `0.5 KL(p‖m) + 0.5 KL(q‖m)`, `m = (p + q) / 2` (Ferraz et al., 2024, eq. 6); "kl": `KL(p‖q)`.
 
     Args:
         student_logits (`torch.Tensor`): [..., tokens, vocabulary]
-        teacher_logits (`torch.Tensor`): [..., tokens, vocabulary]; a constant: no gradient flows to it.
+        teacher_logits (`torch.Tensor`): [..., tokens, vocabulary]. It gets no gradient.
         labels (`torch.Tensor`): int64 [..., tokens]
         kind (`str`, *optional*, defaults to `"js"`): "js" or "kl".
         temperature (`float`, *optional*, defaults to 1.0): Divides the logits of both.
@@ -71,26 +73,26 @@ def distillation_sum(
 
 
 @dataclass
-class Teaching:
+class TeacherTargets:
     """
-    What a teacher says about label positions, as `chunked_losses` takes it.
+    The teacher's targets for distillation at the label positions of a batch.
 
     Args:
-        hidden_states (`torch.Tensor`): [positions, teacher hidden], its decoder states before the output layer.
+        hidden_states (`torch.Tensor`): [positions, teacher hidden], the teacher's last decoder states.
         output_layer (`Callable`):
-            Makes logits [n, teacher vocabulary] of states [n, teacher hidden]. States are cast to the dtype of a
-            module's parameters; a plain function gets them as they are.
+            Computes logits [n, teacher vocabulary] from states [n, teacher hidden]. For a module, states are cast to
+            the dtype of its parameters; a plain function gets them as they are.
         student_ids (`torch.Tensor`, *optional*):
-            int64 [common], the columns of the student's logits that are compared; by default all, in their order.
+            int64 [common], the columns of the student's logits that are compared. By default all, in their order.
         teacher_ids (`torch.Tensor`, *optional*): int64 [common], the same tokens' columns of the teacher's logits.
-        is_taught (`torch.Tensor`, *optional*): bool [positions], where there is distillation; by default everywhere.
+        mask (`torch.Tensor`, *optional*): bool [positions], True where there is distillation. By default everywhere.
     """
 
     hidden_states: torch.Tensor
     output_layer: Callable[[torch.Tensor], torch.Tensor]
     student_ids: torch.Tensor | None = None
     teacher_ids: torch.Tensor | None = None
-    is_taught: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
 @torch.compiler.disable
@@ -99,62 +101,62 @@ def chunked_losses(
     output_weight: torch.Tensor,
     output_bias: torch.Tensor | None,
     labels: torch.Tensor,
-    teaching: Teaching | None = None,
+    targets: TeacherTargets | None = None,
     *,
     ce_weight: float = 1.0,
     kd_weight: float = 1.0,
     label_smoothing: float = 0.0,
     kind: str = "js",
     temperature: float = 1.0,
-    # Fastest on a CPU with Whisper's vocabulary, at 240 MB: smaller chunks read the weights more often, and float32
-    # [chunk, vocabulary] of more than 32 MiB, from 162 positions on, are mapped by the system anew each time.
+    # Fastest on a CPU with Whisper's vocabulary, at 240 MB. Smaller chunks read the weights more often. From 162
+    # positions on, float32 [chunk, vocabulary] is above 32 MiB, and malloc maps it anew each time.
     chunk_size: int = 128,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    `ce_weight · CE + kd_weight · KD` of decoder states: `cross_entropy_sum` and `distillation_sum` of
-    `hidden_states · output_weightᵀ + output_bias`, without the logits of more than `chunk_size` positions in memory.
+    Compute `ce_weight · CE + kd_weight · KD` from decoder states, in chunks of positions.
 
-    The gradients are made along with the losses, chunk by chunk; `backward` only scales them. Where no gradient is
-    wanted, as in evaluation, none is made. Where vocabularies differ, distributions are compared over the common
-    tokens, each normalized over these.
+    CE is the `cross_entropy_sum` and KD the `distillation_sum` of the logits
+    `hidden_states · output_weightᵀ + output_bias`. Only the logits of one chunk are in memory. The forward pass also
+    computes the gradients, chunk by chunk, unless gradients are off; `backward` only scales them. If vocabularies
+    differ, both distributions are normalized over the common tokens.
 
     Args:
         hidden_states (`torch.Tensor`): [positions, hidden], the student's, where labels are not -100.
         output_weight (`torch.Tensor`): [vocabulary, hidden]
         output_bias (`torch.Tensor` or `None`): [vocabulary]
         labels (`torch.Tensor`): int64 [positions], none of them -100.
-        teaching ([`Teaching`], *optional*): Without it, as with `kd_weight` 0, there is no distillation.
+        targets ([`TeacherTargets`], *optional*): Without them, or with `kd_weight` 0, there is no distillation.
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy.
         kd_weight (`float`, *optional*, defaults to 1.0): Weight of the distillation loss.
         label_smoothing (`float`, *optional*, defaults to 0.0): As in `cross_entropy_sum`.
         kind (`str`, *optional*, defaults to `"js"`): As in `distillation_sum`.
         temperature (`float`, *optional*, defaults to 1.0): As in `distillation_sum`.
-        chunk_size (`int`, *optional*, defaults to 128): Positions whose logits are in memory together.
+        chunk_size (`int`, *optional*, defaults to 128): Positions in a chunk.
 
     Returns:
-        `tuple` of three scalar `torch.Tensor`: the weighted sum, and without gradient CE and KD, all summed over
-        positions.
+        `tuple` of three scalar `torch.Tensor`: the weighted sum, CE and KD, all summed over positions. Only the
+        weighted sum has a gradient.
 
     Raises:
-        ValueError: an unknown `kind`; numbers of positions that differ.
+        ValueError: an unknown `kind`; inputs with different numbers of positions.
     """
     counts = {"hidden_states": len(hidden_states), "labels": len(labels)}
-    if teaching is not None:
-        counts["teaching.hidden_states"] = len(teaching.hidden_states)
-        if teaching.is_taught is not None:
-            counts["teaching.is_taught"] = len(teaching.is_taught)
+    if targets is not None:
+        counts["targets.hidden_states"] = len(targets.hidden_states)
+        if targets.mask is not None:
+            counts["targets.mask"] = len(targets.mask)
     if len(set(counts.values())) > 1:
         described = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise ValueError(f"the numbers of positions differ: {described}. Pick the same label positions of each")
 
     def chunk_sums(logits: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
         ce_sum = cross_entropy_sum(logits, labels[chunk], label_smoothing)
-        if teaching is None or kd_weight == 0:
+        if targets is None or kd_weight == 0:
             return ce_sum, logits.new_zeros(())
-        student_logits, teacher_logits = _taught_logits(logits, teaching, chunk)
+        student_logits, teacher_logits = _compared_logits(logits, targets, chunk)
         return ce_sum, _divergence_sum(student_logits, teacher_logits, kind, temperature)
 
-    with_gradients = torch.is_grad_enabled()  # within an autograd function, it never is
+    with_gradients = torch.is_grad_enabled()  # inside an autograd function it is always False
     return _ChunkedLosses.apply(
         hidden_states, output_weight, output_bias, chunk_sums, ce_weight, kd_weight, chunk_size, with_gradients
     )
@@ -182,7 +184,7 @@ class _ChunkedLosses(torch.autograd.Function):
         ce_sum = hidden_states.new_zeros((), dtype=_at_least_float32(hidden_states.dtype))
         kd_sum = ce_sum.clone()
         with torch.set_grad_enabled(any(wanted)):
-            # Once: autocast keeps no copy of a frozen weight and would cast it in each chunk.
+            # Cast once: autocast does not cache frozen weights and would cast them for each chunk.
             weight, bias = _autocast(output_weight), _autocast(output_bias)
             for start in range(0, len(hidden_states), chunk_size):
                 chunk = slice(start, start + chunk_size)
@@ -203,7 +205,7 @@ class _ChunkedLosses(torch.autograd.Function):
 
 
 def _leaf(tensor: torch.Tensor | None, with_gradient: bool) -> torch.Tensor | None:
-    """The tensor outside of the caller's graph, with a gradient of its own."""
+    """The tensor detached from the caller's graph, with zeros as its gradient."""
     if tensor is None:
         return None
     leaf = tensor.detach().requires_grad_(with_gradient)
@@ -211,26 +213,26 @@ def _leaf(tensor: torch.Tensor | None, with_gradient: bool) -> torch.Tensor | No
     return leaf
 
 
-def _taught_logits(
-    student_logits: torch.Tensor, teaching: Teaching, chunk: slice
+def _compared_logits(
+    student_logits: torch.Tensor, targets: TeacherTargets, chunk: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a chunk's taught positions over the common tokens, both on the student's device."""
+    """Student's and teacher's logits of a chunk, [masked positions, common tokens], on the student's device."""
     device = student_logits.device
-    states = teaching.hidden_states[chunk]
-    if teaching.is_taught is not None:
-        # Selected, not multiplied by 0: the states of other positions may hold anything.
-        rows = teaching.is_taught[chunk].nonzero().squeeze(-1)
+    states = targets.hidden_states[chunk]
+    if targets.mask is not None:
+        # Selected, not multiplied by 0: the states of other positions may be NaN.
+        rows = targets.mask[chunk].nonzero().squeeze(-1)
         states = states.index_select(0, rows.to(states.device))
         student_logits = student_logits.index_select(0, rows.to(device))
-    if teaching.student_ids is not None:
-        student_logits = student_logits.index_select(-1, teaching.student_ids.to(device))
+    if targets.student_ids is not None:
+        student_logits = student_logits.index_select(-1, targets.student_ids.to(device))
     with torch.no_grad():
-        if isinstance(teaching.output_layer, nn.Module):
-            dtypes = (parameter.dtype for parameter in teaching.output_layer.parameters())
+        if isinstance(targets.output_layer, nn.Module):
+            dtypes = (parameter.dtype for parameter in targets.output_layer.parameters())
             states = states.to(next((dtype for dtype in dtypes if dtype.is_floating_point), states.dtype))
-        teacher_logits = teaching.output_layer(states)
-        if teaching.teacher_ids is not None:
-            teacher_logits = teacher_logits.index_select(-1, teaching.teacher_ids.to(teacher_logits.device))
+        teacher_logits = targets.output_layer(states)
+        if targets.teacher_ids is not None:
+            teacher_logits = teacher_logits.index_select(-1, targets.teacher_ids.to(teacher_logits.device))
     return student_logits, teacher_logits.to(device)
 
 
@@ -245,7 +247,7 @@ def _divergence_sum(
     if kind == "kl":
         divergence = _kl_sum(log_p, log_q)
     else:
-        with torch.no_grad():  # m needs no gradient: a change of m adds -sum((p + q) / 2m dm) = -sum(dm) = 0
+        with torch.no_grad():  # the gradient through m is zero: -sum((p + q) / 2m dm) = -sum(dm) = 0
             log_m = torch.logaddexp(log_p, log_q).sub_(math.log(2))
             teacher_part = _kl_sum(log_p, log_m)
         divergence = 0.5 * (teacher_part + _kl_sum(log_q, log_m))
@@ -266,7 +268,7 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _autocast(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """What autocast would make of a weight."""
+    """The weight in the dtype of the running autocast, if there is one."""
     if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))

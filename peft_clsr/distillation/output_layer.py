@@ -1,4 +1,4 @@
-"""The output layer (`proj_out`), which turns decoder states into logits over the vocabulary."""
+"""The output layer (`proj_out`), from decoder states to logits over the vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def output_layer(model: nn.Module) -> nn.Module:
-    """The output layer of a Whisper, or of the one inside a `PeftModel`."""
+    """The output layer of a Whisper, also inside a `PeftModel`."""
     whisper = model.get_base_model() if hasattr(model, "get_base_model") else model
     return whisper.get_output_embeddings()
 
@@ -21,17 +21,17 @@ def replaced_output_layer(
     model: nn.Module, forward: Callable[[torch.Tensor], Any]
 ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """
-    In the block, the model calls `forward` with its decoder states instead of making logits of them.
+    Call `forward` in place of the output layer, while in the block.
 
-    What `forward` returns stands in `outputs.logits`. It is called inside of the model's own forward, where FSDP and
-    DeepSpeed have gathered the layer's weight. Give the model no labels: it would compute a loss from "logits".
+    `outputs.logits` is what `forward` returns. The call is inside the model's forward, where FSDP and DeepSpeed have
+    gathered the layer's weight. Give the model no labels, or it computes a loss from these "logits".
 
     Args:
         model (`nn.Module`): A Whisper, or a `PeftModel` around one.
         forward (`Callable`): Takes decoder states [batch, tokens, hidden].
 
     Yields:
-        `Callable`: the layer's own forward, from decoder states to logits [batch, tokens, vocabulary].
+        `Callable`: the layer's own forward, from decoder states to logits [..., vocabulary].
 
     Example:
 
@@ -41,15 +41,15 @@ def replaced_output_layer(
     ```
     """
     layer = output_layer(model)
-    forward = torch.compiler.disable(forward)  # what it is differs from call to call, and would be compiled anew
-    # accelerate's hooks (a model spread over devices) move weights and inputs, and then call `_old_forward`.
+    forward = torch.compiler.disable(forward)  # it differs in each call, and would be recompiled
+    # In a model that is spread over devices, accelerate's hook moves weights and inputs, then calls `_old_forward`.
     name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"
-    own, is_of_class = getattr(layer, name), name not in layer.__dict__
+    original_forward, is_of_class = getattr(layer, name), name not in layer.__dict__
     setattr(layer, name, forward)
     try:
-        yield own
+        yield original_forward
     finally:
         if is_of_class:
             delattr(layer, name)
         else:
-            setattr(layer, name, own)
+            setattr(layer, name, original_forward)

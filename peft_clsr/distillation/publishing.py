@@ -1,4 +1,4 @@
-"""What Trainer does with the Hub, done for folders of languages."""
+"""Trainer's pushes to the Hub, for repositories with one folder per language."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ logger = logging.get_logger(__name__)
 
 class LanguagePublisher:
     """
-    Mixed into a `Trainer`: pushes go into one folder a language of a repository that may hold others, by
-    [`push_folder`], and leave it a card of all languages.
+    Mixin for a `Trainer`. It pushes each adapter into its language's folder with [`push_folder`], and updates the
+    model card of the repository, which may have further languages.
 
-    Trainer would push the whole output folder instead: its card over everybody's, adapters of the last `save_model`
-    where they are not named "default", and the pickled arguments with `hub_token` in them.
+    Trainer itself would push the whole output folder. That would overwrite the repository's card, would push the last
+    saved adapters unless they are named "default", and would publish `hub_token` in the pickled arguments.
     """
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
@@ -40,11 +40,11 @@ class LanguagePublisher:
                 language_code(config.language or name)
             except ValueError as error:
                 raise ValueError(
-                    f"adapter {name!r} is for no language, so there is no folder on the Hub for it: give it one, "
+                    f"adapter {name!r} is for no language, and folders on the Hub are named by language: set one with "
                     'CLSRConfig(language="ca")'
                 ) from error
         super().init_hf_repo(*args, **kwargs)
-        self._hub = HfApi()  # its pushes in the background come one after the other
+        self._hub = HfApi()  # one object: its background pushes run one after the other
 
     def create_model_card(
         self,
@@ -55,26 +55,26 @@ class LanguagePublisher:
         **kwargs: Any,
     ) -> None:
         """
-        Write the card of the languages in `output_dir`, and beside each adapter what the card says of it.
+        Write the model card of the languages in `output_dir`, and each adapter's record beside it.
 
         Args:
-            dataset (`str`, *optional*, defaults to `"evaluation set"`): Name of the test set that evaluation was on.
+            dataset (`str`, *optional*, defaults to `"evaluation set"`): Name of the evaluation set.
             metrics (`Mapping`, *optional*):
-                Language code to results by test set, as [`push_language`] takes them; by default WER and CER of the
-                evaluation of these weights, where there was one with `make_compute_metrics`.
-            gate_means (`Mapping`, *optional*): Language code to what `gate_means` measured, for the plot.
-            kwargs: Further arguments of `Trainer.create_model_card`, which this card has no place for.
+                Language code to results by test set, as in [`push_language`]. By default WER and CER of these weights'
+                evaluation, if it used `make_compute_metrics`.
+            gate_means (`Mapping`, *optional*): Language code to the result of `gate_means`, for the plot.
+            kwargs: Further arguments of `Trainer.create_model_card`, which are ignored.
         """
         if not self.is_world_process_zero():
             return
         state = self.state
         step = state.best_global_step if self.args.load_best_model_at_end else None
         output_dir = Path(self.args.output_dir)
-        self._describe(output_dir, step or state.global_step, dataset, metrics or {}, gate_means or {})
+        self._write_records(output_dir, step or state.global_step, dataset, metrics or {}, gate_means or {})
         path = output_dir / README
         existing = path.read_bytes().decode("utf-8") if path.is_file() else ""
         repo_id = self.hub_model_id or self.args.hub_model_id or output_dir.absolute().name
-        # PEFT leaves an empty template there whenever it saves.
+        # A card without START is PEFT's empty template, written by each save.
         text = language_card(read_languages(output_dir), repo_id, existing if START in existing else None)
         path.write_bytes(text.encode("utf-8"))
 
@@ -87,7 +87,7 @@ class LanguagePublisher:
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
-        """As `Trainer.push_to_hub`, for languages; `kwargs` are those of `create_model_card`."""
+        """Push as `Trainer.push_to_hub` does, by language. `kwargs` are those of `create_model_card`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
@@ -107,12 +107,12 @@ class LanguagePublisher:
         if in_progress and not self.args.hub_always_push:
             return
         try:
-            self._describe(Path(checkpoint_folder), self.state.global_step, None, {}, {})
+            self._write_records(Path(checkpoint_folder), self.state.global_step, None, {}, {})
         except ValueError as error:
             logger.warning(f"{checkpoint_folder} is not pushed: {error}")
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # A copy, as the checkpoint may be deleted, and the next one saved, while this one is on its way.
+        # A copy: the checkpoint may be deleted or overwritten during the push.
         copied = Path(tempfile.mkdtemp())
         for folder in self._folders(Path(checkpoint_folder)).values():
             target = copied / folder.relative_to(checkpoint_folder)
@@ -163,14 +163,15 @@ class LanguagePublisher:
         return self._hub.run_as_future(push)
 
     def _folders(self, folder: Path) -> dict[str, Path]:
-        """Where PEFT saved each adapter under `folder`."""
+        """The folder of each adapter that PEFT saved under `folder`, by name."""
         adapters = self.accelerator.unwrap_model(self.model).peft_config
         folders = {name: adapter_folder(folder, name) for name in adapters}
         return {name: path for name, path in folders.items() if (path / SAFETENSORS_WEIGHTS_NAME).is_file()}
 
-    def _describe(
+    def _write_records(
         self, folder: Path, step: int, dataset: str | None, metrics: Mapping[str, Any], gate_means: Mapping[str, Any]
     ) -> None:
+        """Write the record of each saved adapter, from which the model card is made."""
         model = self.accelerator.unwrap_model(self.model)
         for name, path in self._folders(folder).items():
             code = language_code(model.peft_config[name].language or name)
@@ -178,13 +179,13 @@ class LanguagePublisher:
                 model,
                 name,
                 path,
-                results=metrics.get(code) or self._evaluated(code, step, dataset or "evaluation set"),
+                results=metrics.get(code) or self._evaluation_results(code, step, dataset or "evaluation set"),
                 training_args=self.args,
                 gate_means=gate_means.get(code),
             )
 
-    def _evaluated(self, code: str, step: int, test_set: str) -> dict[str, dict[str, float]]:
-        """WER and CER of a language in the last evaluation at a step."""
+    def _evaluation_results(self, code: str, step: int, test_set: str) -> dict[str, dict[str, float]]:
+        """WER and CER of a language in the last evaluation at a step, by test set; empty if there was none."""
         logs = [log for log in self.state.log_history if log.get("step") == step and f"eval_wer_{code}" in log]
         if not logs:
             return {}

@@ -11,6 +11,8 @@ from transformers import EvalPrediction
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from ..extras import require
+
 
 def error_rates(
     predictions: Sequence[str],
@@ -19,22 +21,22 @@ def error_rates(
     language: str = "all",
 ) -> dict[str, dict[str, float | int]]:
     """
-    Word and character error rates by language, over all utterances of a language together (not a mean of utterances).
+    Compute word and character error rates by language, over all utterances of a language together.
 
-    Both sides go through transformers' `BasicTextNormalizer`: lower case, no punctuation or symbols, nothing in
-    brackets; diacritics stay, since they tell words apart. English gets the same one: its own normalizer needs a
-    spelling table and would make languages incomparable.
+    Both sides are normalized by transformers' `BasicTextNormalizer`: lower case, no punctuation or symbols, nothing in
+    brackets. Diacritics stay, as they distinguish words. English gets the same normalizer: its own needs a spelling
+    table and would make languages incomparable.
 
     Args:
         predictions (`Sequence[str]`): Hypotheses.
-        references (`Sequence[str]`): What was said, in the same order.
+        references (`Sequence[str]`): Correct transcripts, in the same order.
         languages (`Sequence[str]`, *optional*): Language of each utterance.
         language (`str`, *optional*, defaults to `"all"`): The key of the result without `languages`.
 
     Returns:
         `dict`: language to `{"wer", "cer", "utterances", "skipped"}`. Rates are fractions, 0.25 for 25 %, and may be
-        above 1. References that normalize to nothing (such as "♪") are `skipped`; `utterances` counts those scored.
-        Without any of them the rates are NaN.
+        above 1. `skipped` counts references that normalize to nothing (such as "♪"), `utterances` the scored ones. If
+        no utterance is scored, the rates are NaN.
 
     Raises:
         ValueError: the lengths differ.
@@ -46,8 +48,7 @@ def error_rates(
     0.3333333333333333
     ```
     """
-    import jiwer
-
+    jiwer = require("jiwer")
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references: give one each")
     if languages is None:
@@ -64,8 +65,9 @@ def error_rates(
         scored = [pair for pair in utterances if pair[0]]
         wer = cer = math.nan
         if scored:
-            spoken, heard = (list(side) for side in zip(*scored, strict=True))
-            wer, cer = float(jiwer.wer(spoken, heard)), float(jiwer.cer(spoken, heard))
+            reference_texts, predicted_texts = (list(side) for side in zip(*scored, strict=True))
+            wer = float(jiwer.wer(reference_texts, predicted_texts))
+            cer = float(jiwer.cer(reference_texts, predicted_texts))
         rates[key] = {
             "wer": wer,
             "cer": cer,
@@ -77,17 +79,17 @@ def error_rates(
 
 def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str, float]]:
     """
-    Error rates for `Seq2SeqTrainer` (and `DistillationTrainer`) with `predict_with_generate=True`.
+    Make the function of error rates for `Seq2SeqTrainer` and `DistillationTrainer` with `predict_with_generate=True`.
 
     Args:
         processor (`WhisperProcessor`): Decodes predictions and labels.
 
     Returns:
         `Callable`: takes an `EvalPrediction` with `predictions` and `label_ids` [utterances, tokens], -100 for
-        padding, and gives "wer" and "cer", the means over languages, and "wer_ca", "cer_ca" of each language, all
-        fractions as in `error_rates`. The language of an utterance is that of the language token in its labels.
-        Languages whose references all normalize to nothing are left out. It raises a `ValueError` where no language
-        is left, where labels have no language token, and where predictions are logits.
+        padding. It returns "wer" and "cer", the means over languages, and "wer_ca", "cer_ca" for each language, all
+        fractions as in [`error_rates`]. The language token in the labels of an utterance gives its language. Languages
+        whose references all normalize to nothing are left out. It raises a `ValueError` if no language is left, if
+        labels have no language token, or if predictions are logits.
 
     Example:
 
@@ -114,7 +116,7 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
     """
     tokenizer = processor.tokenizer
     language_ids = {tokenizer.convert_tokens_to_ids(f"<|{code}|>"): code for code in LANGUAGES}
-    language_ids.pop(tokenizer.unk_token_id, None)  # languages that the tokenizer does not know
+    language_ids.pop(tokenizer.unk_token_id, None)  # of languages that the tokenizer does not know
     language_ids.pop(None, None)
 
     def decode(tokens: np.ndarray) -> list[str]:
@@ -124,7 +126,7 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
         predictions, labels = prediction.predictions, prediction.label_ids
         if isinstance(predictions, tuple) or predictions.ndim != 2:
             raise ValueError(
-                "the predictions are no token ids [utterances, tokens] but what the model returned: set "
+                "the predictions are outputs of the model, expected token ids [utterances, tokens]: set "
                 "predict_with_generate=True"
             )
         languages = []

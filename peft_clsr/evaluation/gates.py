@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..whisper import module_side, position_mask
 from .mode import evaluation_mode
 
 
@@ -17,15 +18,15 @@ def gate_means(
     model: nn.Module, dataset: Any, collator: Callable[[list[Any]], dict[str, torch.Tensor]], batch_size: int = 8
 ) -> dict[str, float]:
     """
-    The mean gate of every routed module over a dataset: in evaluation, the share of tokens sent to the expert.
+    Compute the mean gate of every routed module over a dataset: the share of tokens sent to the expert.
 
-    The references are fed to the decoder (teacher forcing). Padding does not count: encoder tokens are those of
-    `attention_mask`, decoder tokens those of `labels`.
+    The decoder reads the references (teacher forcing). Padding does not count: `attention_mask` selects encoder
+    tokens, `labels` decoder tokens.
 
     Args:
         model (`PeftModel`): A model with an active CLSR adapter.
         dataset: Examples that `collator` takes.
-        collator (`Callable`): Makes `input_features`, `attention_mask` and `labels` of a list of examples.
+        collator (`Callable`): Makes a batch of `input_features`, `attention_mask` and `labels` from examples.
         batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
 
     Returns:
@@ -35,15 +36,15 @@ def gate_means(
     tokens: dict[str, int] = {}
     with evaluation_mode(model), torch.inference_mode():
         for batch in tqdm(DataLoader(dataset, batch_size=batch_size, collate_fn=collator), desc="gate means"):
-            # What else the collator makes is for a teacher.
+            # Other entries of the batch are for a teacher.
             batch = {key: batch[key].to(model.device) for key in ("input_features", "attention_mask", "labels")}
             batch["input_features"] = batch["input_features"].to(model.dtype)
             decoder_mask = batch["labels"] != -100
-            encoder_mask = batch["attention_mask"][:, ::2].bool()  # the second convolution has stride 2
+            encoder_mask = position_mask(batch["attention_mask"]).bool()
             with model.base_model.record_gates() as gates:
                 model(**batch)
             for name, gate in gates.items():
-                mask = decoder_mask if "decoder" in name else encoder_mask
+                mask = decoder_mask if module_side(name) == "decoder" else encoder_mask
                 sums[name] = sums.get(name, 0.0) + gate[mask.to(gate.device)].double().sum().item()
                 tokens[name] = tokens.get(name, 0) + int(mask.sum())
     return {name: sums[name] / max(tokens[name], 1) for name in sums}

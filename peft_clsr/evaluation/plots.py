@@ -1,4 +1,4 @@
-"""Plots."""
+"""Plots of gate means."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 
+from ..extras import require
+from ..whisper import module_side
+
 
 def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, title: str | None = None) -> None:
     """
-    Plot the mean gate by layer, a panel each for the encoder and the decoder.
+    Plot the mean gate by layer, with one panel for the encoder and one for the decoder.
 
     Args:
         gate_means (`Mapping[str, float]`):
-            Module name to mean gate in [0, 1], from `peft_clsr.evaluation.gate_means`. The layer is the number after
-            "layers." in the name; several routed modules of a layer become several lines.
+            Module name to mean gate in [0, 1], from [`gate_means`]. The layer is the number after "layers." in the
+            name. Several routed modules of a layer become several lines.
         path (`str` or `os.PathLike`): The PNG file to write.
         title (`str`, *optional*): Title of the figure.
 
@@ -23,17 +26,14 @@ def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, ti
     """
     if not gate_means:
         raise ValueError("no gate means to plot: record them with an active CLSR adapter first")
-    # The object interface with its own canvas: no display, and no state shared with the caller's pyplot.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    # The object interface needs no display and shares no state with the caller's pyplot.
+    figure = require("matplotlib.figure").Figure(figsize=(9, 3.5), layout="constrained")
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     for panel, side in zip(panels, ("encoder", "decoder"), strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for name, mean in gate_means.items():
-            if ("decoder" in name) != (side == "decoder"):
+            if (module_side(name) or "encoder") != side:
                 continue
             match = re.search(r"\blayers?\.(\d+)\.?(.*)", name)
             layer, module = (int(match[1]), match[2]) if match else (0, name)

@@ -16,8 +16,8 @@ from .mode import evaluation_mode
 
 
 @contextmanager
-def _quiet_generation() -> Iterator[None]:
-    """Whisper's `generate` passes itself arguments that transformers then warns of, at every batch."""
+def _without_generation_warnings() -> Iterator[None]:
+    """Hide transformers' warnings at each batch about arguments that Whisper's `generate` passes to itself."""
     logger = logging.getLogger("transformers.generation.utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -39,25 +39,25 @@ def transcribe(
     desc: str = "transcribing",
 ) -> list[str]:
     """
-    Transcribe a prepared dataset greedily, with the language given, and a progress bar.
+    Transcribe a prepared dataset greedily in a given language, with a progress bar.
 
-    As in any `generate`, the adapter is that of the language, or none, whatever is active; to hear a language with the
-    active adapter of another, set `model.base_model.route_by_language = False`.
+    As in `generate`, the language chooses the adapter, or the base model if there is none. To use the active adapter
+    for another language, set `model.base_model.route_by_language = False`.
 
     Args:
-        model (`nn.Module`): A Whisper or a `PeftModel` around one, at the context of the dataset's features.
+        model (`nn.Module`): A Whisper or a `PeftModel` around one, with the context of the dataset's features.
         processor (`WhisperProcessor`): Decodes the tokens.
-        dataset: Examples with `input_features` [mels, frames], as `prepare_dataset` gives them.
-        language (`str`): What is spoken: name or code, "catalan" or "ca".
-        task (`str`, *optional*, defaults to `"transcribe"`): Or "translate", to English.
+        dataset: Examples with `input_features` [mels, frames], from [`prepare_dataset`].
+        language (`str`): The spoken language: name or code, "catalan" or "ca".
+        task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate" (to English).
         batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
         max_new_tokens (`int`, *optional*):
-            Longest transcript in tokens, without the four of the prompt. All that the decoder allows by default; less
-            bounds the time lost on a model that repeats itself.
+            Longest transcript in tokens, without the four of the prompt. By default the decoder's limit. A lower value
+            saves time on a model that repeats itself.
         desc (`str`, *optional*, defaults to `"transcribing"`): Name of the progress bar.
 
     Returns:
-        `list[str]`: one stripped transcript an example, in order.
+        `list[str]`: one transcript an example, in order, without surrounding spaces.
     """
     if max_new_tokens is None:
         max_new_tokens = model.config.max_target_positions - 4
@@ -69,7 +69,7 @@ def transcribe(
     with (
         evaluation_mode(model),
         torch.inference_mode(),
-        _quiet_generation(),
+        _without_generation_warnings(),
         tqdm(total=len(dataset), desc=desc, unit="utt") as progress,
     ):
         for input_features in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):

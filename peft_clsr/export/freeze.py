@@ -1,9 +1,8 @@
-"""A Whisper without routing: each FFN whose gate nearly always decides one way becomes that one FFN."""
+"""Freezes routing: an FFN whose gate nearly always decides one way becomes a plain FFN."""
 
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,36 +17,37 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..evaluation.error_rates import error_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.transcripts import transcribe
+from ..extras import require
 from ..languages import adapter_of_language, language_code
-from ..tuner.config import CLSRConfig
-from ..tuner.layer import CLSRLayer
 from ..tuner.model import CLSRModel
+from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side
+from .plain_ffn import Decision, exclude_modules, replace_ffn, routed_projections
 
-_COLUMNS = ("input_features", "attention_mask", "labels", "text")
+_PREPARED_COLUMNS = ("input_features", "attention_mask", "labels", "text")
 
 
 @dataclass(frozen=True)
 class FrozenRouting:
     """
-    What [`freeze_routing`] gives.
+    The result of [`freeze_routing`].
 
     Args:
         model (`WhisperForConditionalGeneration` or `PeftModel`):
-            The frozen model, in evaluation mode: a plain Whisper, or a `PeftModel` where a module is left routed.
+            The frozen model, in evaluation mode: a plain Whisper, or a `PeftModel` if a module is left routed.
         shares (`dict[str, float]`):
-            Share of tokens that each module's gate sends to the expert, in [0, 1], without padding: what
-            [`~evaluation.gate_means`] gives.
+            Module to the share of tokens that its gate sends to the expert, in [0, 1], without padding, from
+            [`gate_means`].
         padding_shares (`dict[str, float]`):
-            The same of the padding after the audio, for the encoder's modules; empty where there is none.
-        became (`dict[str, str]`): What each of these modules became: "expert", "shared", or "routed" as before.
-        before (`dict`): Error rates of the routed model on the dataset, as [`~evaluation.error_rates`] gives them.
-        after (`dict`): The same of the frozen model.
+            The same for the padding after the audio, for the encoder's modules. Empty if there is no padding.
+        decisions (`dict[str, str]`): Module to "expert", "shared" or "routed" (left as it was).
+        before (`dict`): Error rates of the routed model on the dataset, from [`error_rates`].
+        after (`dict`): Error rates of the frozen model.
     """
 
     model: WhisperForConditionalGeneration | PeftModel
     shares: dict[str, float]
     padding_shares: dict[str, float]
-    became: dict[str, Literal["expert", "shared", "routed"]]
+    decisions: dict[str, Decision]
     before: dict[str, float | int]
     after: dict[str, float | int]
 
@@ -64,42 +64,42 @@ def freeze_routing(
     max_new_tokens: int | None = None,
 ) -> FrozenRouting:
     """
-    Replace routed FFNs by the one that their gates nearly always choose, and measure what that costs.
+    Replace each routed FFN by the FFN that its gate nearly always chooses, and measure the cost in error rates.
 
-    A module whose gate sends at least `threshold` of the dataset's tokens to the expert becomes the expert, one that
-    sends at most `1 - threshold` becomes the shared FFN, each of plain `nn.Linear`s. In the encoder this must be true
-    of the tokens of the audio and of those of the padding after it, each for themselves: Whisper attends to both.
-    Where all modules are decided, nothing of this library is left: the model saves, loads and converts as any Whisper.
-    It is for one language then. A context that the adapter cut (`max_audio_seconds`) stays cut in it.
+    A module whose gate sends at least `threshold` of the dataset's tokens to the expert becomes the expert. One that
+    sends at most `1 - threshold` becomes the shared FFN. Both consist of plain `nn.Linear`s. In the encoder this must
+    hold for the tokens of the audio and, separately, for those of the padding after it: Whisper attends to both.
+    If all modules are decided, the result is a plain Whisper for one language, which saves, loads and converts as any
+    other. If the adapter cut the context (`max_audio_seconds`), it stays cut.
 
-    Where modules are left routed, the model is a `PeftModel` whose adapter names the frozen ones in `exclude_modules`.
-    It belongs to the frozen base, not to the original one: save both, the adapter first, as in
-    `model.save_pretrained("adapter")` and `model.unload().save_pretrained("base")`.
+    If modules are left routed, the result is a `PeftModel` whose adapter names the frozen modules in
+    `exclude_modules`. The adapter belongs to the frozen base model, not to the original one. Save both, the adapter
+    first: `model.save_pretrained("adapter")`, then `model.unload().save_pretrained("base")`.
 
     Args:
-        model (`PeftModel`): A Whisper with CLSR adapters, which stays as it is: all is done on a copy.
-        language (`str`): The language to keep: an adapter's name, or a code or English name of a Whisper language.
+        model (`PeftModel`): A Whisper with CLSR adapters. It is copied, not changed.
+        language (`str`): The language to keep: an adapter's name, or a Whisper language's code or English name.
         dataset (`datasets.Dataset`):
-            Speech in that language that `prepare_dataset` prepared at the model's context. It decides what is frozen,
-            and it is what error rates are measured on.
+            Speech in that language, from `prepare_dataset` at the model's context. Gates and error rates are measured
+            on it.
         processor (`WhisperProcessor`): Decodes the transcripts.
-        threshold (`float`, *optional*, defaults to 0.95): When a module is decided, in (0.5, 1].
+        threshold (`float`, *optional*, defaults to 0.95): Share of tokens that decides a module, in (0.5, 1].
         undecided (`str`, *optional*, defaults to `"routed"`):
-            What becomes of the other modules: they stay "routed"; or each becomes what the "majority" of its tokens
-            takes, those of padding left out; or the one with the lower "loss" on the dataset's transcripts, tried one
-            after the other, which takes two passes of teacher forcing for each.
-        batch_size (`int`, *optional*, defaults to 8): Utterances at a time.
-        max_new_tokens (`int`, *optional*): Longest transcript in tokens, as in [`~evaluation.transcribe`].
+            The other modules stay "routed"; or each becomes what the "majority" of its tokens takes, without padding;
+            or what gives the lower "loss" on the dataset's transcripts. The loss is tried module by module, with two
+            passes of teacher forcing for each.
+        batch_size (`int`, *optional*, defaults to 8): Utterances per batch.
+        max_new_tokens (`int`, *optional*): Longest transcript in tokens, as in [`transcribe`].
 
     Returns:
-        [`FrozenRouting`]: the frozen model, what became of each module, and error rates before and after.
+        [`FrozenRouting`]: the frozen model, the decision for each module, and error rates before and after.
 
     Raises:
         TypeError: `model` is no `PeftModel` around a Whisper, or `dataset` no `datasets.Dataset`.
         ValueError:
-            A threshold outside of (0.5, 1], or another word for `undecided`; a language without an adapter; an adapter
-            that is not CLSR; a dataset that is empty, lacks columns, or has another language or context; FFNs that are
-            quantized or not in memory.
+            `threshold` is outside (0.5, 1], or `undecided` is unknown; the language has no adapter; the adapter is not
+            CLSR; the dataset is empty, lacks columns, or has another language or context; FFNs are quantized or not in
+            memory.
 
     Example:
 
@@ -117,7 +117,7 @@ def freeze_routing(
         )
     if undecided not in ("routed", "majority", "loss"):
         raise ValueError(f"undecided is {undecided!r}, expected 'routed', 'majority' or 'loss'")
-    name, code = _adapter(model, language)
+    name, code = _find_adapter(model, language)
     _check_layers(model, name)
     _check_dataset(dataset, code, model.config.max_source_positions)
 
@@ -128,7 +128,7 @@ def freeze_routing(
         model.delete_adapter(other)
     model.eval()
 
-    def measure(model: nn.Module, desc: str) -> dict[str, float | int]:
+    def measure_errors(model: nn.Module, desc: str) -> dict[str, float | int]:
         transcripts = transcribe(
             model,
             processor,
@@ -143,31 +143,35 @@ def freeze_routing(
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor, language=code)
     shares = gate_means(model, dataset, collator, batch_size=batch_size)
     padding_shares = _padding_shares(model, dataset, collator, batch_size)
-    before = measure(model, "routed")
+    before = measure_errors(model, "routed")
 
-    base, projections = model.get_base_model(), _projections(model.get_base_model(), name)
-    became = {key: _decision([share, padding_shares.get(key, share)], threshold) for key, share in shares.items()}
+    base = model.get_base_model()
+    projections = routed_projections(base, name)
     if undecided == "majority":
-        became = {key: "expert" if share >= 0.5 else "shared" for key, share in shares.items()}
-    for key, kind in became.items():
-        _replace(base, projections[key], name, kind)
+        decisions = {key: "expert" if share >= 0.5 else "shared" for key, share in shares.items()}
+    else:
+        decisions = {key: _decide([share, padding_shares.get(key, share)], threshold) for key, share in shares.items()}
+    for key, decision in decisions.items():
+        replace_ffn(base, projections[key], name, decision)
     if undecided == "loss":
         batches = DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
-        for key in tqdm([key for key, kind in became.items() if kind == "routed"], desc=f"{code}: undecided modules"):
+        undecided_keys = [key for key, decision in decisions.items() if decision == "routed"]
+        for key in tqdm(undecided_keys, desc=f"{code}: undecided modules"):
             losses = {}
-            for kind in ("expert", "shared"):
-                _replace(base, projections[key], name, kind)
-                losses[kind] = _loss(model, batches)
-            became[key] = min(losses, key=losses.get)
-            _replace(base, projections[key], name, became[key])
+            for decision in ("expert", "shared"):
+                replace_ffn(base, projections[key], name, decision)
+                losses[decision] = _loss(model, batches)
+            decisions[key] = min(losses, key=losses.get)
+            replace_ffn(base, projections[key], name, decisions[key])
 
-    frozen = [key for gate, kind in became.items() if kind != "routed" for key in projections[gate]]
-    model = _finish(model, name, frozen, is_plain="routed" not in became.values())
-    after = measure(model, "frozen") if frozen else before
-    return FrozenRouting(model, shares, padding_shares, became, before, after)
+    frozen = [key for gate, decision in decisions.items() if decision != "routed" for key in projections[gate]]
+    model = _finish(model, name, frozen, is_plain="routed" not in decisions.values())
+    after = measure_errors(model, "frozen") if frozen else before
+    return FrozenRouting(model, shares, padding_shares, decisions, before, after)
 
 
-def _decision(shares: list[float], threshold: float) -> Literal["expert", "shared", "routed"]:
+def _decide(shares: list[float], threshold: float) -> Decision:
+    """The FFN that all `shares` of tokens agree on."""
     if min(shares) >= threshold:
         return "expert"
     return "shared" if max(shares) <= 1 - threshold else "routed"
@@ -176,8 +180,8 @@ def _decision(shares: list[float], threshold: float) -> Literal["expert", "share
 def _padding_shares(
     model: PeftModel, dataset: Any, collator: DataCollatorSpeechSeq2SeqWithPadding, batch_size: int
 ) -> dict[str, float]:
-    """Gate means of the encoder's modules over the padding after the audio."""
-    if all(bool(mask[::2].all()) for mask in dataset["attention_mask"]):  # a token of the encoder is two frames
+    """Gate means of the encoder's modules over the padding after the audio. Empty if there is no padding."""
+    if all(bool(mask[::FRAMES_PER_POSITION].all()) for mask in dataset["attention_mask"]):
         return {}
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor | list[str]]:
@@ -185,12 +189,12 @@ def _padding_shares(
         return batch | {"attention_mask": 1 - batch["attention_mask"]}
 
     shares = gate_means(model, dataset, collate, batch_size=batch_size)
-    return {key: share for key, share in shares.items() if "decoder" not in key.split(".")}
+    return {key: share for key, share in shares.items() if module_side(key) != "decoder"}
 
 
 @torch.inference_mode()
 def _loss(model: PeftModel, batches: DataLoader) -> float:
-    """The mean cross-entropy of the transcripts' tokens."""
+    """Mean cross-entropy per token of the transcripts, in nats."""
     total, tokens = 0.0, 0
     for batch in batches:
         features, labels = batch["input_features"].to(model.device, model.dtype), batch["labels"].to(model.device)
@@ -200,80 +204,23 @@ def _loss(model: PeftModel, batches: DataLoader) -> float:
     return total / tokens
 
 
-@torch.no_grad()
-def _replace(
-    base: nn.Module,
-    projections: dict[str, CLSRLayer],
-    adapter_name: str,
-    kind: Literal["expert", "shared", "routed"],
-) -> None:
-    """Put the projections of one FFN, by name, into the model: the expert's, the shared FFN's, or as they were."""
-    for key, layer in projections.items():
-        parent, _, attribute = key.rpartition(".")
-        projection = layer
-        if kind == "expert":
-            projection = _expert(layer, adapter_name)
-        elif kind == "shared":
-            projection = layer.get_base_layer()
-        setattr(base.get_submodule(parent), attribute, projection)
-
-
 def _finish(
     model: PeftModel, adapter_name: str, frozen: list[str], is_plain: bool
 ) -> WhisperForConditionalGeneration | PeftModel:
-    """What is returned of a model whose projections `frozen` were replaced."""
+    """The model to return, whose projections `frozen` were replaced: a plain Whisper, or with the rest routed."""
     base, config = model.get_base_model(), model.peft_config[adapter_name]
-    if frozen:  # it is not the model of that name any more
+    if frozen:  # it no longer is the model of that name
         base.name_or_path = base.config.name_or_path = ""
         config.base_model_name_or_path = None
     if is_plain:
-        model.base_model.routing.full_positions = None  # the context stays what the expert was trained at
+        model.base_model.routing.full_positions = None  # unload() keeps the context cut then
         return model.unload().eval()
-    _exclude(base, config, frozen)
+    exclude_modules(base, config, frozen)
     return model
 
 
-def _expert(layer: CLSRLayer, adapter_name: str) -> nn.Linear:
-    """The expert's projection in `layer`, in the precision of the shared one."""
-    shared = layer.get_base_layer()
-    if adapter_name in layer.clsr_expert:
-        expert = layer.clsr_expert[adapter_name]
-        weight, bias = expert.weight, expert.bias
-    else:
-        A, B = layer.clsr_expert_A[adapter_name].weight, layer.clsr_expert_B[adapter_name].weight
-        weight, bias = B.float() @ A.float() + shared.weight, shared.bias
-    linear = copy.deepcopy(shared)  # its device, precision and mode
-    linear.weight.copy_(weight)
-    if bias is not None:
-        linear.bias.copy_(bias)
-    return linear
-
-
-def _exclude(base: nn.Module, config: CLSRConfig, keys: list[str]) -> None:
-    """Add modules to the `exclude_modules` of an adapter's config."""
-    excluded = config.exclude_modules or ()
-    if isinstance(excluded, str):  # names in its place: the expression with names in it would not be loaded
-        all_targets = copy.copy(config)
-        all_targets.exclude_modules = None
-        excluded = [
-            key
-            for key, _ in base.named_modules()
-            if re.fullmatch(excluded, key) and CLSRModel._check_target_module_exists(all_targets, key)
-        ]
-    config.exclude_modules = {*excluded, *keys}
-
-
-def _projections(base: nn.Module, adapter_name: str) -> dict[str, dict[str, CLSRLayer]]:
-    """The projections that an adapter routes, by the name of the one that owns their gate, and by their own."""
-    projections: dict[str, dict[str, CLSRLayer]] = {}
-    for key, module in base.named_modules():
-        if isinstance(module, CLSRLayer) and adapter_name in module.clsr_config:
-            projections.setdefault(module.route.name, {})[key] = module
-    return projections
-
-
-def _adapter(model: Any, language: str) -> tuple[str, str]:
-    """The name of the adapter of a language, and the language's code."""
+def _find_adapter(model: Any, language: str) -> tuple[str, str]:
+    """The name of a language's adapter, and the language's code. Raises errors for a model without CLSR adapters."""
     if not isinstance(model, PeftModel) or not isinstance(model.get_base_model(), WhisperForConditionalGeneration):
         inside = f" around a {type(model.get_base_model()).__name__}" if isinstance(model, PeftModel) else ""
         raise TypeError(
@@ -283,7 +230,7 @@ def _adapter(model: Any, language: str) -> tuple[str, str]:
     if not isinstance(model.base_model, CLSRModel):
         kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in model.peft_config.items())
         raise ValueError(
-            f"the model has no CLSR layers to freeze, its adapters are: {kinds}. Those of other methods are merged by "
+            f"the model has no CLSR layers to freeze, its adapters are: {kinds}. Merge those of other methods with "
             "model.merge_and_unload()"
         )
     name = adapter_of_language(model.peft_config, language)
@@ -291,7 +238,8 @@ def _adapter(model: Any, language: str) -> tuple[str, str]:
 
 
 def _check_layers(model: PeftModel, adapter_name: str) -> None:
-    for projections in _projections(model.get_base_model(), adapter_name).values():
+    """Raise a `ValueError` for FFNs that are quantized or not in memory."""
+    for projections in routed_projections(model.get_base_model(), adapter_name).values():
         for key, layer in projections.items():
             base_layer = layer.get_base_layer()
             weight = base_layer.weight.detach()
@@ -304,27 +252,26 @@ def _check_layers(model: PeftModel, adapter_name: str) -> None:
 
 
 def _check_dataset(dataset: Any, code: str, max_source_positions: int) -> None:
-    import datasets
-
-    if not isinstance(dataset, datasets.Dataset):
+    """Raise an error for a dataset that is not prepared, is empty, or has another language or context."""
+    if not isinstance(dataset, require("datasets").Dataset):
         raise TypeError(
             f"the dataset is a {type(dataset).__name__}, expected a datasets.Dataset as prepare_dataset gives"
         )
-    missing = [column for column in _COLUMNS if column not in dataset.column_names]
+    missing = [column for column in _PREPARED_COLUMNS if column not in dataset.column_names]
     if missing:
         raise ValueError(f"the dataset has no {', '.join(missing)}: prepare it with prepare_dataset")
     if not len(dataset):
-        raise ValueError("the dataset is empty: gates can be measured and transcripts scored on speech alone")
+        raise ValueError("the dataset is empty: gates and error rates are measured on it, so give it some speech")
     if "language" in dataset.column_names:
         others = sorted({str(language) for language in dataset.unique("language")} - {code})
         if others:
             raise ValueError(
-                f"the dataset has utterances of the languages {others} beside or instead of {code!r}, whose gates are "
-                f"to be measured: give it those of {code!r} alone"
+                f"the dataset has utterances of the languages {others} beside or instead of {code!r}: keep those of "
+                f"{code!r} alone"
             )
-    frames, context = len(dataset[0]["input_features"][0]), 2 * max_source_positions
+    frames, context = len(dataset[0]["input_features"][0]), FRAMES_PER_POSITION * max_source_positions
     if frames != context:
         raise ValueError(
             f"the dataset's features have {frames} frames and the model takes {context}: prepare it at the model's "
-            f"context, set_audio_context(None, processor, {context / 100:g})"
+            f"context, set_audio_context(None, processor, {max_source_positions / POSITIONS_PER_SECOND:g})"
         )

@@ -1,4 +1,4 @@
-"""Whether a base model is the one that an adapter was trained on: by name, and by a hash of one shared FFN."""
+"""Checks that a base model is the one an adapter was trained on, by its name and a hash of one shared FFN."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from torch import nn
 
 from ..tuner.layer import CLSRLayer
 
-# A checkpoint is loaded in one precision by one user and in another by the next. Lower ones follow from float32 by one
-# rounding, whoever does it; between themselves they do not.
+# Users load a checkpoint in different precisions. Rounding float32 gives the same float16 and bfloat16 for everyone,
+# but float16 and bfloat16 cannot be computed from each other.
 _HASHED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def ffn_identity(model: PeftModel, adapter_name: str) -> dict[str, Any]:
     """
-    The identity of the base model: hashes of the shared weight of the last FFN that the adapter routes.
+    Hash one shared FFN of the base model, to recognize the model later.
 
-    The last one, since fine-tuning often leaves the encoder, which comes first, as it is.
+    It is the last FFN that the adapter routes, because fine-tuning often leaves the encoder unchanged.
 
     Args:
         model (`PeftModel`): A model with the adapter.
         adapter_name (`str`): The adapter's name.
 
     Returns:
-        `dict`: `{"module": name in the base model, "sha256": {dtype: hex digest}}`, for the precision of the weight
-        and for those that follow from it. No digests where the weight is quantized, sharded or not in memory.
+        `dict`: `{"module": name in the base model, "sha256": {dtype: hex digest}}`, for the weight's dtype and those
+        that follow from it. There are no digests for a weight that is quantized, sharded or not in memory.
     """
     module = [
         name
@@ -47,19 +47,19 @@ def check_base_model(
     model: nn.Module, base_model_name_or_path: str | None, identity: Mapping[str, Any] | None, adapter: str
 ) -> None:
     """
-    Refuse an adapter of another base model.
+    Raise an error for an adapter that was trained on another base model.
 
-    Names must be equal, unless one of them is a folder and the hashes say that it holds the same model. Where hashes
-    can be compared they must be equal too.
+    Names must be equal, unless one of them is a folder and the hashes are equal. Hashes must be equal wherever they
+    can be compared.
 
     Args:
         model (`nn.Module`): The base model, or a `PeftModel` around it.
-        base_model_name_or_path (`str`, *optional*): The adapter's.
-        identity (`Mapping`, *optional*): What [`ffn_identity`] gave for the adapter.
-        adapter (`str`): How to call the adapter in the error.
+        base_model_name_or_path (`str`, *optional*): The name in the adapter's config.
+        identity (`Mapping`, *optional*): The result of [`ffn_identity`] in the adapter's record.
+        adapter (`str`): The adapter's name for the error message.
 
     Raises:
-        ValueError: the base differs; the message says in what, and how to load all the same.
+        ValueError: the base model differs. The message says how, and how to load the adapter nevertheless.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     name, wanted = getattr(base, "name_or_path", None), base_model_name_or_path
@@ -68,7 +68,7 @@ def check_base_model(
         if wanted
         else "load the base model that they were trained on, or pass allow_other_base=True"
     )
-    is_same = _has_identity(base, identity or {})
+    is_same = _same_weights(base, identity or {})
     if is_same is False:
         raise ValueError(
             f"{adapter} was trained on another base model: the shared FFN {identity['module']!r} of {wanted!r} there "
@@ -82,7 +82,7 @@ def check_base_model(
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name is a repository's on the Hub, such as "openai/whisper-small", and not a folder's here."""
+    """True for the name of a repository on the Hub, such as "openai/whisper-small"; False for a local folder."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
@@ -90,16 +90,16 @@ def is_hub_id(name: str | None) -> bool:
     return not os.path.isdir(name)
 
 
-def _has_identity(base: nn.Module, identity: Mapping[str, Any]) -> bool | None:
-    """Whether `base` has the hash of `identity`; `None` where the two cannot be compared."""
+def _same_weights(base: nn.Module, identity: Mapping[str, Any]) -> bool | None:
+    """True if `base` has the hash in `identity`; `None` if the two cannot be compared."""
     hashes = identity.get("sha256")
     if not hashes:
         return None
     try:
         own = _weight_hashes(base, identity.get("module", ""))
-    except AttributeError:  # no such module, or none with a weight
+    except AttributeError:  # there is no such module, or it has no weight
         return False
-    for dtype, digest in own.items():  # the precision of the weight comes first
+    for dtype, digest in own.items():  # the weight's own dtype comes first
         if dtype in hashes:
             return digest == hashes[dtype]
     return None
@@ -107,6 +107,7 @@ def _has_identity(base: nn.Module, identity: Mapping[str, Any]) -> bool | None:
 
 @torch.no_grad()
 def _weight_hashes(base: nn.Module, module: str) -> dict[str, str]:
+    """Hashes of a module's weight by dtype, as in [`ffn_identity`]."""
     layer = base.get_submodule(module)
     if isinstance(layer, BaseTunerLayer):
         layer = layer.get_base_layer()

@@ -1,34 +1,81 @@
-"""The model card of a repository of languages: made of what stands in its folders, between two markers."""
+"""The model card of a repository or folder of languages. Our part of it stands between two markers."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..files import write_text
 from .base_model import is_hub_id
-from .record import PLOT_NAME, HubLanguage
+from .record import PLOT_NAME, HubLanguage, read_languages
 
+README = "README.md"
 START = "<!-- peft_clsr: written by the library; what stands outside of these two markers is kept -->"
 END = "<!-- peft_clsr: end -->"
 
-# Whisper's code where it is not that of ISO 639, which the Hub asks for.
+# A heading of the empty template that PEFT writes wherever it saves.
+_PEFT_TEMPLATE = "# Model Card for Model ID"
+# The Hub expects codes of ISO 639. These of Whisper are none.
 _ISO_CODES = {"jw": "jv"}
 _OUR_METRIC = re.compile(r"(WER|CER) \([^()]*\)")
 
 
-def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str | None = None) -> str:
+def write_folder_card(directory: str | Path) -> None:
     """
-    The card, as Markdown with its metadata.
+    Write the model card `README.md` of a folder of languages, or of the folder of one adapter.
+
+    An existing card keeps its text outside the markers. PEFT's empty template is replaced, in subfolders too.
 
     Args:
-        languages (`Sequence[HubLanguage]`): All languages of the repository.
-        repo_id (`str`): The repository, for the snippet.
+        directory (`str` or `Path`): A folder that [`save_language`] or `save_pretrained` saved adapters in.
+
+    Raises:
+        ValueError: the folder has no adapter of a language, or the metadata of its card cannot be read.
+    """
+    directory = Path(directory)
+    languages = read_languages(directory)
+    if not languages:
+        raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
+    text = read_card(directory)
+    existing = None if text is None or _is_template(text) else text
+    write_text(directory / README, language_card(languages, directory.resolve().name, existing, is_local=True))
+    for language in languages:
+        text = read_card(directory / language.subfolder)
+        if text is not None and _is_template(text):
+            write_folder_card(directory / language.subfolder)
+
+
+def read_card(folder: Path) -> str | None:
+    """The text of `README.md` in a folder, with its newlines as they are; `None` if there is none."""
+    path = folder / README
+    return path.read_bytes().decode("utf-8-sig") if path.is_file() else None
+
+
+def _is_template(text: str) -> bool:
+    """True for PEFT's empty template."""
+    return _PEFT_TEMPLATE in text and START not in text
+
+
+def language_card(
+    languages: Sequence[HubLanguage], repo_id: str, existing: str | None = None, *, is_local: bool = False
+) -> str:
+    """
+    Make the card of some languages.
+
+    Args:
+        languages (`Sequence[HubLanguage]`): All languages of the repository or folder.
+        repo_id (`str`): The repository or folder, for the title and the code example.
         existing (`str`, *optional*):
-            The card as it is. What stands outside of the markers is kept, as is metadata that others wrote.
+            The present card. Text outside the markers is kept, and metadata that others wrote.
+        is_local (`bool`, *optional*, defaults to `False`): `repo_id` is a folder's name: the example loads from there.
+
+    Returns:
+        `str`: Markdown with metadata.
 
     Raises:
         ValueError: the metadata of the existing card cannot be read.
@@ -37,12 +84,12 @@ def language_card(languages: Sequence[HubLanguage], repo_id: str, existing: str 
         existing = f"---\n{{}}\n---\n# {repo_id.rpartition('/')[2]}\n\n"
     try:
         card = ModelCard(existing)
-    except Exception as error:  # of YAML, or of the results in it
-        raise ValueError(f"the metadata at the top of README.md cannot be read, mend it first: {error}") from error
+    except Exception as error:  # YAML's, or that of results in it
+        raise ValueError(f"the metadata at the top of README.md cannot be read, correct it first: {error}") from error
     _set_metadata(card, languages, repo_id)
     newline = "\r\n" if "\r\n" in card.text else "\n"
-    block = "\n".join([START, *_body(languages, repo_id), END]).replace("\n", newline)
-    # The last start: a marker whose partner somebody deleted must not take text of theirs with it.
+    block = "\n".join([START, *_body(languages, repo_id, is_local), END]).replace("\n", newline)
+    # The last start marker: an earlier one may have lost its end marker, and other people's text follows it.
     start = card.text.rfind(START)
     end = card.text.find(END, start)
     if start >= 0 and end >= 0:
@@ -79,7 +126,7 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
             task_type="automatic-speech-recognition",
             dataset_type=test_set,
             dataset_name=test_set,
-            # The Hub's format joins results of equal dataset, configuration and split.
+            # The Hub merges results of equal dataset, configuration and split.
             dataset_config=rates.get("config", language.code),
             dataset_split=rates.get("split"),
             metric_type=metric,
@@ -92,10 +139,10 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
     ]
 
 
-def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
+def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> list[str]:
     lines = [
-        "Language experts for Whisper, one folder a language, trained with peft_clsr (conditional language-specific",
-        "routing, [arXiv 2311.01070](https://arxiv.org/abs/2311.01070)). The base model stays as it is.",
+        "Language experts for Whisper, one folder per language, trained with peft_clsr (conditional language-specific",
+        "routing, [arXiv 2311.01070](https://arxiv.org/abs/2311.01070)). The base model is not changed.",
         "",
         "## Languages",
         "",
@@ -105,7 +152,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
     for language in languages:
         expert = "full" if language.rank is None else f"rank {language.rank}"
         size = "" if language.size is None else f"{language.size / 1e6:.1f} MB"
-        base = language.base_model if is_hub_id(language.base_model) else ""  # no paths of somebody's machine
+        base = language.base_model if is_hub_id(language.base_model) else ""  # no local paths
         row = [f"{language.name} ({language.code})", language.subfolder, base, expert, size]
         for test_set, rates in language.results.items() or [("", {})]:
             details = [str(rates[key]) for key in ("config", "split") if key in rates]
@@ -113,7 +160,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
             name = f"{test_set} ({', '.join(details)})" if details else test_set
             errors = [_percent(rates, metric) for metric in ("wer", "cer")]
             lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors]) + " |")
-    lines += ["", "## Use", "", *_snippet(languages, repo_id)]
+    lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
     trained = [language for language in languages if language.training]
     if trained:
         lines += ["", "## Training"]
@@ -122,7 +169,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
         lines += ["", f"{language.name} ({language.code}): {values}"]
     plotted = [language for language in languages if language.has_plot]
     if plotted:
-        lines += ["", "## How often each layer asks the expert"]
+        lines += ["", "## How often each layer uses the expert"]
     for language in plotted:
         path = f"{language.subfolder}/{PLOT_NAME}".lstrip("/")
         lines += ["", f"![{language.name}: mean gate by layer]({path})"]
@@ -130,34 +177,43 @@ def _body(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
 
 
 def _percent(rates: Mapping[str, Any], metric: str) -> str:
-    """A rate, and that of the base model in parentheses, as far as they are known."""
+    """A rate, and the base model's in parentheses, if known."""
     rate, base = rates.get(metric), rates.get(f"base_{metric}")
     own = "" if rate is None else f"{100 * rate:.1f}"
     return own if base is None else f"{own} ({100 * base:.1f})".strip()
 
 
-def _snippet(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
-    """Code that runs as it is, with the first language; strings of others go in as literals."""
+def _snippet(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> list[str]:
+    """Code that runs without changes, with the first language. Names from outside are literals in it."""
     if not languages:
         return ["There is no language here yet."]
     language = languages[0]
     base = language.base_model if is_hub_id(language.base_model) else "the base model"
     seconds = language.max_audio_seconds
-    context = ["from peft_clsr import set_audio_context"] if seconds else []
-    cut = [f"set_audio_context(None, processor, {seconds!r})"] if seconds else []
+    name = _literal(language.subfolder or language.code)
+    if is_local:
+        imports = ["import peft_clsr  # registers CLSR with PEFT", "import torch", "from peft import PeftModel"]
+        prefix = "peft_clsr."
+        subfolder = f", subfolder={_literal(language.subfolder)}" if language.subfolder else ""
+        load = [
+            f"folder = {_literal(repo_id)}  # the path of this folder",
+            f"model = PeftModel.from_pretrained(whisper, folder{subfolder}, adapter_name={name}).eval()",
+        ]
+    else:
+        imports = ["import torch", f"from peft_clsr import load_language{', set_audio_context' if seconds else ''}"]
+        prefix = ""
+        load = [f"model = load_language(whisper, {_literal(repo_id)}, {name}).eval()"]
     return [
         "```python",
         "import numpy as np",
-        "import torch",
-        *context,
-        "from peft_clsr import load_language",
+        *imports,
         "from transformers import WhisperForConditionalGeneration, WhisperProcessor",
         "",
         f"base = {_literal(base)}",
         "processor = WhisperProcessor.from_pretrained(base)",
-        *cut,
+        *([f"{prefix}set_audio_context(None, processor, {seconds!r})"] if seconds else []),
         "whisper = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32)",
-        f"model = load_language(whisper, {_literal(repo_id)}, {_literal(language.subfolder or language.code)}).eval()",
+        *load,
         "",
         "audio = np.zeros(16_000, dtype=np.float32)  # your recording: mono, 16 kHz",
         'features = processor(audio, sampling_rate=16_000, return_tensors="pt").input_features',
@@ -168,11 +224,11 @@ def _snippet(languages: Sequence[HubLanguage], repo_id: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """A string as Python has it in double quotes."""
+    """A Python string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _cell(value: object) -> str:
-    """Text that breaks neither the table nor the markers."""
+    """Text escaped for a table's cell, so that it breaks neither the table nor the markers."""
     text = " ".join(str(value).split())
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")

@@ -1,4 +1,4 @@
-"""Languages from the Hub: list and load them."""
+"""Lists and loads the languages of a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
-from ..checkpoints.checks import check_adapter_folder, is_clsr, read_config, weights_of
+from ..checkpoints.checks import check_adapter_folder
+from ..checkpoints.configs import is_clsr, read_config
+from ..checkpoints.weights import weights_path
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 from .base_model import check_base_model
@@ -21,19 +23,19 @@ from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_langua
 
 def list_languages(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubLanguage]:
     """
-    The languages of a repository, without downloading weights.
+    List the languages of a repository, without downloading weights.
 
     Args:
         repo_id (`str`): The repository.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
-        token (`str` or `bool`, *optional*): As everywhere in `huggingface_hub`.
+        token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
         `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results. Folders
-        that cannot be read are left out, with a warning. Offline, what the cache holds.
+        that cannot be read are left out, with a warning. Offline, the languages in the cache.
 
     Raises:
-        RepositoryNotFoundError: there is no such repository, or none that the token may read.
+        RepositoryNotFoundError: there is no such repository, or the token may not read it.
 
     Example:
 
@@ -62,30 +64,31 @@ def load_language(
     token: str | bool | None = None,
 ) -> PeftModel:
     """
-    Load one language of a repository, several, or all, each as an adapter that is named as its folder.
+    Load one, several or all languages of a repository. Each becomes an adapter with the name of its folder.
 
-    All are downloaded and checked before the model is touched: only safetensors, of the right names, shapes and
-    finite values, trained on this base model. Files that are in the cache are not fetched again, and suffice offline
-    (`HF_HUB_OFFLINE=1`).
+    All are downloaded and checked before the model is changed: they must be safetensors with the right names and
+    shapes and finite values, trained on this base model. Files in the cache are not downloaded again, and are enough
+    to work offline (`HF_HUB_OFFLINE=1`).
 
     Args:
-        model (`nn.Module`): The base model, or a `PeftModel` around it that may have other languages.
+        model (`nn.Module`): The base model, or a `PeftModel` around it, which may have other languages.
         repo_id (`str`): The repository.
         language (`str` or `Sequence[str]`, *optional*):
-            A folder, or a language's code or English name; several; all that are there by default.
+            A folder, or a language's code or English name; or a list of them. By default all languages.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
         allow_other_base (`bool`, *optional*, defaults to `False`):
-            Load although the base model has another name or other weights. Shapes must fit all the same.
-        is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapters can be trained further.
-        token (`str` or `bool`, *optional*): As everywhere in `huggingface_hub`.
+            Load even if the base model has another name or other weights. Shapes must fit in any case.
+        is_trainable (`bool`, *optional*, defaults to `False`): Make the adapters trainable.
+        token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
-        `PeftModel`: `model` itself, or a new one around it whose first language is active. In a model that was one
-        before, the active adapter stays; call `model.set_adapter("ca")`.
+        `PeftModel`: `model` itself, with its active adapter unchanged (call `model.set_adapter("ca")`); or, around a
+        base model, a new one in which the first language is active.
 
     Raises:
-        ValueError: no such language, an adapter that does not fit or of another base, or a name that the model has.
-        LocalEntryNotFoundError: the Hub is out of reach, and the cache does not have it.
+        ValueError: there is no such language; its adapter does not fit or has another base model; or the model has an
+            adapter of that name.
+        LocalEntryNotFoundError: the Hub cannot be reached, and the files are not in the cache.
 
     Example:
 
@@ -120,7 +123,7 @@ def load_language(
             )
         config = read_config(folder / CONFIG_NAME)
         if is_clsr(config) and not allow_other_base:
-            record = read_record(folder, sha256_of(weights_of(folder)))
+            record = read_record(folder, sha256_of(weights_path(folder)))
             check_base_model(model, config.get("base_model_name_or_path"), record.get("base_ffn"), adapter)
         check_adapter_folder(folder, model)
 
@@ -131,7 +134,7 @@ def load_language(
                 model.load_adapter(str(folder), name, is_trainable=is_trainable)
             else:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
-    except ValueError:  # each fits the model, but not beside another, as of other max_audio_seconds
+    except ValueError:  # each fits alone, but not together, such as with different max_audio_seconds
         if was_wrapped:
             for name in folders.keys() & model.peft_config.keys():
                 model.delete_adapter(name)
@@ -142,36 +145,36 @@ def load_language(
 
 
 def _small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
-    """A folder with the small files of all languages; its name is the commit."""
+    """Download the configs and records of all languages. The name of the folder returned is the commit."""
     patterns = [pattern for name in (CONFIG_NAME, RECORD_NAME) for pattern in (name, f"*/{name}")]
     return Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
 
 
 def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tuple[str, Path]:
-    """The name for an adapter, and the folder in the cache with its files."""
+    """Download a language. Returns the adapter's name and its folder in the cache."""
     try:
         code = language_code(language)
     except ValueError:
         check_adapter_name(language)
-        code = language  # a name of its own
-    for subfolder in _names(language, code):
+        code = language  # a folder that is not named by a language
+    for subfolder in _possible_folders(language, code):
         folder = _download(api, repo_id, subfolder, revision)
         if (folder / CONFIG_NAME).is_file():
             return subfolder, folder
-    # Not under its code: under a name of its own, or the repository itself.
+    # Its folder has another name, or is the repository itself.
     snapshot = _small_files(api, repo_id, revision)
-    there = read_languages(snapshot)
-    found = [entry for entry in there if entry.code == code]
+    languages = read_languages(snapshot)
+    found = [entry for entry in languages if entry.code == code]
     if len(found) != 1:
         raise ValueError(
             f"{repo_id} has {'several folders' if found else 'nothing'} for {language!r}; it has "
-            + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in there) or "no language")
+            + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in languages) or "no language")
         )
     return found[0].subfolder or found[0].code, _download(api, repo_id, found[0].subfolder, snapshot.name)
 
 
-def _names(language: str, code: str) -> list[str]:
-    """Folders that a language may have: of that very name, such as "ca_valencia", or of its code."""
+def _possible_folders(language: str, code: str) -> list[str]:
+    """Folders to look for a language in: the name as it was given, such as "ca_valencia", then the code."""
     try:
         check_adapter_name(language)
     except ValueError:  # "<|ca|>"
@@ -180,6 +183,7 @@ def _names(language: str, code: str) -> list[str]:
 
 
 def _download(api: HfApi, repo_id: str, subfolder: str, revision: str | None) -> Path:
+    """Download what loading an adapter needs. Returns its folder, without files if the repository has none."""
     prefix = f"{escape(subfolder)}/" if subfolder else ""
     patterns = [prefix + name for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME)]
     return Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns)) / subfolder

@@ -1,4 +1,4 @@
-"""Languages on the Hub: one repository, one folder a language, one commit a push."""
+"""Saves languages, and pushes them to the Hub: one repository, one folder per language, one commit per push."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from transformers.utils import logging
 
 from ..checkpoints.checks import check_adapter_folder
 from ..evaluation.plots import plot_gate_means
+from ..files import MAX_JSON_BYTES, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
 from .base_model import ffn_identity
-from .card import language_card
+from .card import README, language_card, read_card, write_folder_card
 from .record import (
-    MAX_JSON_BYTES,
+    LANGUAGE_FILES,
     PLOT_NAME,
     RECORD_NAME,
     HubLanguage,
@@ -39,13 +40,9 @@ from .record import (
     write_record,
 )
 
-README = "README.md"
-# All that is ever pushed or fetched of a language's folder. A pickle is neither.
-LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
-
-# Somebody else's commit came first (412 on the Hub, 409 on some servers), or the server cannot answer for now.
-_MOVED = (409, 412)
-_RETRIED = (*_MOVED, 429, 500, 502, 503, 504)
+# Another commit came first: 412 on the Hub, 409 on some servers.
+_CONFLICTS = (409, 412)
+_RETRIED = (*_CONFLICTS, 429, 500, 502, 503, 504)
 _ATTEMPTS = 8
 
 logger = logging.get_logger(__name__)
@@ -66,34 +63,36 @@ def push_language(
     token: str | bool | None = None,
 ) -> CommitInfo:
     """
-    Push the adapter of one language into its folder of a repository, and bring the model card up to date: one commit.
+    Push the adapter of one language into its folder of a repository, and update the model card, in one commit.
 
-    Other languages' files stay as they are. Where somebody pushes at the same time, the commit is made anew on top of
-    theirs. The repository is made where there is none. Among several processes, call it on one.
+    Files of other languages are not changed. If somebody else commits at the same time, the push is repeated on top of
+    their commit. The repository is created if there is none. With several processes, call it on one of them.
 
     Args:
         model (`PeftModel`): A model with the adapter.
         repo_id (`str`): The repository, "me/whisper-small-experts".
         language (`str`): The adapter's name, or its language's code or English name. The folder is named by the code.
         metrics (`Mapping`, *optional*):
-            Test set (best its name on the Hub) to rates, as fractions: "wer", "cer", those of the base model as
-            "base_wer", "base_cer", and, as far as known, "utterances", "skipped", "config" and "split" of the test
-            set. What an earlier push said is replaced, as it was of other weights.
+            Test set (best its name on the Hub) to rates, as fractions: "wer" and "cer", those of the base model as
+            "base_wer" and "base_cer", and, if known, "utterances", "skipped", "config" and "split" of the test set.
+            They replace those of an earlier push, which were of other weights.
         training_args (`TrainingArguments`, *optional*):
-            Those of the training; the card shows what decides about the result, and no path, name or token.
-        gate_means (`Mapping[str, float]`, *optional*): From `gate_means`, for the plot on the card. Needs matplotlib.
-        private (`bool`, *optional*): Whether a repository that is made is private.
-        revision (`str`, *optional*): The branch to push to, made where there is none; "main" by default.
-        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead, also without write access.
+            The training arguments. The card shows those that affect the result, and no path, name or token.
+        gate_means (`Mapping[str, float]`, *optional*):
+            The result of `gate_means`, for the plot on the card. Needs matplotlib.
+        private (`bool`, *optional*): Make a repository that is created private.
+        revision (`str`, *optional*): The branch to push to, created if there is none. "main" by default.
+        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request, which needs no write access.
         commit_message (`str`, *optional*): By default "Add Catalan (ca)".
-        token (`str` or `bool`, *optional*): As everywhere in `huggingface_hub`: the one logged in with by default.
+        token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`. By default that of the login.
 
     Returns:
-        `CommitInfo`: of the commit, with `pr_url` where one was opened.
+        `CommitInfo`: the commit, with `pr_url` if a pull request was opened.
 
     Raises:
-        ValueError: no adapter of that language, weights or results that are not finite, or a card that cannot be read.
-        HfHubHTTPError: the Hub refuses, or goes on failing.
+        ValueError: there is no adapter of that language, weights or results are not finite, or the repository's card
+            cannot be read.
+        HfHubHTTPError: the Hub refuses, or keeps failing.
         ConnectionError: hf-xet cannot upload the weights.
 
     Example:
@@ -132,9 +131,9 @@ def save_language(
     gate_means: Mapping[str, float] | None = None,
 ) -> Path:
     """
-    Save the adapter of one language to `directory/<code>`, with what [`push_language`] pushes beside the weights.
+    Save the adapter of one language to `directory/<code>`, with its record and a model card.
 
-    Args and errors are those of [`push_language`].
+    Arguments and errors are those of [`push_language`].
 
     Returns:
         `Path`: the folder of the language.
@@ -144,16 +143,16 @@ def save_language(
     results = check_results(metrics or {})
     folder = Path(directory) / code
     with tempfile.TemporaryDirectory() as temporary:
-        # PEFT's folder is the adapter's name, which need not be the code.
+        # PEFT names the folder by the adapter, not by the language code.
         model.save_pretrained(temporary, selected_adapters=[adapter_name])
         saved = adapter_folder(Path(temporary), adapter_name)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
             shutil.copyfile(saved / name, folder / name)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    text = json.dumps({**config, "language": code}, indent=2, sort_keys=True)
-    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    write_text(folder / CONFIG_NAME, json.dumps({**config, "language": code}, indent=2, sort_keys=True))
     describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
+    write_folder_card(folder)
     return folder
 
 
@@ -166,7 +165,7 @@ def describe_adapter(
     training_args: TrainingArguments | None,
     gate_means: Mapping[str, float] | None,
 ) -> None:
-    """Check the folder of a saved adapter, and write beside the weights what is known of it."""
+    """Check the folder of a saved adapter, and write its record and its plot of gate means."""
     check_adapter_folder(folder)
     if gate_means:
         plot_gate_means(gate_means, folder / PLOT_NAME, title=f"{adapter_name}: mean gate by layer")
@@ -190,15 +189,15 @@ def push_folder(
     token: str | bool | None = None,
 ) -> CommitInfo:
     """
-    Push all languages of a folder, as [`save_language`] or `save_pretrained` made them, and the card: one commit.
+    Push all languages that [`save_language`] or `save_pretrained` saved in a folder, and the card, in one commit.
 
-    Args and errors are those of [`push_language`]. Nothing else that lies in the folder is pushed.
+    Arguments and errors are those of [`push_language`]. Other files in the folder are not pushed.
     """
     directory = Path(directory)
     pushed = read_languages(directory)
     if not pushed:
         raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
-    # PEFT saves an adapter "default" in the folder itself; on the Hub, every language has a folder.
+    # PEFT saves the adapter "default" in the folder itself. On the Hub, every language has its own folder.
     files = {
         f"{language.subfolder or language.code}/{name}": directory / language.subfolder / name
         for language in pushed
@@ -207,7 +206,7 @@ def push_folder(
     }
     pushed = [replace(language, subfolder=language.subfolder or language.code) for language in pushed]
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the user's name
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the user's name in it
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     return _commit(api, repo_id, pushed, files, revision, create_pr, commit_message)
@@ -217,9 +216,9 @@ def update_model_card(
     repo_id: str, *, revision: str | None = None, create_pr: bool = False, token: str | bool | None = None
 ) -> CommitInfo:
     """
-    Write the model card anew from the folders of the repository: after PEFT's `model.push_to_hub`, or after deletions.
+    Update the model card from the folders of the repository, such as after PEFT's `model.push_to_hub` or deletions.
 
-    Args and errors are those of [`push_language`].
+    Arguments and errors are those of [`push_language`].
     """
     return _commit(HfApi(token=token), repo_id, [], {}, revision, create_pr, "Update the model card")
 
@@ -234,14 +233,15 @@ def _commit(
     message: str,
 ) -> CommitInfo:
     """
-    Commit files and the card that follows from them and from what is there; on a moved parent, on top of the new one.
+    Commit files, and the card of all languages in the repository.
 
-    Doing it again is harmless after an answer that got lost too: what is there already is no change. A pull request is
-    not opened twice, so nothing is tried again for one.
+    If another commit came first, or the Hub fails, the commit is repeated on top of the newest one. That is harmless
+    even if the first commit succeeded and only its answer was lost: equal files make no new commit. A pull request
+    would be opened twice, so it is not repeated.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            parent, languages, card = _state(api, repo_id, revision)
+            parent, languages, card = _read_repository(api, repo_id, revision)
             by_folder = {language.subfolder: language for language in (*languages, *pushed)}
             languages = sorted(by_folder.values(), key=lambda language: (language.code, language.subfolder))
             text = language_card(languages, repo_id, card)
@@ -259,31 +259,28 @@ def _commit(
             status = error.response.status_code
             if status not in _RETRIED or create_pr or attempt == _ATTEMPTS:
                 raise
-            reason = "somebody else committed first" if status in _MOVED else f"the Hub answered {status}"
+            reason = "somebody else committed first" if status in _CONFLICTS else f"the Hub answered {status}"
             logger.warning(f"{repo_id}: {reason}, trying again ({attempt} of {_ATTEMPTS - 1})")
             time.sleep(random.uniform(0.5, 1) * min(2.0**attempt, 16) / 2)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _state(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:
-    """The commit that a branch is at, its languages, and its card."""
+def _read_repository(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:
+    """The newest commit of a branch, its languages, and its card."""
     info = api.model_info(repo_id, revision=revision, files_metadata=True)
     small = [
         sibling.rfilename
         for sibling in info.siblings
-        if sibling.rfilename == README or _is_small_file_of_a_language(sibling.rfilename, sibling.size)
+        if sibling.rfilename == README or _describes_language(sibling.rfilename, sibling.size)
     ]
     if not small:
         return info.sha, [], None
     folder = Path(api.snapshot_download(repo_id, revision=info.sha, allow_patterns=[escape(path) for path in small]))
-    card = None
-    if README in small:
-        with (folder / README).open(newline="", encoding="utf-8-sig") as file:
-            card = file.read()
-    return info.sha, languages_of_snapshot(folder, info.siblings), card
+    return info.sha, languages_of_snapshot(folder, info.siblings), read_card(folder)
 
 
-def _is_small_file_of_a_language(path: str, size: int | None) -> bool:
+def _describes_language(path: str, size: int | None) -> bool:
+    """True for a config or record in the repository itself or one of its folders, unless it is too large to read."""
     folder, _, name = path.rpartition("/")
     return "/" not in folder and name in (CONFIG_NAME, RECORD_NAME) and (size or 0) <= MAX_JSON_BYTES
 

@@ -1,4 +1,4 @@
-"""What is known of an adapter beside its weights: results, training and base, in `language.json` in its folder."""
+"""The record `language.json` in an adapter's folder: its results, training and base model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from transformers import TrainingArguments
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
-from ..checkpoints.checks import is_clsr, read_config
+from ..checkpoints.configs import is_clsr, read_config
+from ..files import read_json, write_text
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 
 RECORD_NAME = "language.json"
 PLOT_NAME = "gate_means.png"
-MAX_JSON_BYTES = 1_000_000
-# What Trainer pushes to be resumed from.
+# No other file of a language's folder is pushed.
+LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
+# Trainer pushes these to resume from.
 _CHECKPOINT = re.compile(r"last-checkpoint|checkpoint-\d+")
 
 RATES = ("wer", "cer", "base_wer", "base_cer")
-_OF_A_TEST_SET = (*RATES, "utterances", "skipped", "config", "split")
+_RESULT_KEYS = (*RATES, "utterances", "skipped", "config", "split")
 
-# Named one by one: what else is in the arguments are paths, hosts, names of runs and tokens.
+# An explicit list: other arguments hold paths, hosts, run names and tokens.
 _TRAINING_ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -66,14 +68,14 @@ class HubLanguage:
     Args:
         code (`str`): Whisper's code, "ca".
         name (`str`): Its English name, "Catalan".
-        subfolder (`str`): The folder of the adapter; "" where it is the repository itself.
+        subfolder (`str`): The adapter's folder, "" for the repository itself.
         base_model (`str`, *optional*): The base model that it was trained on.
         rank (`int`, *optional*): `expert_rank`; `None` for a full expert.
         size (`int`, *optional*): Size of the weights in bytes.
-        max_audio_seconds (`float`, *optional*): The context, in seconds, that it was trained at.
+        max_audio_seconds (`float`, *optional*): The audio context of its training, in seconds.
         results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions.
-        training (`dict`): The arguments of the training.
-        has_plot (`bool`): Whether the folder holds a plot of gate means.
+        training (`dict`): The training arguments.
+        has_plot (`bool`): True if the folder has a plot of gate means.
     """
 
     code: str
@@ -95,10 +97,13 @@ class HubLanguage:
 
 def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """
-    Check results by test set, as [`push_language`] takes them.
+    Check the results that [`push_language`] takes.
+
+    Returns:
+        `dict`: test set to its rates, without values that are `None`.
 
     Raises:
-        ValueError: a key that is not known, or a rate that is no finite number of at least 0.
+        ValueError: a key is unknown, or a rate is not a finite number of at least 0.
     """
     results = {}
     for test_set, rates in metrics.items():
@@ -107,43 +112,44 @@ def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
                 f"metrics has {test_set!r}: {rates!r}, expected the name of a test set and its rates, such as "
                 "{'google/fleurs': {'wer': 0.12, 'base_wer': 0.31}}"
             )
-        unknown = sorted(set(rates) - set(_OF_A_TEST_SET))
+        unknown = sorted(set(rates) - set(_RESULT_KEYS))
         if unknown:
-            raise ValueError(
-                f"the results on {test_set!r} have {unknown}, expected some of {', '.join(_OF_A_TEST_SET)}"
-            )
+            raise ValueError(f"the results on {test_set!r} have {unknown}, expected some of {', '.join(_RESULT_KEYS)}")
         for name in RATES:
             value = rates.get(name, 0.0)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(
                     f"{name} on {test_set!r} is {value!r}, expected a fraction of at least 0, such as 0.25 for 25 %"
                 )
-        results[test_set] = {key: rates[key] for key in _OF_A_TEST_SET if rates.get(key) is not None}
+        results[test_set] = {key: rates[key] for key in _RESULT_KEYS if rates.get(key) is not None}
     return results
 
 
 def training_summary(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that decide about the result, without paths and names."""
+    """The training arguments that affect the result, without paths and names."""
     values = args.to_dict() | {"world_size": args.world_size}
-    if args.max_steps < 1:  # by epochs
+    if args.max_steps < 1:  # num_train_epochs counts
         values["max_steps"] = None
     return {name: values[name] for name in _TRAINING_ARGUMENTS if values.get(name) is not None}
 
 
 def write_record(folder: Path, base_ffn: Mapping[str, Any], **known: Any) -> None:
-    """Write `language.json` into the folder of a saved adapter, bound to its weights by their hash."""
+    """Write `language.json` into the folder of a saved adapter. The weights' hash in it ties it to these weights."""
     record = {"weights_sha256": sha256_of(folder / SAFETENSORS_WEIGHTS_NAME), "base_ffn": dict(base_ffn), **known}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (folder / RECORD_NAME).write_text(text, encoding="utf-8")
+    write_text(folder / RECORD_NAME, text)
 
 
 def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
     """
-    What `language.json` in an adapter's folder says, empty where there is none, or where it is of other weights.
+    Read `language.json` in an adapter's folder.
 
     Args:
-        folder (`Path`): The folder of the adapter.
-        weights_sha256 (`str`, *optional*): The hash of the weights that are there, where it is known.
+        folder (`Path`): The adapter's folder.
+        weights_sha256 (`str`, *optional*): The hash of the adapter's weights, if known.
+
+    Returns:
+        `dict`: the record; empty if there is none, or if it is of other weights.
 
     Raises:
         ValueError: the file cannot be read or is no record.
@@ -152,17 +158,10 @@ def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
     if not path.exists():
         return {}
     record = read_json(path)
-    base_ffn = record.get("base_ffn", {})
-    sound = (
-        isinstance(base_ffn, dict)
-        and isinstance(base_ffn.get("module", ""), str)
-        and isinstance(base_ffn.get("sha256", {}), dict)
-        and all(isinstance(record.get(name, {}), dict) for name in ("results", "training"))
-    )
-    if not sound:
+    if not _is_record(record):
         raise ValueError(f"{path} is no record of a language, expected base_ffn, results and training as objects")
     if weights_sha256 is not None and record.get("weights_sha256") != weights_sha256:
-        logger.warning(f"{path} is of other weights than those beside it: its results are left out")
+        logger.warning(f"{path} belongs to other weights than those beside it: its results are left out")
         return {}
     try:
         return {**record, "results": check_results(record.get("results", {}))}
@@ -170,27 +169,39 @@ def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    base_ffn = value.get("base_ffn", {})
+    return (
+        isinstance(base_ffn, dict)
+        and isinstance(base_ffn.get("module", ""), str)
+        and isinstance(base_ffn.get("sha256", {}), dict)
+        and all(isinstance(value.get(name, {}), dict) for name in ("results", "training"))
+    )
+
+
 def read_languages(
     folder: Path, sizes: Mapping[str, int] | None = None, sha256s: Mapping[str, str] | None = None
 ) -> list[HubLanguage]:
     """
-    The languages of a folder of adapters, by their small files alone; what cannot be read is left out with a warning.
+    List the languages in a folder of adapters, from their small files alone.
 
     Args:
-        folder (`Path`): Holds a folder a language, or is one itself.
-        sizes (`Mapping[str, int]`, *optional*): Sizes in bytes of files that need not be there, by relative path.
-        sha256s (`Mapping[str, str]`, *optional*): Hashes of such files.
+        folder (`Path`): A folder with one subfolder per language, or the folder of one adapter.
+        sizes (`Mapping[str, int]`, *optional*): Relative path to size in bytes, for files that were not downloaded.
+        sha256s (`Mapping[str, str]`, *optional*): Relative path to hash, for such files.
 
     Returns:
-        `list[HubLanguage]`: sorted by code and folder.
+        `list[HubLanguage]`: sorted by code and folder. Adapters that cannot be read are left out, with a warning.
     """
     languages = []
     for path in sorted([*folder.glob(CONFIG_NAME), *folder.glob(f"*/{CONFIG_NAME}")]):
         subfolder = path.parent.relative_to(folder).as_posix().removeprefix(".")
         weights = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}".lstrip("/")
-        there = (folder / weights).is_file()
-        size = (folder / weights).stat().st_size if there else (sizes or {}).get(weights)
-        digest = sha256_of(folder / weights) if there else (sha256s or {}).get(weights)
+        is_local = (folder / weights).is_file()
+        size = (folder / weights).stat().st_size if is_local else (sizes or {}).get(weights)
+        digest = sha256_of(folder / weights) if is_local else (sha256s or {}).get(weights)
         try:
             language = _read_language(path.parent, subfolder, size, digest)
         except ValueError as error:
@@ -202,13 +213,18 @@ def read_languages(
 
 
 def languages_of_snapshot(folder: Path, siblings: Sequence[Any]) -> list[HubLanguage]:
-    """The languages of a downloaded commit. `siblings` give sizes and hashes of files that were not downloaded."""
+    """
+    List the languages of a downloaded commit.
+
+    `siblings`, from `HfApi.model_info(files_metadata=True)`, give sizes and hashes of files that were not downloaded.
+    """
     sizes = {sibling.rfilename: sibling.size for sibling in siblings if sibling.size is not None}
     sha256s = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
     return read_languages(folder, sizes, sha256s)
 
 
 def _read_language(folder: Path, subfolder: str, size: int | None, digest: str | None) -> HubLanguage | None:
+    """The language of one adapter's folder; `None` for other adapters. Raises a `ValueError` for broken files."""
     config = read_config(folder / CONFIG_NAME)
     if not is_clsr(config) or _CHECKPOINT.fullmatch(subfolder):
         return None
@@ -219,7 +235,7 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         code = language_code(language or subfolder)
     except ValueError:
         if language is None:
-            return None  # for no language in particular
+            return None  # it is for no particular language
         raise
     record = read_record(folder, digest)
     return HubLanguage(
@@ -236,26 +252,8 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Read a JSON object of unknown origin.
-
-    Raises:
-        ValueError: it is larger than 1 MB, nested too deeply, or no JSON object.
-    """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
 def sha256_of(path: Path) -> str:
-    """The hash of a file."""
+    """The SHA-256 of a file, as hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

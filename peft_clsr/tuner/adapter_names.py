@@ -11,69 +11,74 @@ from torch import nn
 BASE = "__base__"
 MAX_NAME_LENGTH = 64
 
-# Windows: the device, whatever extension follows. https://learn.microsoft.com/windows/win32/fileio/naming-a-file
+# Windows: a device's name, with any extension. https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{device}{digit}" for device in ("COM", "LPT") for digit in "0123456789¹²³"
 }
 
-_short = reprlib.Repr()  # of values in errors, which may be megabytes
-_short.maxstring = _short.maxother = 200
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 200
+
+
+def short_repr(value: object) -> str:
+    """`repr(value)` for error messages, cut where it is long: a value from a file may have megabytes."""
+    return _repr.repr(value)
 
 
 def adapter_folder(directory: Path, adapter_name: str) -> Path:
-    """The folder in which PEFT saves an adapter: `directory` itself for "default", else the folder of its name."""
+    """The folder in which PEFT saves an adapter: `directory` for "default", else `directory / adapter_name`."""
     return directory if adapter_name == "default" else directory / adapter_name
 
 
 def check_adapter_name(name: str) -> None:
     """
-    Check that an adapter's name can be that of a folder on every system, and of a module.
+    Check that an adapter's name can name a folder on every operating system, and a module.
 
     Args:
         name (`str`): Such as "ca", "pt-BR" or "ca_valencia".
 
     Raises:
-        ValueError: `name` is empty or longer than 64 characters, has a dot, a path separator, a control character or
-            one that Windows forbids, is reserved on Windows, or is a method of `torch.nn.ModuleDict`.
+        ValueError: `name` is empty or longer than 64 characters; has a dot, a path separator, a control character or
+            one that Windows forbids; is reserved on Windows; or is an attribute of `torch.nn.ModuleDict`.
     """
-    _check_part(name, "adapter name")
+    _check_folder_name(name, "adapter name")
     if "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"adapter name {name!r} cannot be that of a module, which has no dot and is none of a module's "
-            "attributes: take a language code, such as 'ca' or 'pt-BR'"
+            f"adapter name {name!r} cannot be a module's name, which has no dot and is none of a module's attributes: "
+            "take a language code, such as 'ca' or 'pt-BR'"
         )
 
 
 def check_subfolder(subfolder: str) -> None:
     """
-    Check that a subfolder stays inside of its repository or folder.
+    Check that a subfolder lies inside its repository or folder.
 
     Args:
         subfolder (`str`): Such as "ca" or "experts/ca"; "" for none.
 
     Raises:
-        ValueError: it is absolute, or a part of it is "..", or no usable name of a folder.
+        ValueError: it is absolute, or a part of it is ".." or cannot name a folder.
     """
     if not isinstance(subfolder, str) or PurePosixPath(subfolder).is_absolute():
         raise ValueError(f"subfolder {subfolder!r} is not a relative path: give one such as 'ca' or 'experts/ca'")
     for part in PurePosixPath(subfolder).parts:
-        _check_part(part, f"subfolder {subfolder!r}: part")
+        _check_folder_name(part, f"subfolder {subfolder!r}: part")
 
 
-def _check_part(part: str, what: str) -> None:
-    """Raise a `ValueError` if `part` cannot be the name of one folder, on any system."""
-    if not isinstance(part, str) or not part:
-        fault = "is empty" if part == "" else "is not a string"
-    elif len(part) > MAX_NAME_LENGTH:
-        fault = f"has {len(part)} characters, expected at most {MAX_NAME_LENGTH}"
-    elif part in (".", ".."):
+def _check_folder_name(name: str, what: str) -> None:
+    """Raise a `ValueError` if `name` cannot name one folder on every operating system."""
+    if not isinstance(name, str) or not name:
+        fault = "is empty" if name == "" else "is not a string"
+    elif len(name) > MAX_NAME_LENGTH:
+        fault = f"has {len(name)} characters, expected at most {MAX_NAME_LENGTH}"
+    elif name in (".", ".."):
         fault = "leaves its folder"
-    elif not part.isprintable() or set(part) & set('/\\:*?"<>|'):  # control characters, NUL, lone surrogates
-        fault = "has a separator or a character that not every system allows in the name of a folder"
-    elif part != part.strip(" ") or part.endswith("."):
+    elif not name.isprintable() or set(name) & set('/\\:*?"<>|'):  # control characters, NUL, lone surrogates
+        fault = "has a separator or a character that some systems forbid in a folder's name"
+    elif name != name.strip(" ") or name.endswith("."):
         fault = "begins or ends with a space, or ends with a dot, which Windows cuts off"
-    elif PureWindowsPath(part).name.split(".")[0].rstrip(" ").upper() in _RESERVED:
+    elif PureWindowsPath(name).name.split(".")[0].rstrip(" ").upper() in _RESERVED:
         fault = "is a device on Windows"
     else:
         return
-    raise ValueError(f"{what} {_short.repr(part)} {fault}: take a language code, such as 'ca' or 'pt-BR'")
+    raise ValueError(f"{what} {short_repr(name)} {fault}: take a language code, such as 'ca' or 'pt-BR'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Input and output projections of the FFN by `model_type`. What stands between them is elementwise in all of these.
+# Input and output projections of the FFN by `model_type`. Only elementwise operations may stand between them.
 _FC = (("fc1",), ("fc2",))
 _T5 = (("wi", "wi_0", "wi_1"), ("wo",))
 _LLAMA = (("gate_proj", "up_proj"), ("down_proj",))

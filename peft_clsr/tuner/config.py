@@ -13,61 +13,61 @@ from . import peft_type  # noqa: F401  adds PeftType.CLSR
 @dataclass
 class CLSRConfig(PeftConfig):
     """
-    Configuration of a [`CLSRModel`]: conditional language-specific routing, one adapter a language.
+    Configuration of a [`CLSRModel`]: conditional language-specific routing, with one adapter for each language.
 
-    Beside each frozen feed-forward network (FFN) stands a trainable expert, and a gate decides token by token which of
-    the two to use (Ferraz et al., "Multilingual DistilWhisper", 2024; Zhang et al., "Share or Not?", ICLR 2021).
+    A trainable expert stands beside each frozen feed-forward network (FFN), and a gate chooses between the two for
+    each token (Ferraz et al., "Multilingual DistilWhisper", 2024; Zhang et al., "Share or Not?", ICLR 2021).
 
     Args:
         language (`str`, *optional*):
-            The language that the adapter is for: a Whisper code or English name ("ca", "catalan"), kept as the code.
+            The language of the adapter: a Whisper code or English name ("ca", "catalan"), stored as the code.
         target_modules (`list[str]` or `str`, *optional*):
-            The FFN's input projections, matched as PEFT does: a list of names or suffixes, or one regular expression.
-            Chosen by architecture where both this and `output_modules` are left out. An FFN has one input projection,
-            or two where it is gated (LLaMA, T5 v1.1).
+            The FFN's input projections, matched by PEFT's rules: a list of names or suffixes, or one regular
+            expression. If both this and `output_modules` are left out, the architecture decides. An FFN has one input
+            projection, or two if it is gated (LLaMA, T5 v1.1).
         output_modules (`list[str]` or `str`, *optional*):
-            The FFN's output projections, one for each FFN, in the same module as its input projections. What stands
-            between input and output must be elementwise (an activation, dropout, a product of the two inputs).
+            The FFN's output projections, one for each FFN, in the same module as its input projections. Only
+            elementwise operations (an activation, dropout, a product of the two inputs) may stand between them.
         gate_dim (`int`, *optional*, defaults to 64): Hidden size of the gate.
         gate_dropout (`float`, *optional*, defaults to 0.1): Dropout on the gate's input in training, in [0, 1).
         gate_noise (`float`, *optional*, defaults to 5.0):
-            Standard deviation of the noise on the gate logit at the end of training, at least 0. It rises linearly
-            from 0, which [`GateScheduleCallback`] (or `set_gate_progress`) sees to. With `straight_through`, that at
-            the start, from which it falls to 0 in the first half of training.
+            Standard deviation of the noise on the gate logit, at least 0. It rises linearly from 0 to this value at
+            the end of training; with `straight_through`, it falls from this value to 0 in the first half of training.
+            [`GateScheduleCallback`] (or `set_gate_progress`) updates it.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
-            Probability, in [0, 1), that a module uses its shared FFN only, drawn per module and training step.
+            Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3):
-            Dropout on the expert's output in training, in [0, 1); of a low-rank expert, on the input of its
+            Dropout on the expert's output in training, in [0, 1). For a low-rank expert, dropout on the input of its
             output projection.
         expert_rank (`int`, *optional*):
-            Makes the expert the shared FFN plus a low-rank difference, `shared(x) + B(A(x))` for each projection: far
-            fewer parameters to train and share. A full copy of the FFN by default.
+            Makes the expert the shared FFN plus a low-rank difference, `shared(x) + B(A(x))` for each projection,
+            with far fewer parameters. By default the expert is a full copy of the FFN.
         init_weights (`bool`, *optional*, defaults to `True`):
             Start the expert as a copy of the shared FFN, so that a fresh adapter changes nothing. `False` starts from
             random weights; discouraged.
         layers_to_transform (`list[int]` or `int`, *optional*): Only the layers of these indices.
         layers_pattern (`list[str]` or `str`, *optional*): Name of the list of layers, such as "layers".
-        exclude_modules (`list[str]` or `str`, *optional*): Modules to leave out, matched as `target_modules`.
+        exclude_modules (`list[str]` or `str`, *optional*): Modules to leave out, matched like `target_modules`.
         modules_to_save (`list[str]`, *optional*): Further modules to train in full and save with the adapter.
         max_audio_seconds (`float`, *optional*):
-            Cuts the context of a Whisper to so many seconds, a multiple of 0.02, where the adapter is put on it, and
-            gives it back where the adapter is taken off; a saved adapter so finds the context that it was trained at.
-            All adapters on a model have one context. The processor is cut by `set_audio_context`. By default the
-            context of the model stays as it is.
+            Audio context in seconds, a multiple of 0.02. A Whisper is cut to it when the adapter is added, and
+            restored when the adapter is removed, so that a loaded adapter runs at the context of its training. All
+            adapters on a model share one context. `set_audio_context` cuts the processor. By default the model's
+            context is kept.
         straight_through (`bool`, *optional*, defaults to `False`):
             Makes gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
-            estimator, Bengio et al., 2013). Tokens are then trained on one path: at first, while there is noise, now
-            on one, now on the other, in the end on that which they will take. By default they are trained on blends of
-            both paths, as in the paper.
+            estimator, Bengio et al., 2013). Each token is then trained on one path. Noise makes it try both at first;
+            in the end it is trained on the path that it takes in evaluation. By default tokens are trained on blends
+            of both paths, as in the paper.
 
     Raises:
-        ValueError: an unknown language, or a value outside of the range given above.
+        ValueError: the language is unknown, or a value is outside the range given above.
     """
 
     language: str | None = field(
-        default=None, metadata={"help": "The language that the adapter is for: a Whisper code or English name."}
+        default=None, metadata={"help": "The language of the adapter: a Whisper code or English name."}
     )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the FFN's input projections, or a regular expression."}
@@ -78,7 +78,7 @@ class CLSRConfig(PeftConfig):
     gate_dim: int = field(default=64, metadata={"help": "Hidden size of the gate."})
     gate_dropout: float = field(default=0.1, metadata={"help": "Dropout on the gate's input in training, in [0, 1)."})
     gate_noise: float = field(
-        default=5.0, metadata={"help": "Standard deviation of the noise on the gate logit at its highest."}
+        default=5.0, metadata={"help": "Highest standard deviation of the noise on the gate logit."}
     )
     skip_gate_prob: float = field(
         default=0.2, metadata={"help": "Probability that a module uses its shared FFN only in a training step."}
@@ -87,7 +87,7 @@ class CLSRConfig(PeftConfig):
     budget_weight: float = field(default=1.0, metadata={"help": "Weight of the budget loss, at least 0."})
     expert_dropout: float = field(default=0.3, metadata={"help": "Dropout on the expert's output, in [0, 1)."})
     expert_rank: int | None = field(
-        default=None, metadata={"help": "Rank of the expert's difference to the shared FFN; a full copy without."}
+        default=None, metadata={"help": "Rank of the expert's difference to the shared FFN; by default a full copy."}
     )
     init_weights: bool = field(default=True, metadata={"help": "Start the expert as a copy of the shared FFN."})
     layers_to_transform: list[int] | int | None = field(
@@ -103,7 +103,7 @@ class CLSRConfig(PeftConfig):
         default=None, metadata={"help": "Further modules to train in full and save with the adapter."}
     )
     max_audio_seconds: float | None = field(
-        default=None, metadata={"help": "The context, in seconds, to which a Whisper is cut for the adapter."}
+        default=None, metadata={"help": "Audio context, in seconds, to which a Whisper is cut for the adapter."}
     )
     straight_through: bool = field(
         default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
@@ -119,15 +119,15 @@ class CLSRConfig(PeftConfig):
                 setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
-                f"layers_pattern is {self.layers_pattern!r} but layers_to_transform is not given: name the layers' "
-                "indices, or leave both out"
+                f"layers_pattern is {self.layers_pattern!r} but layers_to_transform is not given: give the indices of "
+                "the layers, or leave both out"
             )
         for name in ("target_modules", "output_modules"):
             if isinstance(getattr(self, name), str) and self.layers_to_transform is not None:
                 raise ValueError(
                     f"layers_to_transform is {self.layers_to_transform} and {name} is the regular expression "
-                    f"{getattr(self, name)!r}, which would not be limited to them: give a list of names, or put the "
-                    "layers into the expression"
+                    f"{getattr(self, name)!r}, which layers_to_transform does not limit: give a list of names, or put "
+                    "the layers into the expression"
                 )
         self._check("gate_dim", self.gate_dim >= 1, "at least 1", "64 is the paper's")
         if self.expert_rank is not None:

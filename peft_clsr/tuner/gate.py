@@ -9,9 +9,9 @@ from torch import nn
 
 class GateLinear(nn.Linear):
     """
-    A linear layer that computes in float32 whatever its own dtype, that of its input, or autocast say.
+    A linear layer that always computes in float32, regardless of autocast, its own dtype and that of its input.
 
-    In half precision a gate logit near 0, where the choice is made, has too few bits.
+    The choice is made at a logit of 0, near which half precision has too few bits.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -25,11 +25,12 @@ def noise_deviation(progress: float | None, gate_noise: float, straight_through:
     """
     Standard deviation of the noise on gate logits.
 
-    Soft gates become decisive by noise that rises until the end of training. Straight-through gates are decisive from
-    the start; noise that falls, and is gone in half of the training, lets them try both paths for a token first.
+    Soft gates learn to be decisive from noise that rises until the end of training. Straight-through gates are
+    decisive from the start. Their noise falls to 0 in the first half of training, so that each token tries both paths
+    first.
 
     Args:
-        progress (`float`): Of the training, in [0, 1]; `None`, where nobody tells: no noise.
+        progress (`float` or `None`): Progress of training, in [0, 1]. `None`, if it is unknown, means no noise.
         gate_noise (`float`): The highest deviation.
         straight_through (`bool`): Whether gates are 0 or 1 in training.
 

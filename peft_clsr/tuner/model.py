@@ -1,37 +1,37 @@
-"""Where the layers go, and the switches of the whole model."""
+"""The tuner: puts CLSR layers into a model, and has the methods that concern the whole model."""
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from ..whisper import check_audio_context, cut_positions, set_positions
 from .adapter_names import BASE, check_adapter_name
 from .architectures import FFN_PROJECTIONS
+from .audio_context import cut_audio_context, resolve_audio_context, restore_audio_context
 from .config import CLSRConfig
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
+from .matching import check_ffns, is_output_projection, is_projection
 from .route import FFNRoute, RoutingState
 from .samples import use_adapter_per_sample
 
 
 class CLSRModel(BaseTuner):
     """
-    Conditional language-specific routing: beside each frozen feed-forward network (FFN) a trainable expert, and a gate
-    that decides token by token which of the two to use (Ferraz et al., "Multilingual DistilWhisper", ICASSP 2024).
+    Conditional language-specific routing (CLSR): adds a trainable expert beside each frozen feed-forward network
+    (FFN), and a gate that chooses between the two for each token (Ferraz et al., "Multilingual DistilWhisper", ICASSP
+    2024).
 
-    In training both paths are computed and blended by the gate value; in evaluation each token takes one. In training,
-    `budget_weight` times the budget loss is added to the model's loss where labels are given.
+    In training both paths are computed and blended by the gate value; in evaluation each token takes one. In training
+    with labels, `budget_weight` times the budget loss is added to the model's loss.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model to be adapted: any Whisper, or another with FFNs.
+        model ([`~transformers.PreTrainedModel`]): The model to adapt: any Whisper, or another model with FFNs.
         config ([`CLSRConfig`]): The configuration of the adapter.
         adapter_name (`str`): The name of the adapter: the language code.
         low_cpu_mem_usage (`bool`, `optional`, defaults to `False`):
@@ -55,33 +55,26 @@ class CLSRModel(BaseTuner):
     target_module_mapping = {model_type: list(names) for model_type, (names, _) in FFN_PROJECTIONS.items()}
 
     def _pre_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
-        # A model may have been given layers before, by transformers' own `add_adapter`.
+        # transformers' own `add_adapter` may have put layers into the model before.
         layers = (module for module in model.modules() if isinstance(module, CLSRLayer))
         self.routing = next((layer.route.routing for layer in layers), None) or RoutingState()
 
     def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
         self.routing.attach(model)
-        # Trainer takes any model with **kwargs for one that divides its loss by the number of label tokens of all
-        # accumulated batches, and then does not divide by the number of batches. Whisper ignores the number, as does
-        # the budget loss, so without this k accumulated batches would give k times the gradient.
+        # Without this, k accumulated batches would give k times the gradient: Trainer assumes that a model with
+        # **kwargs divides its loss by the label tokens of all k batches, and does not divide it by k. Neither Whisper
+        # nor the budget loss does so.
         model.accepts_loss_kwargs = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        check_adapter_name(adapter_name)  # saving makes a folder of it
-        _check_name_is_no_part_of_the_model(model, adapter_name)
+        check_adapter_name(adapter_name)  # saving makes a folder of this name
+        _check_adapter_name_is_not_in_model(model, adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        seconds = self.peft_config[adapter_name].max_audio_seconds
-        if seconds is not None:  # not in _post_injection_hook: PEFT calls that for the first adapter only
-            table = cut_positions(model, seconds)
-            if table is not None:
-                self.routing.full_positions = table
-                configs = self.peft_config.items()
-                others = [name for name, config in configs if getattr(config, "max_audio_seconds", 0) is None]
-                if others:
-                    _warn_of_context(others, seconds, adapter_name)
+        # Not in _post_injection_hook, which PEFT calls for the first adapter only.
+        cut_audio_context(model, self.routing, self.peft_config, adapter_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, past the hooks that add the budget loss
+        return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, without the hook for the budget loss
 
     def _prepare_adapter_config(self, peft_config: CLSRConfig, model_config: dict) -> CLSRConfig:
         if peft_config.target_modules is None and peft_config.output_modules is None:
@@ -104,62 +97,17 @@ class CLSRModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: CLSRConfig, key: str):
-        return check_target_module_exists(peft_config, key) or _matches_output(peft_config, key)
+        return is_projection(peft_config, key)
 
     def _prepare_model(self, peft_config: CLSRConfig, model: nn.Module) -> None:
-        """Check, before anything is changed, that the config fits the model and every FFN is matched as a whole."""
+        """Check that the config fits the model and matches whole FFNs, before anything is changed."""
         if peft_config.task_type is not None and getattr(model, "main_input_name", None) == "input_features":
             raise ValueError(
                 f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
                 f"{type(model).__name__} takes input_features: leave task_type out"
             )
-        # Adapters of other methods may stand beside ours.
-        others = {
-            name: config
-            for name, config in self.peft_config.items()
-            if config is not peft_config and isinstance(config, CLSRConfig)
-        }
-        cut = (config.max_audio_seconds for config in others.values())
-        if peft_config.max_audio_seconds is None:  # it is trained at the context that another adapter cut
-            seconds = peft_config.max_audio_seconds = next((seconds for seconds in cut if seconds is not None), None)
-            if seconds is not None and peft_config.inference_mode:  # or was trained at another, and is loaded now
-                names = [name for name, config in self.peft_config.items() if config is peft_config]
-                _warn_of_context(
-                    names, seconds, next(name for name, config in others.items() if config.max_audio_seconds)
-                )
-        if peft_config.max_audio_seconds is not None:
-            check_audio_context(model, peft_config.max_audio_seconds, others)
-        inputs: dict[str, list[nn.Linear]] = {}
-        outputs: dict[str, list[nn.Linear]] = {}
-        inside = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-        for key, module in model.named_modules():
-            if not key or key.startswith(inside) or not self._check_target_module_exists(peft_config, key):
-                continue
-            base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            if not isinstance(base_layer, nn.Linear):
-                raise TypeError(
-                    f"module {key!r} is a {type(base_layer).__name__}, expected torch.nn.Linear: name the projections "
-                    "of the FFN in target_modules and output_modules"
-                )
-            side = outputs if _matches_output(peft_config, key) else inputs
-            side.setdefault(key.rpartition(".")[0], []).append(base_layer)
-
-        for parent in {**inputs, **outputs}:
-            into, out = inputs.get(parent, []), outputs.get(parent, [])
-            where = f"in module {parent!r}" if parent else "at the top of the model"
-            if not into or len(out) != 1:
-                raise ValueError(
-                    f"{where}, target_modules match {len(into)} and output_modules match {len(out)} modules; an FFN "
-                    "has at least one input projection and exactly one output projection, side by side. Make "
-                    f"target_modules={peft_config.target_modules} and output_modules={peft_config.output_modules} "
-                    "(and exclude_modules, layers_to_transform) match both or neither"
-                )
-            if any(projection.out_features != out[0].in_features for projection in into):
-                raise ValueError(
-                    f"{where}, the input projections give {[projection.out_features for projection in into]} features "
-                    f"and the output projection takes {out[0].in_features}; they must be equal, as only elementwise "
-                    "operations may stand between them"
-                )
+        resolve_audio_context(peft_config, model, self.peft_config)
+        check_ffns(peft_config, model)
 
     def _create_and_replace(
         self,
@@ -170,13 +118,13 @@ class CLSRModel(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        is_output = bool(_matches_output(peft_config, current_key))
+        is_output = bool(is_output_projection(peft_config, current_key))
         if isinstance(target, CLSRLayer) and isinstance(target, OutputLinear) != is_output:
             raise ValueError(
                 f"module {current_key!r} is an {'in' if is_output else 'out'}put projection of the adapters that "
                 "the model has; a further adapter must use it alike"
             )
-        # The weights of a base that accelerate offloads to the CPU or disk are on the meta device between forwards.
+        # If accelerate offloads the base to the CPU or disk, its weights are on the meta device between forwards.
         with align_module_device(getattr(target, "base_layer", target)):
             if isinstance(target, CLSRLayer):
                 target.update_layer(adapter_name, peft_config)
@@ -207,7 +155,7 @@ class CLSRModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any):
-        # How PEFT passes `adapter_names` of a batch of several adapters, in forward and in generate.
+        # PEFT passes `adapter_names`, one for each sample, in forward and in generate.
         if adapter_names is None:
             yield
             return
@@ -230,15 +178,17 @@ class CLSRModel(BaseTuner):
     @contextmanager
     def route_samples(self, adapter_names: list[str], labels: torch.Tensor | None = None) -> Iterator[None]:
         """
-        In the block, route each sample of a batch by an adapter of its own; the active adapter stays as it is.
-
-        In training mode, all samples must have one adapter: a batch is of one language there.
+        Within this context, route each sample of a batch by its own adapter. The active adapter does not change.
 
         Args:
-            adapter_names (`list[str]`): [batch], "__base__" for the shared FFNs alone.
+            adapter_names (`list[str]`): [batch], "__base__" for the shared FFNs alone. In training mode, all must be
+                the same, because a batch has one language.
             labels (`torch.Tensor`, *optional*):
-                [batch, tokens], -100 for padding: which decoder tokens count in the gate budget, where the forward is
-                given decoder inputs instead of labels.
+                [batch, tokens], -100 for padding. They say which decoder tokens count in the gate budget; needed if
+                the forward gets decoder inputs instead of labels.
+
+        Raises:
+            ValueError: several adapters in training mode.
         """
         with use_adapter_per_sample(self.model, self.routing, adapter_names, labels):
             yield
@@ -246,10 +196,10 @@ class CLSRModel(BaseTuner):
     @property
     def route_by_language(self) -> bool:
         """
-        Whether Whisper's `generate` routes each sample by its language, `True` at first: by the adapter of that
-        language, or by the shared FFNs alone where there is none. Otherwise, all are routed by the active adapter.
+        Whether Whisper's `generate` routes each sample by its language; `True` by default. A sample takes the adapter
+        of its language, or the shared FFNs alone if there is none. If `False`, all samples take the active adapter.
 
-        `adapter_names` given to `generate` come before both. In `forward`, the active adapter counts, always.
+        `adapter_names` given to `generate` override both. `forward` always uses the active adapter.
         """
         return self.routing.route_by_language
 
@@ -259,22 +209,24 @@ class CLSRModel(BaseTuner):
 
     def offload(self, adapter_names: str | list[str] | None = None) -> None:
         """
-        Let experts and gates rest on the CPU, to have more languages than the accelerator's memory holds.
+        Move experts and gates to the CPU, to serve more languages than fit into the accelerator's memory.
 
-        Each comes back by itself, layer by layer, when a forward first routes by it, and stays. A compiled model is
-        compiled anew then. Call it after `model.to(device)`, which moves all. On a model on the CPU, nothing moves.
+        The first forward that routes by an adapter loads it back, layer by layer, and it stays loaded. A compiled
+        model is then recompiled. Call this after `model.to(device)`, which moves all adapters. On a model that is on
+        the CPU, nothing moves.
 
         Args:
-            adapter_names (`str` or `list[str]`, *optional*): Adapters; by default all but the active one.
+            adapter_names (`str` or `list[str]`, *optional*): The adapters to offload; by default all but the active
+                one.
 
         Raises:
-            ValueError: there is no adapter of a name.
+            ValueError: the model has no adapter of that name.
 
         Example:
 
         ```py
         >>> model.base_model.offload()
-        >>> model.generate(input_features=features, language="uk")  # brings "uk" in, if it is not the active one
+        >>> model.generate(input_features=features, language="uk")  # loads "uk" back
         ```
         """
         if adapter_names is None:
@@ -295,47 +247,41 @@ class CLSRModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         if not any(getattr(config, "max_audio_seconds", None) for config in self.peft_config.values()):
-            self._restore_context()
-
-    def _restore_context(self) -> None:
-        """Give the model the context back that it had before an adapter cut it."""
-        if self.routing.full_positions is not None:
-            set_positions(self.model, self.routing.full_positions)
-            self.routing.full_positions = None
+            restore_audio_context(self.model, self.routing)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_ERROR)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(merge=merge, **kwargs)
-        self._restore_context()
+        restore_audio_context(self.model, self.routing)
         self.routing.detach(model)
         model.__dict__.pop("accepts_loss_kwargs", None)
         return model
 
     def budget_loss(self) -> torch.Tensor:
         """
-        `|mean(g) - gate_budget|` of the last forward that was in training mode or had labels.
+        The budget loss `|mean(g) - gate_budget|` of the last forward, which was in training mode or had labels.
 
-        The mean is over the gate values of all tokens of all routed modules, encoder and decoder together, without
-        padding: encoder tokens by `attention_mask`, decoder tokens by `labels` (or `decoder_attention_mask`). A
+        The mean is over the gate values of all tokens of all routed modules, encoder and decoder together. Padding is
+        left out, by `attention_mask` in the encoder and by `labels` (or `decoder_attention_mask`) in the decoder. A
         skipped gate counts as zeros.
 
         Returns:
             `torch.Tensor`: scalar float32, with its graph in training.
 
         Raises:
-            RuntimeError: there was no such forward, or the adapter was off in it.
+            RuntimeError: there was no such forward, the adapter was off, or the batch had several adapters.
         """
-        return self._of_last_forward(self.routing.budget_loss)
+        return self._require_forward(self.routing.budget_loss)
 
     def gate_mean(self) -> torch.Tensor:
-        """The mean of the gate values behind [`budget_loss`]: scalar float32 in [0, 1], without graph."""
-        total = self._of_last_forward(self.routing.gate_sums).detach().sum()
+        """The mean gate value that [`budget_loss`] compares to the budget: scalar float32 in [0, 1], without graph."""
+        total = self._require_forward(self.routing.gate_sums).detach().sum()
         return total / self.routing.gate_counts.sum().clamp(min=1)
 
     @staticmethod
-    def _of_last_forward(value: torch.Tensor | None) -> torch.Tensor:
+    def _require_forward(value: torch.Tensor | None) -> torch.Tensor:
         if value is None:
             raise RuntimeError(
                 "the last forward left no gate values: call the model first, with an active CLSR adapter, in training "
@@ -345,8 +291,10 @@ class CLSRModel(BaseTuner):
 
     def set_gate_progress(self, progress: float) -> None:
         """
-        Set how far training is, by which the noise on gate logits goes: from 0 to `gate_noise`, or of straight-through
-        gates from `gate_noise` to 0, where half of the training is done. Without this call there is none.
+        Set the progress of training, which scales the noise on gate logits.
+
+        The noise rises from 0 to `gate_noise`. For straight-through gates it falls from `gate_noise` to 0 in the first
+        half of training. Without this call there is no noise.
 
         Args:
             progress (`float`): In [0, 1]; 0 at the start. [`GateScheduleCallback`] calls this in each step.
@@ -361,12 +309,12 @@ class CLSRModel(BaseTuner):
     @contextmanager
     def record_gates(self) -> Iterator[dict[str, torch.Tensor]]:
         """
-        Record the gate values of each routed module's latest call.
+        Within this context, record the gate values of each routed module's latest call.
 
         Yields:
             `dict[str, torch.Tensor]`: name of the module (such as "model.encoder.layers.0.fc1") to float32 [batch,
-            tokens] (the leading dimensions of the FFN's input): in [0, 1] in training, 0 or 1 in evaluation. Filled by
-            forwards inside the block; padding included.
+            tokens] (the leading dimensions of the FFN's input): in [0, 1] in training, 0 or 1 in evaluation.
+            Padding is included.
 
         Example:
 
@@ -383,32 +331,21 @@ class CLSRModel(BaseTuner):
             self.routing.recorded = outer
 
 
-def _check_name_is_no_part_of_the_model(model: nn.Module, adapter_name: str) -> None:
+def _check_adapter_name_is_not_in_model(model: nn.Module, adapter_name: str) -> None:
     """
-    PEFT 0.20 and 0.21 take a weight for an adapter's if the adapter's name is a part of the weight's, and leave it out
-    when they save another adapter: one named "encoder" would lose all others the half of their weights.
+    Raise a `ValueError` if an adapter's name is a part of the names of the model's own modules.
+
+    PEFT 0.20 and 0.21 take a weight for an adapter's if its name contains the adapter's name, and leave it out when
+    they save another adapter: an adapter named "encoder" would cost all others half of their weights.
     """
     layers = [key for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    inside = tuple(f"{key}." for key in layers)
+    in_tuner_layers = tuple(f"{key}." for key in layers)
     parts = {"weight", "bias", "base_layer", "modules_to_save", *CLSRLayer.adapter_layer_names}
-    parts |= {part for key, _ in model.named_modules() if not key.startswith(inside) for part in key.split(".")}
+    for key, _ in model.named_modules():
+        if not key.startswith(in_tuner_layers):
+            parts.update(key.split("."))
     if adapter_name in parts:
         raise ValueError(
-            f"adapter name {adapter_name!r} is a part of the names of the model's own modules, with which PEFT would "
-            "lose weights of other adapters in saving: take a language code, such as 'ca' or 'pt-BR'"
+            f"adapter name {adapter_name!r} is a part of the names of the model's own modules, so PEFT would lose "
+            "weights of other adapters in saving: take a language code, such as 'ca' or 'pt-BR'"
         )
-
-
-def _warn_of_context(names: list[str], seconds: float, adapter_name: str) -> None:
-    warnings.warn(
-        f"adapters {names} were not made for the audio context of {seconds:g} s that adapter {adapter_name!r} has, "
-        "and all adapters on a model share one, as does the base: keep those of other contexts on models of their own",
-        stacklevel=2,
-    )
-
-
-def _matches_output(peft_config: CLSRConfig, key: str):
-    """Whether `key` is an output projection, by PEFT's rules for `target_modules`."""
-    outputs = copy.copy(peft_config)
-    outputs.target_modules = peft_config.output_modules
-    return check_target_module_exists(outputs, key)

@@ -6,7 +6,7 @@ from peft import PeftType
 
 
 def add_peft_type() -> None:
-    """Add the member `CLSR` to `PeftType`. The enum is closed, so this writes into its tables."""
+    """Add the member `CLSR` to `PeftType`. Python's enums cannot be extended, so this writes into their tables."""
     if "CLSR" in PeftType.__members__:
         return
     member = str.__new__(PeftType, "CLSR")
@@ -17,4 +17,4 @@ def add_peft_type() -> None:
     type.__setattr__(PeftType, "CLSR", member)
 
 
-add_peft_type()  # on import: the default of CLSRConfig's `peft_type` is the member
+add_peft_type()  # on import, because CLSRConfig sets `peft_type` to the member

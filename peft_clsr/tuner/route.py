@@ -1,4 +1,11 @@
-"""What the routed modules tell each other and the model: no module and no buffer, so nothing of it is ever saved."""
+"""
+What the layers of a model share during a forward. These objects are neither modules nor buffers, so never saved.
+
+- `FFNRoute`: the path of each token, passed from the input to the output projection of one FFN;
+- `RoutingState`: settings and gate values of all FFNs of a model.
+
+Which adapter each sample takes is set by `samples.use_adapter_per_sample`.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +15,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..whisper import module_side
+
 if TYPE_CHECKING:
     from .config import CLSRConfig
 
 
 class FFNRoute:
     """
-    Carries the choice of one FFN from its input projections to its output projection.
+    The path of each token in one FFN, passed from its input projections to its output projection.
 
-    `paths` are those that the FFN has: `None` for the shared one, and names of adapters. Exactly one of the following
-    describes a choice among them, and none does between forwards or where the adapter is off.
-    - `gate` float32 [..., 1]: soft, both paths of an adapter are computed and blended;
-    - `is_skipped`: soft, the shared FFN alone is computed;
-    - `choice` [...], an index into `paths`, or boolean where there are two: hard, all paths are computed and selected;
-    - `groups`, paths with the indices of their tokens, int64: hard, the input projections gather each group and take
-      it by its path; the output projection puts tokens back. A single group takes all tokens as they come.
+    `paths` lists the paths of the FFN: `None` is the shared one, a string is an adapter. During a forward, exactly one
+    of the following is set; between forwards, and where the adapter is off, none is.
+    - `gate` float32 [..., 1]: soft; both paths are computed and blended.
+    - `is_skipped`: soft; only the shared FFN is computed.
+    - `choice` [...], an index into `paths`, boolean if there are two: hard; all paths are computed, one is selected.
+    - `groups`, pairs of a path and the int64 indices of its tokens: hard; the input projections gather the tokens of
+      each group, and the output projection puts them back in order. A single group takes all tokens in their order.
 
     Args:
-        routing (`RoutingState`): The model's.
+        routing (`RoutingState`): The state of the model.
         name (`str`): Name of the module that owns the gate.
     """
 
@@ -50,7 +59,7 @@ class FFNRoute:
         return self.is_soft or self.choice is not None or bool(self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tensors with a graph can be neither copied nor pickled, and mean nothing outside of their forward.
+        # Tensors with a graph cannot be copied or pickled, and are useless after their forward.
         return {"routing": self.routing, "name": self.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -59,27 +68,27 @@ class FFNRoute:
 
 class RoutingState:
     """
-    What all routed modules of a model share: the schedule, the recorder, and the budget loss.
+    Settings and gate values shared by all routed layers of a model.
 
-    It hooks the base model's forward, so that the budget loss is there by whatever door the model is called: PEFT
-    calls the tuner's own forward for some task types, and goes straight to the base model for others.
+    It hooks the forward of the base model to add the budget loss. PEFT calls the tuner's forward for some task types
+    and the base model directly for others; the hook works for both.
     """
 
     def __init__(self) -> None:
         self.gate_progress: float | None = None  # of the training, in [0, 1]
         self.recorded: dict[str, torch.Tensor] | None = None
         self.adapter_names: list[str] | None = None  # of each sample; None: the active adapter
-        self.labels: torch.Tensor | None = None  # of a batch whose forward is not given them
-        self.full_positions: torch.Tensor | None = None  # [positions, hidden] of the encoder, where an adapter cut it
+        self.labels: torch.Tensor | None = None  # of a batch whose forward gets no labels
+        self.full_positions: torch.Tensor | None = None  # [positions, hidden] of the encoder before an adapter cut it
         self.route_by_language = True
         self._hooks: list[Any] = []
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self._gates: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: nobody collects
-        self._trained: list[torch.Tensor] = []  # those of them that need a graph
+    def _reset(self) -> None:
+        self._gates: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: not collecting
+        self._trained_gates: list[torch.Tensor] = []  # those that need a graph
         self.budget_loss: torch.Tensor | None = None
-        self.gate_sums: torch.Tensor | None = None  # [samples], or [1] where samples have no adapters of their own
+        self.gate_sums: torch.Tensor | None = None  # [samples]; [1] if samples have no adapters of their own
         self.gate_counts: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,11 +101,11 @@ class RoutingState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.recorded = self.adapter_names = self.labels = None
-        self._forget()
+        self._reset()
         self.__dict__.update(state)
 
     def attach(self, model: nn.Module) -> None:
-        """Hook the forward of the base model, and let its `generate` find this; once."""
+        """Hook the forward of the base model, and set `model.clsr_routing` for its `generate`; once."""
         if not self._hooks:
             model.clsr_routing = self
             self._hooks = [
@@ -105,57 +114,58 @@ class RoutingState:
             ]
 
     def detach(self, model: nn.Module) -> None:
-        """Leave the base model as it was."""
+        """Undo `attach`."""
         model.__dict__.pop("clsr_routing", None)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._forget()
+        self._reset()
 
     @property
-    def listens(self) -> bool:
-        """Whether anybody asks for gate values."""
+    def is_collecting(self) -> bool:
+        """True if gate values are recorded or counted in this forward."""
         return self.recorded is not None or self._gates is not None
 
-    def add(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, trains: bool) -> None:
+    def add_gate_values(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool) -> None:
         """
-        A module's choice.
+        Store the gate values of a module, if they are asked for.
 
         Args:
             name (`str`): Name of the module.
             gate_values (`torch.Tensor`): [batch, tokens] in [0, 1] (leading dimensions of the FFN's input).
             config (`CLSRConfig`): The adapter's.
-            trains (`bool`): Whether the gate's weights require a gradient.
+            is_trained (`bool`): Whether the gate's weights require a gradient.
         """
         if self.recorded is not None:
             self.recorded[name] = gate_values.detach()
         if self._gates is not None:
-            # Only kept: an operation here would be one of a checkpointed region, and not be met in its recomputation.
+            # Store only. Any op here would break checkpoint recomputation.
             self._gates.append((name, gate_values, config))
-            if trains:
-                self._trained.append(gate_values)
+            if is_trained:
+                self._trained_gates.append(gate_values)
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._forget()
-        if module.training or self._labels(module, args, kwargs) is not None:
+        self._reset()
+        if module.training or self._find_labels(module, args, kwargs) is not None:
             self._gates = []
 
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
+        """Compute the sums of the gate values and the budget loss, and in training add it to the loss."""
         gates, self._gates = self._gates, None  # a recomputation in the backward pass must not be counted
         if not gates:
             return None
-        if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in self._trained):
-            if self._labels(module, args, kwargs) is None:
-                return None  # there is no loss to add to, and `budget_loss()` says that there is none
+        if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in self._trained_gates):
+            if self._find_labels(module, args, kwargs) is None:
+                return None  # no loss to add to; `budget_loss()` raises
             raise RuntimeError(
                 "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
                 '{"use_reentrant": False}'
             )
-        self._trained = []
+        self._trained_gates = []
         inputs = _named_inputs(module, args, kwargs)
         has_labels = inputs.get("labels") is not None
-        inputs = {**inputs, "labels": self._labels(module, args, kwargs)}
+        inputs = {**inputs, "labels": self._find_labels(module, args, kwargs)}
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
         config, device = gates[0][2], gates[0][1].device
         samples = 1 if self.adapter_names is None else len(self.adapter_names)
@@ -167,18 +177,18 @@ class RoutingState:
             counts = counts + mask.reshape(samples, -1).sum(dim=1).to(device)
         self.gate_sums, self.gate_counts = sums, counts
         if self.adapter_names is not None and len(set(self.adapter_names)) > 1:
-            return None  # several languages have no one budget
+            return None  # each language has a budget of its own
         self.budget_loss = (sums.sum() / counts.sum().clamp(min=1) - config.gate_budget).abs()
         if not module.training:
             return None
         return _add_to_loss(outputs, config.budget_weight * self.budget_loss, has_labels)
 
-    def _labels(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    def _find_labels(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
         return self.labels if self.labels is not None else _named_inputs(module, args, kwargs).get("labels")
 
 
 def _named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a forward was called with, by name."""
+    """The arguments of a forward by name."""
     if not args:
         return kwargs
     return inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -187,8 +197,12 @@ def _named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dic
 def _token_mask(
     name: str, gate_values: torch.Tensor, is_encoder_decoder: bool, inputs: dict[str, Any]
 ) -> torch.Tensor | None:
-    """Which tokens of a module are no padding: float [batch, tokens] as `gate_values`, or `None` where not known."""
-    if is_encoder_decoder and "decoder" in name.split("."):
+    """
+    The mask of a module's tokens, 1 for a token and 0 for padding, in the shape and dtype of `gate_values`.
+
+    `None` if the inputs of the forward have no mask that fits.
+    """
+    if is_encoder_decoder and module_side(name) == "decoder":
         if inputs.get("labels") is not None:
             mask = inputs["labels"] != -100
         else:
@@ -196,7 +210,8 @@ def _token_mask(
     else:
         mask = inputs.get("attention_mask")
         if mask is not None and gate_values.dim() == 2 and 0 < gate_values.shape[1] < mask.shape[-1]:
-            # Frames of audio; the encoder's convolutions make one token of every `stride` frames.
+            # A mask of audio frames. Architectures differ in how many frames their convolutions merge into a token
+            # (Whisper 2, Speech2Text 4), so the stride comes from the shapes.
             stride = -(-mask.shape[-1] // gate_values.shape[1])
             mask = mask[:, ::stride]
     if mask is None or mask.numel() != gate_values.numel():
@@ -205,7 +220,7 @@ def _token_mask(
 
 
 def _add_to_loss(outputs: Any, extra: torch.Tensor, has_labels: bool) -> Any:
-    """`outputs` with `extra` on their loss, where they have one."""
+    """Add `extra` to the loss in a model's `outputs`, if they have one."""
     if isinstance(outputs, dict):  # a ModelOutput is one
         if outputs.get("loss") is not None:
             outputs["loss"] = outputs["loss"] + extra.to(outputs["loss"].device)

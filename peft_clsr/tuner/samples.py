@@ -1,4 +1,4 @@
-"""Route each sample of a batch by an adapter of its own."""
+"""Route each sample of a batch by its own adapter."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def use_adapter_per_sample(
     model: nn.Module, routing: RoutingState, adapter_names: list[str], labels: torch.Tensor | None = None
 ) -> Iterator[None]:
     """
-    In the block, route each sample of a batch by an adapter of its own; see [`CLSRModel.route_samples`].
+    Within this context, route each sample of a batch by its own adapter; see [`CLSRModel.route_samples`].
 
     Args:
         model (`nn.Module`): The base model.
-        routing (`RoutingState`): The model's.
+        routing (`RoutingState`): The state of the model.
     """
     if model.training and len(set(adapter_names)) > 1:
         raise ValueError(
@@ -34,15 +34,15 @@ def use_adapter_per_sample(
     outer = routing.adapter_names, routing.labels
     routing.adapter_names, routing.labels = list(adapter_names), labels
     try:
-        with _modules_to_save_by_sample(model, list(adapter_names)):
+        with _route_modules_to_save(model, list(adapter_names)):
             yield
     finally:
         routing.adapter_names, routing.labels = outer
 
 
 @contextmanager
-def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> Iterator[None]:
-    """In the block, modules of `modules_to_save`, too, are taken by the adapter of each sample."""
+def _route_modules_to_save(model: nn.Module, adapter_names: list[str]) -> Iterator[None]:
+    """Within this context, each sample takes the `modules_to_save` of its adapter."""
     wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     active = [wrapper._active_adapter for wrapper in wrappers]
     hooks = []
@@ -50,7 +50,7 @@ def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> It
         names = [name if name in wrapper.modules_to_save else BASE for name in adapter_names]
         if len(set(names)) == 1:
             wrapper._active_adapter = [name for name in names[:1] if name != BASE]
-        else:  # PEFT's own way, which takes linear layers, embeddings and convolutions alone
+        else:  # PEFT routes samples itself, but only through linear layers, embeddings and convolutions
             hooks.append(wrapper.register_forward_pre_hook(partial(_pass_names, names), with_kwargs=True))
     try:
         yield
@@ -61,6 +61,6 @@ def _modules_to_save_by_sample(model: nn.Module, adapter_names: list[str]) -> It
             wrapper._active_adapter = names
 
 
-def _pass_names(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    beams = len(args[0]) // len(names)  # those of a sample stand together
+def _pass_names(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    beams = len(args[0]) // len(names)  # the beams of a sample are contiguous
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}

@@ -1,4 +1,4 @@
-"""Gradients of parameters that a forward pass does without."""
+"""Zero gradients for parameters that a forward pass does not use."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class _ZeroGradients(torch.autograd.Function):
 
 def with_zero_gradients(x: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
     """
-    `x`, on whose way back `parameters` get gradients of zero.
+    Return `x` unchanged; its backward pass gives `parameters` gradients of zero.
 
     DDP and FSDP wait for a gradient of every parameter, on every process and in every step. A skipped module, or an
-    expert whose language is not in the batch, computes nothing that would give one.
+    expert whose language is not in the batch, would give none.
 
     Args:
-        x (`torch.Tensor`): Any shape; must be used in what is differentiated.
-        parameters (`list[nn.Parameter]`): Those that nothing of `x` depends on.
+        x (`torch.Tensor`): Any shape; the loss must depend on it.
+        parameters (`list[nn.Parameter]`): Parameters that `x` does not depend on.
     """
     return _ZeroGradients.apply(x, *parameters) if parameters else x

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from peft_clsr import CLSRConfig, check_adapter_folder
-from peft_clsr.checkpoints.checks import is_clsr, read_config
+from peft_clsr.checkpoints.configs import is_clsr, read_config
 from peft_clsr.tuner.adapter_names import check_adapter_name, check_subfolder
 
 SIZES = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
@@ -352,15 +352,23 @@ BAD_CONFIGS = {
     "a mapping of modules": ({"auto_mapping": {"base_model_class": ["os"]}}, "auto_mapping"),
 }
 BOMBS = {
-    "nesting": ("[" * 10**6, "no config of an adapter"),
+    "nesting": ('{"peft_type": "CLSR", "language": ' + "[" * 10**6, "cannot be read as JSON"),
     "nesting in a value": (
         '{"peft_type": "CLSR", "language": ' + '{"a":' * 10**5 + "1" + "}" * 10**5 + "}",
-        "no config",
+        "cannot be read as JSON",
     ),
-    "an integer of 10^5 digits": ('{"peft_type": "CLSR", "gate_dim": ' + "9" * 10**5 + "}", "no config"),
+    "an integer of 10^5 digits": (
+        '{"peft_type": "CLSR", "gate_dim": ' + "9" * 10**5 + "}",
+        "cannot be read as JSON",
+    ),
     "5 MB": ('{"peft_type": "CLSR", "language": "' + "c" * 5 * 10**6 + '"}', "larger than 4194304 bytes"),
-    "no JSON": ("gate_dim: 4", "no config"),
+    "5 MB that hide their method": (
+        r'{"peft_typ\u0065": "CLSR", "language": "' + "c" * 5 * 10**6 + '"}',
+        "larger than 4194304 bytes",
+    ),
+    "no JSON": ('"peft_type": "CLSR", gate_dim: 4', "cannot be read as JSON"),
 }
+NO_METHOD = {"nesting": "[" * 10**6, "no JSON": "gate_dim: 4", "no object": "[]", "nothing": "", "no type": "{}"}
 CONFIG_DOORS = {name: door for name, door in DOORS.items() if name != "hotswap_adapter"}
 
 
@@ -399,6 +407,20 @@ def test_bombs_for_the_parser_are_refused_by_every_door(base, folder, door, bomb
     for read in (PeftConfig, CLSRConfig, AutoPeftModel):
         with pytest.raises(ValueError, match=error):
             read.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", NO_METHOD.values(), ids=NO_METHOD)
+@pytest.mark.parametrize("door", DOORS)
+def test_configs_of_no_known_method_are_refused_by_every_door(base, folder, door, text):
+    """PEFT refuses them, whatever its error: they may be of any method. Where CLSR is expected, our error is clear."""
+    prepare, load = DOORS[door]
+    model = prepare(base())
+    (folder / "adapter_config.json").write_text(text)
+    with unchanged(model), pytest.raises((ValueError, RecursionError, TypeError, KeyError)):
+        load(model, folder)
+    if not text.endswith(("]", "}")):
+        with pytest.raises(ValueError, match="cannot be read as JSON"):
+            CLSRConfig.from_pretrained(folder)
 
 
 def test_an_adapter_of_another_base_is_refused(base, folder):

@@ -1,39 +1,15 @@
 """Experts of the reference implementation, converted: same logits, and nothing of a hostile file is run."""
 
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from naver import checkpoint_of
 from peft import AutoPeftModel, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
 from peft_clsr import CLSRConfig, convert_naver_expert
-from peft_clsr.checkpoints.convert_naver import main
-
-
-def checkpoint_of(model, language="catalan", gate_dim=6, scale=0.3, seed=0):
-    """A random checkpoint in the layout of the reference implementation, of a Whisper's sizes."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for side in ("encoder", "decoder"):
-        for index, layer in enumerate(getattr(model.model, side).layers):
-            hidden_size, ffn_size = layer.fc1.in_features, layer.fc1.out_features
-            shapes = {
-                f"gate_in.{language}.weight": (gate_dim, hidden_size),
-                f"gate_in.{language}.bias": (gate_dim,),
-                f"gate_out.{language}.weight": (1, gate_dim),
-                f"proj.{language}.fc1.weight": (ffn_size, hidden_size),
-                f"proj.{language}.fc1.bias": (ffn_size,),
-                f"proj.{language}.fc2.weight": (hidden_size, ffn_size),
-                f"proj.{language}.fc2.bias": (hidden_size,),
-            }
-            for name, shape in shapes.items():
-                key = f"model.{side}.layers.{index}.ffn_clsr.{name}"
-                tensors[key] = torch.randn(shape, generator=generator) * scale
-    return tensors
 
 
 class ReferenceFFN(nn.Module):
@@ -309,30 +285,3 @@ def test_a_failure_while_writing_leaves_nothing(tiny_whisper, tmp_path, monkeypa
     with pytest.raises(OSError, match="no space"):
         convert_naver_expert(tmp_path / "expert.bin", tmp_path / "ca")
     assert [path.name for path in tmp_path.iterdir()] == ["expert.bin"]
-
-
-# ---------------------------------------------------------------- the command
-
-
-def test_the_command(tiny_whisper, tmp_path):
-    torch.save(checkpoint_of(tiny_whisper()), tmp_path / "expert.bin")
-    command = [
-        sys.executable,
-        "-m",
-        "peft_clsr.checkpoints.convert_naver",
-        str(tmp_path / "expert.bin"),
-        str(tmp_path / "ca"),
-    ]
-    options = ["--language", "ca", "--base_model_name_or_path", "mine/base"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == f"wrote {tmp_path / 'ca'}\n", done.stderr
-    config = CLSRConfig.from_pretrained(str(tmp_path / "ca"))
-    assert (config.language, config.base_model_name_or_path) == ("ca", "mine/base")
-
-
-def test_the_command_ends_with_the_error(tiny_whisper, tmp_path, capsys):
-    torch.save(checkpoint_of(tiny_whisper()), tmp_path / "expert.bin")
-    with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path / "expert.bin"), str(tmp_path / "gl"), "--language", "gl"])
-    assert ended.value.code == 1
-    assert "no 'galician'" in capsys.readouterr().err

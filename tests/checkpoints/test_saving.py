@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import SMALL, random_clsr, randomize
 from peft import (
     AutoPeftModel,
     LoraConfig,
@@ -21,26 +22,6 @@ from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGenerat
 from versions import transformers_own_adapters
 
 from peft_clsr import CLSRConfig, CLSRLayer
-
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "gate_dim": 8}
-
-
-@torch.no_grad()
-def randomize(model, adapter):
-    generator = torch.Generator().manual_seed(sum(map(ord, adapter)))
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name and f".{adapter}." in name:
-            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.3).to(parameter.dtype))
-    return model
-
-
-def clsr(base, *adapters, **config):
-    model = get_peft_model(base, CLSRConfig(**QUIET, **config), adapter_name=adapters[0])
-    for adapter in adapters[1:]:
-        model.add_adapter(adapter, CLSRConfig(**QUIET, **config))
-    for adapter in adapters:
-        randomize(model, adapter)
-    return model.eval()
 
 
 @pytest.fixture
@@ -68,7 +49,7 @@ def logits_of(model, inputs, adapter=None):
 
 
 def test_each_adapter_has_its_folder_and_selected_ones_are_saved(whisper, inputs, tmp_path):
-    model = clsr(whisper(), "ca", "uk", "ro")
+    model = random_clsr(whisper(), "ca", "uk", "ro")
     expected = {name: logits_of(model, inputs, name) for name in ("ca", "uk")}
     model.save_pretrained(tmp_path, selected_adapters=["ca", "uk"])
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["ca", "uk"]
@@ -80,7 +61,7 @@ def test_each_adapter_has_its_folder_and_selected_ones_are_saved(whisper, inputs
 
 @pytest.mark.parametrize("is_trainable", [False, True])
 def test_loaded_adapters_are_trainable_on_request(whisper, tmp_path, is_trainable):
-    clsr(whisper(), "ca").save_pretrained(tmp_path)
+    random_clsr(whisper(), "ca").save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(
         whisper(), tmp_path, subfolder="ca", adapter_name="ca", is_trainable=is_trainable
     )
@@ -95,13 +76,13 @@ def test_half_precision_bases(whisper, inputs, tmp_path, dtype, autocast_adapter
     base = whisper().to(dtype)
     expected = logits_of(base, inputs)
     model = get_peft_model(
-        base, CLSRConfig(**QUIET), adapter_name="ca", autocast_adapter_dtype=autocast_adapter_dtype
+        base, CLSRConfig(**SMALL), adapter_name="ca", autocast_adapter_dtype=autocast_adapter_dtype
     ).eval()
     adapter_dtype = torch.float32 if autocast_adapter_dtype else dtype
     assert {p.dtype for name, p in model.named_parameters() if "clsr_" in name} == {adapter_dtype}
     assert logits_of(model, inputs).dtype == dtype
     assert (logits_of(model, inputs) - expected).abs().max() <= 2e-2 * expected.abs().max()
-    randomize(model, "ca")
+    randomize(model, "ca", seed=sum(map(ord, "ca")), scale=0.3)
     expected = logits_of(model, inputs)
     assert expected.isfinite().all()
     model.save_pretrained(tmp_path)
@@ -116,7 +97,7 @@ def test_half_precision_bases(whisper, inputs, tmp_path, dtype, autocast_adapter
 
 
 def test_low_cpu_mem_usage_leaves_nothing_on_meta(whisper, inputs, tmp_path):
-    model = clsr(whisper(), "ca", "uk", expert_rank=2)
+    model = random_clsr(whisper(), "ca", "uk", expert_rank=2)
     expected = {name: logits_of(model, inputs, name) for name in ("ca", "uk")}
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(
@@ -129,7 +110,7 @@ def test_low_cpu_mem_usage_leaves_nothing_on_meta(whisper, inputs, tmp_path):
 
 
 def test_state_dict_of_one_adapter_moves_to_another(whisper, inputs):
-    model = clsr(whisper(), "ca", "uk")
+    model = random_clsr(whisper(), "ca", "uk")
     expected = logits_of(model, inputs, "ca")
     state_dict = get_peft_model_state_dict(model, adapter_name="ca")
     assert all("clsr_" in key and ".ca." not in key for key in state_dict)
@@ -141,7 +122,7 @@ def test_state_dict_of_one_adapter_moves_to_another(whisper, inputs):
 def test_auto_peft_model_finds_the_base(whisper, inputs, tmp_path):
     whisper().save_pretrained(tmp_path / "base")
     base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    model = clsr(base, "default")
+    model = random_clsr(base, "default")
     expected = logits_of(model, inputs)
     model.save_pretrained(tmp_path / "adapter")
     loaded = AutoPeftModel.from_pretrained(tmp_path / "adapter").eval()
@@ -149,7 +130,7 @@ def test_auto_peft_model_finds_the_base(whisper, inputs, tmp_path):
 
 
 def test_unknown_keys_of_a_later_version_are_ignored_with_a_warning(whisper, inputs, tmp_path):
-    model = clsr(whisper(), "ca", language="catalan")
+    model = random_clsr(whisper(), "ca", language="catalan")
     expected = logits_of(model, inputs)
     model.save_pretrained(tmp_path)
     path = tmp_path / "ca" / "adapter_config.json"
@@ -161,7 +142,7 @@ def test_unknown_keys_of_a_later_version_are_ignored_with_a_warning(whisper, inp
 
 
 def test_modules_to_save_are_in_the_file(whisper, inputs, tmp_path):
-    model = clsr(whisper(), "ca", modules_to_save=["layer_norm"])
+    model = random_clsr(whisper(), "ca", modules_to_save=["layer_norm"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name:
@@ -175,7 +156,7 @@ def test_modules_to_save_are_in_the_file(whisper, inputs, tmp_path):
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_hotswapping_puts_another_language_in_place(whisper, inputs, tmp_path, rank):
-    model = clsr(whisper(), "ca", "uk", expert_rank=rank)
+    model = random_clsr(whisper(), "ca", "uk", expert_rank=rank)
     for name in ("ca", "uk"):
         model.peft_config[name].language = name
     expected = {name: logits_of(model, inputs, name) for name in ("uk", "ca")}
@@ -192,9 +173,9 @@ def test_hotswapping_puts_another_language_in_place(whisper, inputs, tmp_path, r
 
 
 def test_a_language_of_another_context_is_not_swapped_in(whisper, inputs, tmp_path):
-    short = clsr(whisper(), "uk", max_audio_seconds=0.5)
+    short = random_clsr(whisper(), "uk", max_audio_seconds=0.5)
     short.save_pretrained(tmp_path)
-    model = clsr(whisper(), "ca")
+    model = random_clsr(whisper(), "ca")
     expected = logits_of(model, inputs)
     with pytest.raises(ValueError, match=r"max_audio_seconds, None != 0\.5"):
         hotswap_adapter(model, str(tmp_path), subfolder="uk", adapter_name="ca", torch_device="cpu")
@@ -202,7 +183,7 @@ def test_a_language_of_another_context_is_not_swapped_in(whisper, inputs, tmp_pa
 
 
 def test_a_compiled_model_is_swapped_without_recompilation(whisper, inputs, tmp_path):
-    model = clsr(whisper(), "ca", "uk")
+    model = random_clsr(whisper(), "ca", "uk")
     expected = {name: logits_of(model, inputs, name) for name in ("uk", "ca")}
     model.save_pretrained(tmp_path)
     torch._dynamo.reset()
@@ -227,8 +208,8 @@ def test_a_compiled_model_is_swapped_without_recompilation(whisper, inputs, tmp_
     ],
 )
 def test_hotswapping_what_does_not_fit_is_refused_and_changes_nothing(whisper, inputs, tmp_path, config, error):
-    get_peft_model(whisper(), CLSRConfig(**{**QUIET, **config}), adapter_name="uk").save_pretrained(tmp_path)
-    model = clsr(whisper(), "ca")
+    get_peft_model(whisper(), CLSRConfig(**{**SMALL, **config}), adapter_name="uk").save_pretrained(tmp_path)
+    model = random_clsr(whisper(), "ca")
     before = logits_of(model, inputs)
     with pytest.raises((ValueError, RuntimeError), match=error):
         hotswap_adapter(model, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
@@ -236,10 +217,10 @@ def test_hotswapping_what_does_not_fit_is_refused_and_changes_nothing(whisper, i
 
 
 def test_hotswapping_an_adapter_of_another_base_is_refused(tiny_whisper, whisper, inputs, tmp_path):
-    model = clsr(whisper(), "ca")
+    model = random_clsr(whisper(), "ca")
     before = logits_of(model, inputs)
     for sizes in ({"encoder_layers": 1}, {"encoder_layers": 3}, {"decoder_ffn_dim": 16}, {"decoder_ffn_dim": 48}):
-        clsr(tiny_whisper(**sizes), "uk").save_pretrained(tmp_path)
+        random_clsr(tiny_whisper(**sizes), "uk").save_pretrained(tmp_path)
         with pytest.raises(RuntimeError, match="names or shapes differ"):
             hotswap_adapter(model, str(tmp_path / "uk"), adapter_name="ca", torch_device="cpu")
         assert torch.equal(logits_of(model, inputs), before)
@@ -261,19 +242,19 @@ def test_hotswapping_lora_is_as_before(whisper, inputs, tmp_path):
 
 
 def test_inject_adapter_in_model_and_its_state_dict(whisper, inputs):
-    reference = clsr(whisper(), "ca")
+    reference = random_clsr(whisper(), "ca")
     expected = logits_of(reference, inputs)
     state_dict = get_peft_model_state_dict(reference, adapter_name="ca")
-    model = inject_adapter_in_model(CLSRConfig(**QUIET), whisper(), "ca").eval()
+    model = inject_adapter_in_model(CLSRConfig(**SMALL), whisper(), "ca").eval()
     assert type(model) is WhisperForConditionalGeneration
     set_peft_model_state_dict(model, state_dict, adapter_name="ca")
     assert torch.equal(logits_of(model, inputs), expected)
-    inject_adapter_in_model(CLSRConfig(**QUIET), model, "uk")
+    inject_adapter_in_model(CLSRConfig(**SMALL), model, "uk")
     assert len({id(layer.route.routing) for layer in model.modules() if isinstance(layer, CLSRLayer)}) == 1
 
     targets = {key.rsplit(".clsr_", 1)[0].removeprefix("base_model.model.") for key in state_dict}
     by_keys = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
-    model = inject_adapter_in_model(CLSRConfig(**QUIET), whisper(), "ca", state_dict=by_keys).eval()
+    model = inject_adapter_in_model(CLSRConfig(**SMALL), whisper(), "ca", state_dict=by_keys).eval()
     assert {name for name, module in model.named_modules() if isinstance(module, CLSRLayer)} == targets
     set_peft_model_state_dict(model, state_dict, adapter_name="ca")
     assert torch.equal(logits_of(model, inputs), expected)
@@ -282,7 +263,7 @@ def test_inject_adapter_in_model_and_its_state_dict(whisper, inputs):
 @transformers_own_adapters
 def test_transformers_own_adapters(whisper, inputs, tmp_path):
     base_logits = logits_of(whisper(), inputs)
-    saved = clsr(whisper(), "ca", "uk")
+    saved = random_clsr(whisper(), "ca", "uk")
     expected = {name: logits_of(saved, inputs, name) for name in ("ca", "uk")}
     saved.save_pretrained(tmp_path)
 
@@ -310,7 +291,7 @@ def test_transformers_own_adapters(whisper, inputs, tmp_path):
 @transformers_own_adapters
 def test_transformers_own_adapters_train_with_the_budget_loss(whisper, inputs):
     model = whisper()
-    model.add_adapter(CLSRConfig(**{**QUIET, "gate_budget": 1.0, "budget_weight": 3.0}), "ca")
+    model.add_adapter(CLSRConfig(**{**SMALL, "gate_budget": 1.0, "budget_weight": 3.0}), "ca")
     model.train()
     labels = inputs.pop("decoder_input_ids")
     outputs = model(**inputs, labels=labels)
@@ -323,7 +304,7 @@ def test_transformers_own_adapters_train_with_the_budget_loss(whisper, inputs):
 def test_a_base_loads_by_the_folder_of_its_adapter(whisper, inputs, tmp_path):
     whisper().save_pretrained(tmp_path / "base")
     base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    model = clsr(base, "default")
+    model = random_clsr(base, "default")
     expected = logits_of(model, inputs)
     model.save_pretrained(tmp_path / "adapter")
     for auto in (WhisperForConditionalGeneration, AutoModelForSpeechSeq2Seq):
@@ -332,7 +313,7 @@ def test_a_base_loads_by_the_folder_of_its_adapter(whisper, inputs, tmp_path):
 
 
 def test_pipeline_on_a_wrapped_whisper(whisper, tiny_processor, tmp_path):
-    model = clsr(whisper(), "ca")
+    model = random_clsr(whisper(), "ca")
     model.save_pretrained(tmp_path)
     native = whisper()
     native.load_adapter(str(tmp_path / "ca"))

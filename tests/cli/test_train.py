@@ -1,10 +1,7 @@
-"""`examples/train_distilwhisper.py` from end to end on a tiny random Whisper and noise, and its bad input."""
+"""`peft-clsr train` from end to end on a tiny random Whisper and noise, and its bad input."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -15,19 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
-from peft_clsr import prepare_dataset
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_distilwhisper.py"
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("train_distilwhisper", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_distilwhisper"] = module  # dataclasses look their annotations up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_distilwhisper"]
+from peft_clsr import load_recordings, prepare_dataset
+from peft_clsr.cli import main
 
 
 @pytest.fixture
@@ -55,18 +41,16 @@ def recordings(tmp_path):
 
 
 @pytest.fixture
-def run(script, student, recordings, tmp_path, monkeypatch, capsys):
-    """Runs the script with the given further arguments; returns its exit status and what it printed."""
+def run(student, recordings, tmp_path, monkeypatch, capsys):
+    """Runs `peft-clsr train` with the given further arguments; returns its exit status and what it printed."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def call(*arguments, languages=("ro",), dataset=None, method=("--gate_dim", 8)):
-        command = ["train_distilwhisper.py", "--student", student, "--dataset", dataset or recordings]
+        command = ["train", "--student", student, "--dataset", dataset or recordings]
         command += ["--languages", *languages, "--output_dir", tmp_path / "out", "--max_steps", 2, "--use_cpu"]
         command += ["--report_to", "none", "--per_device_train_batch_size", 2, *method, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
         try:
-            script.main()
-            status = 0
+            status = main([str(part) for part in command])
         except SystemExit as error:
             status = error.code
         printed = capsys.readouterr()
@@ -128,7 +112,7 @@ def test_results_of_other_settings_are_not_overwritten(run, tmp_path):
     before = results.read_bytes()
     status, printed = run("--gate_budget", 0.25)
     assert status == 2
-    assert "gate_budget 0.5 there, 0.25 here" in printed and "--overwrite" in printed
+    assert "gate_budget 0.75 there, 0.25 here" in printed and "--overwrite" in printed
     assert results.read_bytes() == before
     assert run("--gate_budget", 0.25, "--overwrite")[0] == 0
     assert json.loads(results.read_text())["settings"]["gate_budget"] == 0.25
@@ -181,7 +165,7 @@ LORA = ("--lora_rank", 4, "--lora_alpha", 8)
 
 def test_lora_starts_from_the_smoothed_loss_of_the_base(run, student, recordings, tiny_processor, tmp_path):
     options = ("--label_smoothing_factor", 0.1, "--per_device_train_batch_size", 4, "--logging_steps", 1)
-    status, printed = run(*options, "--save_steps", 1, method=LORA)
+    status, printed = run(*options, "--save_steps", 1, "--keep_checkpoints", method=LORA)
     assert status == 0, printed
     assert "| with LoRA " in printed and not (tmp_path / "out" / "gates-ro.png").exists()
     log = json.loads((tmp_path / "out/checkpoints/ro/checkpoint-2/trainer_state.json").read_text())["log_history"]
@@ -199,7 +183,16 @@ def test_lora_starts_from_the_smoothed_loss_of_the_base(run, student, recordings
 
 def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
     """And evaluates by generation, as experts do."""
-    options = ("--save_steps", 1, "--predict_with_generate", "--eval_strategy", "steps", "--eval_steps", 1)
+    options = (
+        "--save_steps",
+        1,
+        "--keep_checkpoints",
+        "--predict_with_generate",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        1,
+    )
     options += ("--generation_max_length", 8)
     assert run(*options, method=LORA)[0] == 0
     out = tmp_path / "out"
@@ -236,18 +229,17 @@ def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
         ("refs/convert/parquet", {"path": "google/fleurs", "data_dir": "ca_es"}),
     ],
 )
-def test_what_the_hub_converted_has_folders_for_configurations(script, monkeypatch, revision, where):
-    arguments = script.ScriptArguments("any", "google/fleurs", ["ca"], dataset_revision=revision)
+def test_what_the_hub_converted_has_folders_for_configurations(monkeypatch, revision, where):
     called = {}
-    monkeypatch.setattr(script.datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
-    script.load_recordings(arguments, "ca", "ca_es", "train", None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
+    load_recordings("google/fleurs", "ca", "train", config="ca_es", revision=revision)
     assert called == {**where, "split": "train", "revision": revision}
 
 
-def test_a_dataset_that_is_a_script_points_to_what_the_hub_converted(script, monkeypatch):
+def test_a_dataset_that_is_a_script_points_to_what_the_hub_converted(monkeypatch):
     def load_dataset(**kwargs):
         raise RuntimeError("Dataset scripts are no longer supported, but found fleurs.py")
 
-    monkeypatch.setattr(script.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError, match="no longer supported.*--dataset_revision refs/convert/parquet"):
-        script.load_recordings(script.ScriptArguments("any", "google/fleurs", ["ca"]), "ca", "ca_es", "train", None)
+        load_recordings("google/fleurs", "ca", "train", config="ca_es")

@@ -1,9 +1,7 @@
 """`examples/transcribe.py` from end to end on a tiny random Whisper and noise, and its bad input."""
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,26 +11,19 @@ import pytest
 import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
+from helpers import QUIET, randomize
 from peft import get_peft_model
-from training import QUIET, randomize
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from peft_clsr import CLSRConfig, push_language
+from peft_clsr.cli import main
+from peft_clsr.files import write_text
+from peft_clsr.inference import transcribe
+from peft_clsr.inference.subtitles import Transcript, format_transcript
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "transcribe.py"
 TIMESTAMPS = [f"<|{position / 50:.2f}|>" for position in range(51)]
 SECONDS = {"a.wav": 0.5, "deep/b.flac": 0.9, "deep/er/c.ogg": 2.3, "d.mp3": 3.0, "e.wav": 1.0}
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("transcribe", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["transcribe"] = module  # dataclasses look their annotations up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["transcribe"]
 
 
 @pytest.fixture
@@ -87,22 +78,21 @@ def recordings(tmp_path):
 
 
 @pytest.fixture
-def run(script, base, recordings, tmp_path, monkeypatch, capsys):
-    """Runs the script with the given further arguments; returns its exit status and what it printed."""
+def run(base, recordings, tmp_path, monkeypatch, capsys):
+    """Runs `peft-clsr transcribe` with the given further arguments; returns its exit status and what it printed."""
 
     def call(*arguments, inputs=(recordings,), output_dir=tmp_path / "out"):
         command = ["transcribe", *inputs, "--model", base.folder, "--device", "cpu", *arguments]
         command += [] if output_dir is None else ["--output_dir", output_dir]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
         try:
-            status = script.main()
+            status = main([str(part) for part in command])
         except SystemExit as error:
             status = error.code
         return status, capsys.readouterr()
 
     verbosity = logging.get_verbosity()
     yield call
-    logging.set_verbosity(verbosity)  # the script has set it for its process
+    logging.set_verbosity(verbosity)  # the command sets it for its process
 
 
 @pytest.fixture
@@ -222,13 +212,11 @@ def test_a_translation_is_asked_for(run, generated, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "srt", "vtt"), [("a <b> & {c}", "a <b> & {c}", "a &lt;b&gt; &amp; {c}")])
-def test_no_text_is_lost_in_subtitles(script, text, srt, vtt):
-    transcript = script.Transcript("ro", None, 3.0, [{"start": 0.5, "end": 2.25, "text": f" {text}"}])
-    recording = script.Recording(Path("a.wav"), None, None, 3.0)
+def test_no_text_is_lost_in_subtitles(text, srt, vtt):
+    transcript = Transcript("ro", None, 3.0, [{"start": 0.5, "end": 2.25, "text": f" {text}"}])
 
     def lines(output_format):
-        arguments = SimpleNamespace(output_format=output_format, task="transcribe")
-        return script.format_transcript(transcript, recording, arguments).splitlines()
+        return format_transcript(transcript, output_format, Path("a.wav")).splitlines()
 
     assert lines("srt")[:3] == ["1", "00:00:00,500 --> 00:00:02,250", srt]
     assert lines("vtt")[:5] == ["WEBVTT", "", "1", "00:00:00.500 --> 00:00:02.250", vtt]
@@ -250,20 +238,20 @@ def test_no_text_is_lost_in_subtitles(script, text, srt, vtt):
     ],
     ids=str,
 )
-def test_segments_are_in_order_and_within_the_recording(script, heard, made):
+def test_segments_are_in_order_and_within_the_recording(heard, made):
     tokenizer = SimpleNamespace(decode=lambda tokens, skip_special_tokens: tokens)
     segments = [{"start": torch.tensor(start), "end": torch.tensor(end), "tokens": text} for start, end, text in heard]
     assert [
         (segment["start"], segment["end"], segment["text"])
-        for segment in script.make_segments(segments, tokenizer, seconds=3.0)
+        for segment in transcribe.make_segments(segments, tokenizer, seconds=3.0)
     ] == [(pytest.approx(start), pytest.approx(end), text) for start, end, text in made]
 
 
-def test_features_hold_all_of_the_audio_and_silence_up_to_the_context(script):
+def test_features_hold_all_of_the_audio_and_silence_up_to_the_context():
     extractor = WhisperFeatureExtractor()
     generator = np.random.default_rng(0)
     waveforms = [generator.normal(0, 0.1, size).astype(np.float32) for size in (8000, 16000, 40000)]
-    features, mask = script.make_features(waveforms, extractor, context=1.0)
+    features, mask = transcribe.make_features(waveforms, extractor, context=1.0)
     assert features.shape == (3, 80, 250)
     assert mask.sum(-1).tolist() == [100, 100, 250]
     alone = WhisperFeatureExtractor(chunk_length=1)(waveforms[0], sampling_rate=16000, return_tensors="pt")
@@ -291,15 +279,15 @@ def test_a_language_is_detected_among_those_given(run, generated, base, recordin
     assert generated[0].language == expected
 
 
-def test_only_adapters_of_the_languages_are_loaded(run, experts, monkeypatch, script, tmp_path):
+def test_only_adapters_of_the_languages_are_loaded(run, experts, monkeypatch, tmp_path):
     loaded = []
-    transcribe = script.transcribe
+    transcribe_waveforms = transcribe.transcribe_waveforms
 
-    def spy(model, *args):
+    def spy(model, *args, **kwargs):
         loaded.append(sorted(getattr(model, "peft_config", {})))
-        return transcribe(model, *args)
+        return transcribe_waveforms(model, *args, **kwargs)
 
-    monkeypatch.setattr(script, "transcribe", spy)
+    monkeypatch.setattr(transcribe, "transcribe_waveforms", spy)
     folder = experts("ca", "ro", "fr")
     for language in (["ca"], ["ca", "ro", "el"], []):
         arguments = ["--adapters", folder, "--overwrite", *(["--language", *language] if language else [])]
@@ -407,31 +395,31 @@ def test_transcripts_that_are_there_are_kept(run, recordings, generated, tmp_pat
     assert kept.read_text() != "by hand"
 
 
-def test_an_interrupted_run_keeps_what_is_done(run, generated, monkeypatch, script, tmp_path):
-    transcribe = script.transcribe
+def test_an_interrupted_run_keeps_what_is_done(run, generated, monkeypatch, tmp_path):
+    transcribe_waveforms = transcribe.transcribe_waveforms
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         if generated:
             raise KeyboardInterrupt
-        return transcribe(*args)
+        return transcribe_waveforms(*args, **kwargs)
 
-    monkeypatch.setattr(script, "transcribe", interrupted)
+    monkeypatch.setattr(transcribe, "transcribe_waveforms", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("--language", "ro", "--batch_size", 2)
     assert written(tmp_path / "out") == {"d.txt", "deep/er/c.txt"}
-    monkeypatch.setattr(script, "transcribe", transcribe)
+    monkeypatch.setattr(transcribe, "transcribe_waveforms", transcribe_waveforms)
     assert run("--language", "ro", "--batch_size", 2)[0] == 0
     assert len(written(tmp_path / "out")) == 5 and sum(call.shape[0] for call in generated) == 5
 
 
-def test_nothing_is_half_written(script, monkeypatch, tmp_path):
+def test_nothing_is_half_written(monkeypatch, tmp_path):
     def full(*args):
         raise OSError("no space left")
 
     path = tmp_path / "new" / "a.txt"
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="no space"):
-        script.write_whole(path, "text")
+        write_text(path, "text")
     assert not path.exists()
 
 
@@ -474,7 +462,7 @@ def test_a_table_does_not_lead_out_of_the_output_dir(run, recordings, tmp_path):
         (("--output_dir", "{recordings}/a.wav/b"), "is a file, expected a folder"),
         (("--output_format", "docx"), "invalid choice: 'docx'"),
         (("gone.wav",), "gone.wav does not exist"),
-        (("{recordings}/notes.csv",), "a row without file_name"),
+        (("{recordings}/notes.csv",), "expected some, with a column 'file_name'"),
         (("{recordings}/typo.csv",), "did you mean 'romanian'"),
     ],
 )

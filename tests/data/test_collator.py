@@ -1,8 +1,8 @@
 """Batches of the collator: the student's side, the language, and what a teacher gets."""
 
-import numpy as np
 import pytest
 import torch
+from helpers import noise
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 datasets = pytest.importorskip("datasets")
@@ -32,10 +32,6 @@ def teacher_processor(tiny_processor):
     tokenizer.add_special_tokens({"additional_special_tokens": [token for token in tokens if token.startswith("<|")]})
     tokenizer.set_prefix_tokens(language=None, task=None)
     return WhisperProcessor(WhisperFeatureExtractor(feature_size=128, chunk_length=5), tokenizer)
-
-
-def noise(seconds, rate=16000):
-    return np.random.default_rng(0).normal(0, 0.1, round(seconds * rate)).astype(np.float32)
 
 
 def ids(tokenizer, *tokens):

@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from helpers import noise
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 datasets = pytest.importorskip("datasets")
@@ -15,10 +16,6 @@ from peft_clsr import encode_labels, prepare_dataset
 def processor(tiny_processor):
     """5 s of context."""
     return WhisperProcessor(WhisperFeatureExtractor(chunk_length=5), tiny_processor.tokenizer)
-
-
-def noise(seconds, rate=16000):
-    return np.random.default_rng(0).normal(0, 0.1, round(seconds * rate)).astype(np.float32)
 
 
 def ids(tokenizer, *tokens):

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from peft_clsr.distillation.losses import Teaching, chunked_losses, cross_entropy_sum, distillation_sum
+from peft_clsr.distillation.losses import TeacherTargets, chunked_losses, cross_entropy_sum, distillation_sum
 
 
 @pytest.fixture
@@ -165,26 +165,26 @@ class Step:
     weight: torch.Tensor
     bias: torch.Tensor
     labels: torch.Tensor
-    teaching: Teaching
+    targets: TeacherTargets
 
     @property
     def leaves(self):
         return self.states, self.weight, self.bias
 
-    def chunked(self, teaching=None, chunk_size=4, **kwargs):
-        return chunked_losses(*self.leaves, self.labels, teaching, chunk_size=chunk_size, **kwargs)
+    def chunked(self, targets=None, chunk_size=4, **kwargs):
+        return chunked_losses(*self.leaves, self.labels, targets, chunk_size=chunk_size, **kwargs)
 
-    def plain(self, teaching=None, ce_weight=1.0, kd_weight=1.0, label_smoothing=0.0, **kwargs):
+    def plain(self, targets=None, ce_weight=1.0, kd_weight=1.0, label_smoothing=0.0, **kwargs):
         """The same by the plain formulas."""
         logits = F.linear(*self.leaves)
         ce_sum = cross_entropy_sum(logits, self.labels, label_smoothing)
         kd_sum = torch.zeros(())
-        if teaching is not None:
-            student, teacher, labels = logits, teaching.output_layer(teaching.hidden_states), self.labels
-            if teaching.student_ids is not None:
-                student, teacher = student[:, teaching.student_ids], teacher[:, teaching.teacher_ids]
-            if teaching.is_taught is not None:
-                labels = labels.where(teaching.is_taught, -100)
+        if targets is not None:
+            student, teacher, labels = logits, targets.output_layer(targets.hidden_states), self.labels
+            if targets.student_ids is not None:
+                student, teacher = student[:, targets.student_ids], teacher[:, targets.teacher_ids]
+            if targets.mask is not None:
+                labels = labels.where(targets.mask, -100)
             kd_sum = distillation_sum(student, teacher, labels, **kwargs)
         return ce_weight * ce_sum + kd_weight * kd_sum, ce_sum, kd_sum
 
@@ -200,14 +200,14 @@ def make_step():
         vocabulary = 13 if same_vocabulary else 14
         output_layer = nn.Linear(7, vocabulary, bias=False).requires_grad_(False)
         output_layer.weight.data = randn(vocabulary, 7)
-        teaching = Teaching(randn(positions, 7), output_layer)
+        targets = TeacherTargets(randn(positions, 7), output_layer)
         if not same_vocabulary:
-            teaching.student_ids = torch.tensor([0, 1, 2, 4, 5, 6, 8, 9, 11, 12])
-            teaching.teacher_ids = torch.tensor([0, 1, 3, 2, 5, 7, 8, 10, 12, 13])
+            targets.student_ids = torch.tensor([0, 1, 2, 4, 5, 6, 8, 9, 11, 12])
+            targets.teacher_ids = torch.tensor([0, 1, 3, 2, 5, 7, 8, 10, 12, 13])
         if not all_taught:
-            teaching.is_taught = torch.arange(positions) % 3 != 1
+            targets.mask = torch.arange(positions) % 3 != 1
         leaves = randn(positions, 5).requires_grad_(), randn(13, 5).requires_grad_(), randn(13).requires_grad_()
-        return Step(*leaves, torch.randint(0, 13, (positions,), generator=generator), teaching)
+        return Step(*leaves, torch.randint(0, 13, (positions,), generator=generator), targets)
 
     return build
 
@@ -235,15 +235,15 @@ def test_chunks_give_the_losses_and_gradients_of_the_plain_formulas(
     step = make_step(same_vocabulary=same_vocabulary, all_taught=all_taught)
     kwargs = {"kind": kind, "temperature": temperature, "label_smoothing": label_smoothing, "ce_weight": 0.7}
     kwargs["kd_weight"] = 2.0
-    expected = step.plain(step.teaching, **kwargs)
+    expected = step.plain(step.targets, **kwargs)
     assert expected[2].item() > 0.5
-    assert_equal_steps(step, step.chunked(step.teaching, **kwargs), expected)
+    assert_equal_steps(step, step.chunked(step.targets, **kwargs), expected)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 10, 11, 128])
 def test_any_chunk_size_gives_the_same(make_step, chunk_size):
     step = make_step(all_taught=False)
-    assert_equal_steps(step, step.chunked(step.teaching, chunk_size=chunk_size), step.plain(step.teaching))
+    assert_equal_steps(step, step.chunked(step.targets, chunk_size=chunk_size), step.plain(step.targets))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -257,7 +257,7 @@ def test_without_a_teacher_chunks_give_the_cross_entropy(make_step, label_smooth
 def test_chunks_in_float32_are_within_1e_5_of_the_plain_formulas(make_step):
     step = make_step(torch.float32, all_taught=False)
     kwargs = {"label_smoothing": 0.1, "kd_weight": 2.0, "temperature": 2.0}
-    assert_equal_steps(step, step.chunked(step.teaching, **kwargs), step.plain(step.teaching, **kwargs), rel=1e-5)
+    assert_equal_steps(step, step.chunked(step.targets, **kwargs), step.plain(step.targets, **kwargs), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["js", "kl"])
@@ -265,7 +265,7 @@ def test_chunked_gradients_match_finite_differences(make_step, kind):
     step = make_step(all_taught=False)
 
     def loss(states, weight, bias):
-        moved = (states, weight, bias, step.labels, step.teaching)
+        moved = (states, weight, bias, step.labels, step.targets)
         return chunked_losses(*moved, kind=kind, temperature=1.5, label_smoothing=0.1, chunk_size=4)[0]
 
     assert torch.autograd.gradcheck(loss, step.leaves)
@@ -275,7 +275,7 @@ def test_a_frozen_output_layer_without_bias_gets_no_gradient(make_step):
     step = make_step()
     step.weight.requires_grad_(False)
     step.bias = None
-    losses = chunked_losses(step.states, step.weight, None, step.labels, step.teaching, chunk_size=4)
+    losses = chunked_losses(step.states, step.weight, None, step.labels, step.targets, chunk_size=4)
     losses[0].backward()
     expected = cross_entropy_sum(step.states @ step.weight.T, step.labels)
     assert losses[1].item() == pytest.approx(expected.item(), rel=1e-9)
@@ -284,8 +284,8 @@ def test_a_frozen_output_layer_without_bias_gets_no_gradient(make_step):
 
 def test_backward_scales_the_gradients_and_can_run_twice(make_step):
     step = make_step()
-    expected = gradients(step, step.chunked(step.teaching)[0])
-    loss = 3 * step.chunked(step.teaching)[0]
+    expected = gradients(step, step.chunked(step.targets)[0])
+    loss = 3 * step.chunked(step.targets)[0]
     loss.backward(retain_graph=True)
     loss.backward()
     for leaf, gradient in zip(step.leaves, expected, strict=True):
@@ -301,10 +301,10 @@ def test_a_second_derivative_is_refused(make_step):
 
 def test_without_gradients_the_sums_are_the_same(make_step):
     step = make_step(all_taught=False)
-    expected = step.chunked(step.teaching)
+    expected = step.chunked(step.targets)
     for no_gradient in (torch.no_grad, torch.inference_mode):
         with no_gradient():
-            losses = step.chunked(step.teaching)
+            losses = step.chunked(step.targets)
         assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
         assert not any(loss.requires_grad for loss in losses)
     assert expected[0].requires_grad and not expected[1].requires_grad and not expected[2].requires_grad
@@ -313,10 +313,10 @@ def test_without_gradients_the_sums_are_the_same(make_step):
 @pytest.mark.parametrize("kind", ["js", "kl"])
 def test_autocast_takes_products_in_its_dtype_and_losses_in_float32(make_step, kind):
     step = make_step(torch.float32, all_taught=False)
-    exact = step.plain(step.teaching, kind=kind)
+    exact = step.plain(step.targets, kind=kind)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = step.chunked(step.teaching, kind=kind)
-        expected = step.plain(step.teaching, kind=kind)
+        actual = step.chunked(step.targets, kind=kind)
+        expected = step.plain(step.targets, kind=kind)
     for ours, theirs, in_float32 in zip(actual, expected, exact, strict=True):
         assert ours.dtype == torch.float32
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
@@ -328,7 +328,7 @@ def test_autocast_takes_products_in_its_dtype_and_losses_in_float32(make_step, k
 
 def test_gradients_of_half_precision_come_in_half_precision(make_step):
     step = make_step(torch.bfloat16)
-    actual, expected = step.chunked(step.teaching), step.plain(step.teaching)
+    actual, expected = step.chunked(step.targets), step.plain(step.targets)
     assert actual[0].dtype == torch.float32
     assert actual[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
     for ours, theirs in zip(gradients(step, actual[0]), gradients(step, expected[0]), strict=True):
@@ -338,15 +338,15 @@ def test_gradients_of_half_precision_come_in_half_precision(make_step):
 
 def test_cached_states_in_float16_are_cast_to_the_teachers_dtype(make_step):
     step = make_step(torch.float32)
-    cached = replace(step.teaching, hidden_states=step.teaching.hidden_states.half())
+    cached = replace(step.targets, hidden_states=step.targets.hidden_states.half())
     kd_sum = step.chunked(cached)[2].item()
-    assert kd_sum == pytest.approx(step.chunked(step.teaching)[2].item(), rel=1e-3)
+    assert kd_sum == pytest.approx(step.chunked(step.targets)[2].item(), rel=1e-3)
     assert kd_sum == step.chunked(replace(cached, hidden_states=cached.hidden_states.float()))[2].item()
 
 
 def test_no_position_gives_zero_and_zero_gradients(make_step):
     step = make_step(positions=0)
-    losses = step.chunked(step.teaching, label_smoothing=0.1)
+    losses = step.chunked(step.targets, label_smoothing=0.1)
     assert [loss.item() for loss in losses] == [0, 0, 0]
     for leaf, gradient in zip(step.leaves, gradients(step, losses[0]), strict=True):
         assert gradient.shape == leaf.shape and gradient.eq(0).all()
@@ -354,20 +354,20 @@ def test_no_position_gives_zero_and_zero_gradients(make_step):
 
 def test_untaught_positions_may_hold_anything(make_step):
     step = make_step(all_taught=False)
-    expected = step.chunked(step.teaching)
-    step.teaching.hidden_states[~step.teaching.is_taught] = float("nan")
-    assert_equal_steps(step, step.chunked(step.teaching), expected)
-    step.teaching.is_taught[:] = False
-    assert_equal_steps(step, step.chunked(step.teaching), step.plain())
+    expected = step.chunked(step.targets)
+    step.targets.hidden_states[~step.targets.mask] = float("nan")
+    assert_equal_steps(step, step.chunked(step.targets), expected)
+    step.targets.mask[:] = False
+    assert_equal_steps(step, step.chunked(step.targets), step.plain())
 
 
 def test_the_teachers_logits_are_not_made_where_they_do_not_count(make_step):
     step = make_step()
     calls = []
-    step.teaching.output_layer = lambda states: calls.append(len(states)) or states.new_zeros(len(states), 14)
-    assert step.chunked(step.teaching, kd_weight=0.0)[2].item() == 0
+    step.targets.output_layer = lambda states: calls.append(len(states)) or states.new_zeros(len(states), 14)
+    assert step.chunked(step.targets, kd_weight=0.0)[2].item() == 0
     assert calls == []
-    step.chunked(step.teaching)
+    step.chunked(step.targets)
     assert calls == [4, 4, 3]
 
 
@@ -375,14 +375,14 @@ def test_a_teacher_on_another_device_is_met_on_the_students(make_step):
     with FakeTensorMode(), torch.no_grad():  # devices are checked, nothing is computed
         step = make_step(torch.float32)
         layer = nn.Linear(7, 14, device="meta")
-        elsewhere = replace(step.teaching, hidden_states=torch.empty(11, 7, device="meta"), output_layer=layer)
+        elsewhere = replace(step.targets, hidden_states=torch.empty(11, 7, device="meta"), output_layer=layer)
         losses = step.chunked(elsewhere)
     assert [loss.device.type for loss in losses] == ["cpu"] * 3
 
 
 def test_compilation_leaves_chunks_alone(make_step):
     step = make_step()
-    rest = step.weight, step.bias, step.labels, step.teaching
+    rest = step.weight, step.bias, step.labels, step.targets
 
     def loss(states):
         return chunked_losses(states * 2, *rest, chunk_size=4)[0] * 3
@@ -401,9 +401,9 @@ def test_compilation_leaves_chunks_alone(make_step):
 
 def test_numbers_of_positions_that_differ_are_named(make_step):
     step = make_step()
-    step.teaching.hidden_states = step.teaching.hidden_states[:9]
-    with pytest.raises(ValueError, match=r"labels has 11, teaching\.hidden_states has 9"):
-        step.chunked(step.teaching)
+    step.targets.hidden_states = step.targets.hidden_states[:9]
+    with pytest.raises(ValueError, match=r"labels has 11, targets\.hidden_states has 9"):
+        step.chunked(step.targets)
 
 
 def peak_bytes(function):
@@ -422,12 +422,12 @@ def peak_bytes(function):
 def test_distillation_adds_at_most_a_quarter_of_the_plain_formulas_peak_memory(kind):
     """16 x 128 positions as in training; a vocabulary of 500 stands for Whisper's 51,865."""
     torch.manual_seed(0)
-    teaching = Teaching(torch.randn(16 * 128, 8), nn.Linear(8, 500).requires_grad_(False))
+    targets = TeacherTargets(torch.randn(16 * 128, 8), nn.Linear(8, 500).requires_grad_(False))
     states = torch.randn(16 * 128, 8, requires_grad=True)
-    step = Step(states, torch.randn(500, 8), torch.zeros(500), torch.randint(0, 500, (16 * 128,)), teaching)
+    step = Step(states, torch.randn(500, 8), torch.zeros(500), torch.randint(0, 500, (16 * 128,)), targets)
 
     def added(losses, **kwargs):
-        with_teacher = peak_bytes(lambda: losses(teaching, kind=kind, **kwargs)[0].backward())
+        with_teacher = peak_bytes(lambda: losses(targets, kind=kind, **kwargs)[0].backward())
         return with_teacher - peak_bytes(lambda: losses(**kwargs)[0].backward())
 
     plain = added(step.plain)

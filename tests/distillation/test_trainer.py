@@ -5,17 +5,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import clsr, randomize
 from training import (
     PARTS,
     adapter_weights,
     base_state,
-    clsr,
     collate,
     distiller,
     make_args,
     make_dataset,
     make_uneven_dataset,
-    randomize,
 )
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 

@@ -3,14 +3,8 @@
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from training import (
-    adapter_weights,
-    clsr,
-    collate,
-    distiller,
-    make_dataset,
-    randomize,
-)
+from helpers import clsr, randomize
+from training import adapter_weights, collate, distiller, make_dataset
 from transformers import EarlyStoppingCallback
 
 from peft_clsr import CLSRConfig, encode_labels, make_compute_metrics

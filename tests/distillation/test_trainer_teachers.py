@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
 from datasets import Dataset
+from helpers import clsr, randomize
 from peft import LoraConfig, get_peft_model
-from training import adapter_weights, base_state, clsr, collate, distiller, make_dataset, randomize
+from training import adapter_weights, base_state, collate, distiller, make_dataset
 from transformers import (
     BitsAndBytesConfig,
     WhisperFeatureExtractor,
@@ -123,7 +124,9 @@ def test_training_without_the_cached_column_is_refused_and_evaluation_goes_witho
     states = cache_teacher_states(dataset, readable_whisper(seed=1), tiny_processor, tmp_path / "cache")
     trainer = distiller(clsr(readable_whisper()), states, tmp_path, dataset, eval_dataset=dataset, max_steps=1)
     trainer.data_collator = DataCollatorSpeechSeq2SeqWithPadding(tiny_processor)
-    with pytest.raises(ValueError, match="no 'teacher_states': train on the dataset that cache_teacher_states gave"):
+    with pytest.raises(
+        ValueError, match="no 'teacher_states': train on the dataset that cache_teacher_states returned"
+    ):
         trainer.train()
     metrics = trainer.evaluate()
     assert "eval_kd_loss" not in metrics and metrics["eval_ce_loss"] > 0
@@ -177,7 +180,7 @@ def test_a_teacher_with_another_vocabulary_needs_both_processors(tiny_whisper, t
 @pytest.mark.parametrize("teacher_config", [{"num_mel_bins": 128}, {"max_source_positions": 100}])
 def test_a_teacher_that_cannot_hear_the_students_features_is_refused(tiny_whisper, tmp_path, teacher_config):
     trainer = distiller(clsr(tiny_whisper()), tiny_whisper(**teacher_config), tmp_path / "out", max_steps=1)
-    with pytest.raises(ValueError, match=r"the teacher hears .* give teacher_processor= to the collator"):
+    with pytest.raises(ValueError, match=r"the teacher takes .* give teacher_processor= to the collator"):
         trainer.train()
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import soundfile
+from helpers import noise
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration
 
@@ -20,9 +20,8 @@ import peft_clsr  # noqa: F401  (PEFT then knows the adapters)
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
 
-def noise(seed, target, rate, **kwargs):
-    samples = np.random.default_rng(seed).normal(0, 0.1, rate // 2).astype(np.float32)
-    soundfile.write(target, samples, rate, **kwargs)
+def write_noise(seed, target, rate, **kwargs):
+    soundfile.write(target, noise(0.5, rate, seed), rate, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def fleurs(tmp_path_factory):
         for split, size in (("train", 6), ("validation", 1), ("test", 2)):
             rows = []
             for i in range(size):
-                noise(i, wav := io.BytesIO(), 16000, format="WAV")
+                write_noise(i, wav := io.BytesIO(), 16000, format="WAV")
                 row = {"id": i, "num_samples": 8000, "path": f"{i}.wav", "transcription": f"frase {i}", "gender": 1}
                 row |= {"audio": {"bytes": wav.getvalue(), "path": f"{i}.wav"}, "raw_transcription": f"Frase {i}."}
                 rows.append(row | {"lang_id": 13, "language": language, "lang_group_id": 0})
@@ -58,7 +57,7 @@ def common_voice(tmp_path_factory):
         lines = ["\t".join(columns)]
         for i in range(size):
             path = f"common_voice_ca_{split}{i}.mp3"
-            noise(i, root / "ca" / "clips" / path, 32000, format="MP3")
+            write_noise(i, root / "ca" / "clips" / path, 32000, format="MP3")
             # Quotes are not quotes of the format: one alone would swallow the lines after it.
             lines.append("\t".join([f"{i:064x}", path, f'"Frase {i}', "2", "0", "", "", "", "", "ca", ""]))
         (root / "ca" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,11 +1,8 @@
 """Frozen routing: decided FFNs become plain ones; what is left is a plain Whisper, or saves and loads as a pair."""
 
 import copy
-import importlib
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +30,7 @@ from peft_clsr import (
     prepare_dataset,
     transcribe,
 )
+from peft_clsr.cli import main
 
 MODULES = [f"model.{side}.layers.{layer}.fc1" for side in ("encoder", "decoder") for layer in (0, 1)]
 EXPERT, SHARED, MIXED = "expert", "shared", "mixed"
@@ -148,7 +146,7 @@ def test_decided_gates_leave_a_plain_whisper_of_the_same_logits(routed, freeze, 
     frozen = freeze(model)
     assert type(frozen.model) is type(model.get_base_model()) and not frozen.model.training
     assert frozen.shares == {key: share for key, share in zip(MODULES, [1.0, 0.0, 0.0, 1.0], strict=True)}
-    assert list(frozen.became.values()) == ["expert", "shared", "shared", "expert"]
+    assert list(frozen.decisions.values()) == ["expert", "shared", "shared", "expert"]
     expected = logits_of(model, dataset)
     assert torch.allclose(logits_of(frozen.model, dataset), expected, atol=1e-4)
     with model.disable_adapter():
@@ -207,7 +205,7 @@ def test_shares_are_gate_means_and_the_majority_decides_all(routed, freeze, data
     expected = gate_means(model, dataset, DataCollatorSpeechSeq2SeqWithPadding(tiny_processor, language="ca"))
     assert frozen.shares == pytest.approx(expected)
     assert all(0.05 < share < 0.95 for share in frozen.shares.values()), frozen.shares
-    assert frozen.became == {key: "expert" if share >= 0.5 else "shared" for key, share in frozen.shares.items()}
+    assert frozen.decisions == {key: "expert" if share >= 0.5 else "shared" for key, share in frozen.shares.items()}
     assert not isinstance(frozen.model, PeftModel)
 
 
@@ -217,8 +215,8 @@ def test_a_share_at_the_threshold_is_decided_and_one_inside_is_not(routed, freez
     key, share = max(((key, shares[key]) for key in MODULES[2:]), key=lambda item: abs(item[1] - 0.5))
     decided = max(share, 1 - share)
     at, above = freeze(model, threshold=decided - 1e-9), freeze(model, threshold=decided + 1e-6)
-    assert at.became[key] == ("expert" if share > 0.5 else "shared")
-    assert above.became[key] == "routed"
+    assert at.decisions[key] == ("expert" if share > 0.5 else "shared")
+    assert above.decisions[key] == "routed"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -229,9 +227,9 @@ def test_the_encoder_is_decided_by_audio_and_padding_each_for_itself(routed, fre
     frozen = freeze(model)
     assert frozen.shares == shares
     assert frozen.padding_shares == {MODULES[0]: float(sign < 0), MODULES[1]: 1.0}
-    assert list(frozen.became.values()) == ["routed", "expert", "expert", "expert"]
+    assert list(frozen.decisions.values()) == ["routed", "expert", "expert", "expert"]
     assert torch.allclose(logits_of(frozen.model, dataset), logits_of(model, dataset), atol=1e-4)
-    majority = freeze(model, undecided="majority").became
+    majority = freeze(model, undecided="majority").decisions
     assert majority[MODULES[0]] == ("expert" if sign > 0 else "shared")
 
 
@@ -255,14 +253,14 @@ def gate_by_padding(model, dataset, sign):
 def test_utterances_that_fill_the_context_have_no_padding_to_decide_by(routed, freeze, dataset):
     frozen = freeze(routed([EXPERT, SHARED, EXPERT, SHARED]), dataset=dataset.select([0]))
     assert bool(dataset[0]["attention_mask"].all()) and frozen.padding_shares == {}
-    assert list(frozen.became.values()) == ["expert", "shared", "expert", "shared"]
+    assert list(frozen.decisions.values()) == ["expert", "shared", "expert", "shared"]
 
 
 def test_undecided_modules_become_what_loses_less(routed, freeze, dataset, tiny_processor):
     model = routed([EXPERT, MIXED, MIXED, SHARED])
     frozen = freeze(model, undecided="loss")
     assert type(frozen.model) is type(model.get_base_model())
-    assert (frozen.became[MODULES[0]], frozen.became[MODULES[3]]) == ("expert", "shared")
+    assert (frozen.decisions[MODULES[0]], frozen.decisions[MODULES[3]]) == ("expert", "shared")
 
     def loss(kinds):
         batch = DataCollatorSpeechSeq2SeqWithPadding(tiny_processor, language="ca")(list(dataset))
@@ -271,7 +269,7 @@ def test_undecided_modules_become_what_loses_less(routed, freeze, dataset, tiny_
             return float(plain(input_features=batch["input_features"], labels=batch["labels"]).loss)
 
     losses = {kinds: loss(kinds) for kinds in itertools.product((EXPERT, SHARED), repeat=2)}
-    chosen = tuple(frozen.became[key] for key in MODULES[1:3])
+    chosen = tuple(frozen.decisions[key] for key in MODULES[1:3])
     other = SHARED if chosen[1] == EXPERT else EXPERT
     assert losses[chosen] < losses[chosen[0], other]  # the first was chosen while the second was still routed
 
@@ -302,7 +300,7 @@ def test_a_model_with_modules_left_saves_as_a_pair_and_loads_again(routed, freez
     model = routed(gates, expert_rank=3, exclude_modules=exclude)
     frozen = freeze(model)
     left = [MODULES[2]] if exclude else MODULES[1:3]
-    assert [key for key, kind in frozen.became.items() if kind == "routed"] == left
+    assert [key for key, kind in frozen.decisions.items() if kind == "routed"] == left
     with frozen.model.base_model.record_gates() as recorded:
         expected = logits_of(frozen.model, dataset)
     assert sorted(recorded) == sorted(left)
@@ -335,7 +333,7 @@ def test_a_model_with_modules_left_does_not_name_the_base_that_it_left(routed, f
     assert freeze(routed([EXPERT] * 4, base=base)).model.name_or_path == ""
     untouched = freeze(routed([MIXED] * 4, base=base))
     assert untouched.model.get_base_model().name_or_path == "openai/whisper-tiny"
-    assert set(untouched.became.values()) == {"routed"} and untouched.before is untouched.after
+    assert set(untouched.decisions.values()) == {"routed"} and untouched.before is untouched.after
 
 
 # ---------------------------------------------------------------- the model given
@@ -367,13 +365,13 @@ def test_an_adapter_of_another_name_is_found_by_its_language(routed, freeze, tin
     model = get_peft_model(base, CLSRConfig(gate_dim=8, language="ca"), adapter_name="mine")
     set_gates(model, dict.fromkeys(MODULES, EXPERT))
     for language in ("ca", "mine"):
-        assert set(freeze(model, language).became.values()) == {"expert"}
+        assert set(freeze(model, language).decisions.values()) == {"expert"}
 
 
 def test_gated_layers_of_some_depths_alone(routed, freeze, dataset):
     model = routed([EXPERT, MIXED, SHARED, MIXED], layers_to_transform=[0])
     frozen = freeze(model)
-    assert frozen.became == {MODULES[0]: "expert", MODULES[2]: "shared"}
+    assert frozen.decisions == {MODULES[0]: "expert", MODULES[2]: "shared"}
     assert torch.allclose(logits_of(frozen.model, dataset), logits_of(model, dataset), atol=1e-4)
 
 
@@ -514,12 +512,10 @@ def test_the_plain_whisper_says_the_same_in_ctranslate2(
 
 @pytest.fixture
 def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypatch, capsys):
-    """Runs `examples/export_ctranslate2.py` on an adapter of these gates; returns its exit status and its output."""
+    """Runs `peft-clsr export` on an adapter of these gates; returns its exit status and its output."""
     pytest.importorskip("faster_whisper")
     soundfile = pytest.importorskip("soundfile")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
-    script = importlib.import_module("export_ctranslate2")
     base = tiny_whisper(init_std=0.5, max_source_positions=150)
     base.save_pretrained(tmp_path / "base")
     WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer).save_pretrained(
@@ -534,19 +530,20 @@ def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypa
 
     def run(gates, *arguments):
         routed(gates, base=copy.deepcopy(base), max_audio_seconds=1).save_pretrained(tmp_path / "adapters")
-        command = ["export_ctranslate2.py", "--base", tmp_path / "base", "--adapter", tmp_path / "adapters" / "ca"]
+        command = ["export", "--base", tmp_path / "base", "--adapter", tmp_path / "adapters" / "ca"]
         command += ["--language", "catalan", "--dataset", tmp_path / "speech", "--output_dir", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in [*command, "--max_new_tokens", 6, *arguments]])
-        with pytest.raises(SystemExit) as status:
-            script.main()
+        try:
+            status = main([str(part) for part in [*command, "--max_new_tokens", 6, *arguments]])
+        except SystemExit as error:
+            status = error.code
         printed = capsys.readouterr()
-        return status.value.code, printed.out + printed.err
+        return status, printed.out + printed.err
 
     return run
 
 
 @pytest.mark.parametrize(("arguments", "positions"), [([], 50), (["--full_context"], 150)])
-def test_the_script_exports_at_the_context_of_the_adapter_or_of_the_base(export, tmp_path, arguments, positions):
+def test_the_command_exports_at_the_context_of_the_adapter_or_of_the_base(export, tmp_path, arguments, positions):
     status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "majority", *arguments)
     assert status == 0, printed
     for line in ("| with the expert, routed | ", "| frozen | ", "| frozen, faster-whisper float32 | "):
@@ -557,14 +554,14 @@ def test_the_script_exports_at_the_context_of_the_adapter_or_of_the_base(export,
     assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
-def test_the_script_writes_nothing_where_modules_are_left_routed(export, tmp_path):
+def test_the_command_writes_nothing_where_modules_are_left_routed(export, tmp_path):
     status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "routed")
     assert status == 1 and "1 of 4 modules are left routed" in printed and "--undecided loss" in printed
     assert "| with the expert, routed | " in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_the_script_keeps_what_is_there_and_names_bad_values(export, tmp_path):
+def test_the_command_keeps_what_is_there_and_names_bad_values(export, tmp_path):
     for arguments, message in (
         (["--max_new_tokens", 225], "expected 1 to 224"),
         (["--threshold", 0.3], "threshold is 0.3"),

@@ -12,11 +12,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from helpers import QUIET, randomize
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft import PeftModel, get_peft_model
-from training import QUIET, collate, make_args, make_dataset, randomize
+from training import collate, make_args, make_dataset
 from transformers import WhisperForConditionalGeneration
 
 from peft_clsr import (
@@ -28,8 +29,10 @@ from peft_clsr import (
     load_language,
     push_folder,
     push_language,
+    save_language,
     update_model_card,
 )
+from peft_clsr.hub.card import write_folder_card
 
 REPO = "me/experts"
 BASE = "me/tiny-whisper"
@@ -680,24 +683,35 @@ def test_javanese_has_the_code_that_the_hub_knows():
     assert ModelCard(text).data.language == ["jv"]
 
 
-def test_the_snippet_of_the_card_runs_as_it_is(hub, whisper, tiny_processor, tmp_path):
-    whisper().save_pretrained(tmp_path / "base")
-    tiny_processor.save_pretrained(tmp_path / "base")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
-    hub.create(BASE, files=files)
-    push_language(experts(whisper(), "ca"), REPO, "ca")
-    snippet = re.search(r"```python\n(.*?)```", card_of(hub), re.DOTALL)[1]
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))},
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
-    }
-    ran = subprocess.run(
-        [sys.executable, "-c", snippet], env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
-    assert ran.returncode == 0, ran.stderr
+@pytest.fixture
+def run_snippet(hub, whisper, tiny_processor, tmp_path):
+    """Runs the code of a card, where the base model is on the Hub."""
+
+    def run(card):
+        whisper().save_pretrained(tmp_path / "base")
+        tiny_processor.save_pretrained(tmp_path / "base")
+        files = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+        hub.create(BASE, files=files)
+        snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))},
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        }
+        ran = subprocess.run(
+            [sys.executable, "-c", snippet], env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120
+        )
+        assert ran.returncode == 0, ran.stderr
+
+    return run
+
+
+def test_the_snippet_of_the_card_runs_as_it_is(hub, whisper, run_snippet, tmp_path):
+    push_language(experts(whisper(), "ca", max_audio_seconds=1.0), REPO, "ca")
+    assert "from peft_clsr import load_language, set_audio_context\n" in card_of(hub)
+    run_snippet(card_of(hub))
     assert (tmp_path / "home" / "hub" / "models--me--experts").is_dir()
 
 
@@ -716,6 +730,60 @@ def test_no_token_is_logged_or_written(hub, whisper, caplog, capfd):
     out, err = capfd.readouterr()
     assert "hf_mine" not in caplog.text + out + err
     assert not [path for path, content in hub.files(REPO).items() if b"hf_mine" in content]
+
+
+# ---------------------------------------------------------------- the card of a folder
+
+
+@pytest.mark.parametrize("name", ["ca", "default"])
+def test_the_card_of_a_folder_takes_the_place_of_the_empty_template_of_peft(whisper, run_snippet, tmp_path, name):
+    model = get_peft_model(
+        whisper(), CLSRConfig(language="ca", max_audio_seconds=1.0, gate_dim=8, **QUIET), adapter_name=name
+    )
+    folder = tmp_path / "out"
+    model.save_pretrained(folder)
+    path = folder / "README.md"
+    assert "# Model Card for Model ID" in path.read_text()
+    write_folder_card(folder)
+    text = path.read_text()
+    assert "Model Card for Model ID" not in text and [row[0] for row in rows_of(text)] == ["Catalan (ca)"]
+    assert ModelCard(text).data.language == ["ca"] and ModelCard(text).data.base_model == BASE
+    run_snippet(text)
+
+
+def test_a_folder_card_keeps_what_people_wrote(whisper, tmp_path):
+    model = experts(whisper(), "ca", "ro")
+    save_language(model, tmp_path, "ca", metrics=METRICS)
+    (tmp_path / "README.md").write_bytes("# Our experts é\r\nAsk us.\r\n".encode())
+    write_folder_card(tmp_path)
+    save_language(model, tmp_path, "ro")
+    write_folder_card(tmp_path)
+    text = (tmp_path / "README.md").read_bytes().decode()
+    assert "# Our experts é\r\nAsk us.\r\n" in text and text.count("\n") == text.count("\r\n")
+    assert [row[1] for row in rows_of(text)] == ["ca", "ro"] and text.count("## Languages") == 1
+    model.save_pretrained(tmp_path)  # PEFT adds its version below
+    write_folder_card(tmp_path)
+    assert "Ask us." in (tmp_path / "README.md").read_text()
+
+
+def test_each_saved_language_has_its_card_and_a_template_in_its_folder_is_replaced(whisper, tmp_path):
+    save_language(experts(whisper(), "ca", "ro"), tmp_path / "one", "ro", metrics=METRICS)
+    text = (tmp_path / "one" / "ro" / "README.md").read_text()
+    assert [(row[0], row[1], row[6]) for row in rows_of(text)] == [("Romanian (ro)", "", "25.0 (50.0)")]
+    for code in ("ca", "ro"):
+        get_peft_model(whisper(), CLSRConfig(language=code, **QUIET)).save_pretrained(tmp_path / code)
+    by_hand = "# By hand"
+    (tmp_path / "ro" / "README.md").write_text(by_hand)
+    write_folder_card(tmp_path)
+    assert [row[1] for row in rows_of((tmp_path / "README.md").read_text())] == ["ca", "ro"]
+    assert [row[0] for row in rows_of((tmp_path / "ca" / "README.md").read_text())] == ["Catalan (ca)"]
+    assert (tmp_path / "ro" / "README.md").read_text() == by_hand
+
+
+def test_a_folder_without_languages_gets_no_card(tmp_path):
+    with pytest.raises(ValueError, match="holds no adapter of a language"):
+        write_folder_card(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- from the trainer

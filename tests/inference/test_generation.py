@@ -63,7 +63,7 @@ def by_hand(model, language, call):
 
 def generate(model, features, language, **options):
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **options}
-    if "return_timestamps" not in options:  # after a timestamp, Whisper listens to the rest of the audio again
+    if "return_timestamps" not in options:  # after a timestamp, Whisper runs the rest of the audio again
         size = model.config.vocab_size
         options["suppress_tokens"] = list(range(size - 51, size))
     return model.generate(input_features=features, language=language, **options)
@@ -126,7 +126,7 @@ def test_an_unknown_language_is_refused(model):
 def test_a_missing_language_is_detected_by_the_base(model):
     features = make_features(32)
     whisper = model.get_base_model()
-    tokens = whisper.generation_config.lang_to_id  # by chance, the model hears English and Bulgarian
+    tokens = whisper.generation_config.lang_to_id  # by chance, the model detects English and Bulgarian
     tokens["<|ca|>"], tokens["<|en|>"] = tokens["<|en|>"], tokens["<|ca|>"]
     languages = {token_id: token[2:-2] for token, token_id in whisper.generation_config.lang_to_id.items()}
     with model.disable_adapter():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
+from helpers import QUIET
 from peft import get_peft_model
-from training import QUIET
 from transformers import WhisperFeatureExtractor, pipeline
 
 from peft_clsr import CLSRConfig

@@ -24,7 +24,7 @@ if __name__ == "__main__":
     states = cache_teacher_states(dataset, teacher, processor, sys.argv[3], batch_size=2, shard_size=3)
     process = PartialState()
     line = f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}\n"
-    sys.stdout.write(line)  # in one piece: both processes write to one pipe
+    sys.stdout.write(line)  # one call: both processes write to one pipe
     sys.stdout.flush()
     process.wait_for_everyone()
-    os._exit(0)  # as train_distributed.py does
+    os._exit(0)  # as in train_distributed.py

@@ -1,5 +1,5 @@
 """
-Train adapters of a tiny Whisper for two steps and save them: one process or several, under `accelerate launch`.
+Train adapters of a tiny Whisper for two steps and save them, on one or several processes of `accelerate launch`.
 
     train_distributed.py OUTPUT --batch_size 4 --skip_gate_prob 0.5 --languages ca uk
 """
@@ -43,7 +43,7 @@ def build_student(languages, skip_gate_prob=0.0, gate_noise=0.0):
 
 
 def build_dataset(languages):
-    """Examples whose languages take turns."""
+    """Example i has the language `languages[i % len(languages)]`."""
     generator = torch.Generator().manual_seed(0)
     return [
         {
@@ -112,5 +112,5 @@ def main():
 
 if __name__ == "__main__":
     main()
-    # Past the interpreter's own end, which holds the GIL while torch 2.13 joins gloo's threads, which may wait for it.
+    # Skip the interpreter's shutdown: it holds the GIL while torch 2.13 joins gloo's threads, which may wait for it.
     os._exit(0)

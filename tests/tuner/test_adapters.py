@@ -2,30 +2,12 @@
 
 import pytest
 import torch
+from helpers import SMALL, random_clsr, randomize
 from peft import LoraConfig, get_layer_status, get_model_status, get_peft_model, inject_adapter_in_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from peft_clsr import CLSRConfig, CLSRLayer
-
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "gate_dim": 8}
-
-
-@torch.no_grad()
-def randomize(model, adapter):
-    generator = torch.Generator().manual_seed(sum(map(ord, adapter)))
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name and f".{adapter}." in name:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-
-
-def clsr(base, *adapters):
-    model = get_peft_model(base, CLSRConfig(**QUIET), adapter_name=adapters[0])
-    for adapter in adapters[1:]:
-        model.add_adapter(adapter, CLSRConfig(**QUIET))
-    for adapter in adapters:
-        randomize(model, adapter)
-    return model.eval()
 
 
 @pytest.fixture
@@ -49,26 +31,26 @@ def adapter_parameters(model, adapter):
 
 
 def test_adapters_are_independent_of_each_other(tiny_whisper, inputs):
-    model = clsr(tiny_whisper(init_std=0.2), "ca", "uk")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca", "uk")
     catalan, ukrainian = logits_of(model, inputs, "ca"), logits_of(model, inputs, "uk")
     assert not torch.allclose(catalan, ukrainian, atol=1e-3)
-    randomize(model, "uk")
+    randomize(model, "uk", seed=sum(map(ord, "uk")), scale=0.3)
     assert torch.equal(logits_of(model, inputs, "ca"), catalan)
     assert not torch.allclose(logits_of(model, inputs, "uk"), ukrainian, atol=1e-3)
 
 
 def test_adding_an_adapter_changes_neither_the_output_nor_what_is_trained(tiny_whisper, inputs):
-    model = clsr(tiny_whisper(init_std=0.2), "ca")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca")
     before = logits_of(model, inputs)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    model.add_adapter("uk", CLSRConfig(**QUIET))
+    model.add_adapter("uk", CLSRConfig(**SMALL))
     assert model.active_adapters == ["ca"]
     assert torch.equal(logits_of(model, inputs), before)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
 
 
 def test_set_adapter_makes_one_adapter_trainable_and_inference_mode_none(tiny_whisper):
-    model = clsr(tiny_whisper(), "ca", "uk")
+    model = random_clsr(tiny_whisper(), "ca", "uk")
     model.set_adapter("uk")
     assert all(p.requires_grad for p in adapter_parameters(model, "uk").values())
     assert not any(p.requires_grad for p in adapter_parameters(model, "ca").values())
@@ -86,8 +68,8 @@ def test_set_adapter_makes_one_adapter_trainable_and_inference_mode_none(tiny_wh
 def test_a_name_of_the_models_own_is_refused(tiny_whisper, name):
     """PEFT would take it for that of an adapter in the names of weights, and leave those out in saving another."""
     with pytest.raises(ValueError, match=f"adapter name '{name}' is a part of the names"):
-        clsr(tiny_whisper(), name)
-    model = clsr(tiny_whisper(), "ca")
+        random_clsr(tiny_whisper(), name)
+    model = random_clsr(tiny_whisper(), "ca")
     before = set(model.state_dict())
     with pytest.raises(ValueError, match=f"adapter name '{name}' is a part of the names"):
         model.add_adapter(name, CLSRConfig())
@@ -96,7 +78,7 @@ def test_a_name_of_the_models_own_is_refused(tiny_whisper, name):
 
 def test_names_that_are_parts_of_other_names(tiny_whisper, inputs):
     names = ("ca", "ca_valencia", "c", "base", "enc")
-    model = clsr(tiny_whisper(init_std=0.2), *names)
+    model = random_clsr(tiny_whisper(init_std=0.2), *names)
     logits = {name: logits_of(model, inputs, name) for name in names}
     model.delete_adapter("ca")
     for name in names[1:]:
@@ -104,7 +86,7 @@ def test_names_that_are_parts_of_other_names(tiny_whisper, inputs):
 
 
 def test_deleting_the_active_adapter_activates_another(tiny_whisper, inputs):
-    model = clsr(tiny_whisper(init_std=0.2), "ca", "uk")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca", "uk")
     ukrainian = logits_of(model, inputs, "uk")
     model.set_adapter("ca")
     with pytest.warns(UserWarning, match="ca was active which is now deleted"):
@@ -116,7 +98,7 @@ def test_deleting_the_active_adapter_activates_another(tiny_whisper, inputs):
 
 
 def test_deleting_an_inactive_adapter_changes_nothing(tiny_whisper, inputs):
-    model = clsr(tiny_whisper(init_std=0.2), "ca", "uk")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca", "uk")
     before = logits_of(model, inputs, "ca")
     model.delete_adapter("uk")
     assert torch.equal(logits_of(model, inputs), before)
@@ -128,14 +110,14 @@ def test_deleting_an_inactive_adapter_changes_nothing(tiny_whisper, inputs):
 def test_deleting_the_last_adapter_leaves_the_base(tiny_whisper, inputs):
     base = tiny_whisper(init_std=0.2)
     expected = logits_of(base, inputs)
-    model = clsr(tiny_whisper(init_std=0.2), "ca")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca")
     model.base_model.delete_adapter("ca")
     assert torch.equal(logits_of(model.base_model, inputs), expected)
 
 
 def test_disabling_and_enabling_layers(tiny_whisper, inputs):
     expected = logits_of(tiny_whisper(init_std=0.2), inputs)
-    model = clsr(tiny_whisper(init_std=0.2), "ca")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca")
     before = logits_of(model, inputs)
     model.base_model.disable_adapter_layers()
     assert torch.equal(logits_of(model, inputs), expected)
@@ -149,7 +131,7 @@ def test_disabling_and_enabling_layers(tiny_whisper, inputs):
 
 
 def test_status_of_model_and_layers(tiny_whisper):
-    model = clsr(tiny_whisper(), "ca", "uk")
+    model = random_clsr(tiny_whisper(), "ca", "uk")
     status = get_model_status(model)
     assert status.peft_types == {"ca": "CLSR", "uk": "CLSR"}
     assert status.active_adapters == ["ca"] and status.available_adapters == ["ca", "uk"]
@@ -166,7 +148,7 @@ def test_status_of_model_and_layers(tiny_whisper):
 
 
 def test_printed_numbers_of_parameters(tiny_whisper, capsys):
-    model = clsr(tiny_whisper(), "ca")
+    model = random_clsr(tiny_whisper(), "ca")
     model.print_trainable_parameters()
     expected = sum(p.numel() for p in adapter_parameters(model, "ca").values())
     assert f"trainable params: {expected:,}" in capsys.readouterr().out
@@ -175,16 +157,16 @@ def test_printed_numbers_of_parameters(tiny_whisper, capsys):
 def test_adapters_on_different_layers(tiny_whisper, inputs):
     base_logits = logits_of(tiny_whisper(init_std=0.2), inputs)
     model = get_peft_model(
-        tiny_whisper(init_std=0.2), CLSRConfig(**QUIET, layers_to_transform=[0]), adapter_name="first"
+        tiny_whisper(init_std=0.2), CLSRConfig(**SMALL, layers_to_transform=[0]), adapter_name="first"
     )
-    model.add_adapter("second", CLSRConfig(**QUIET, layers_to_transform=[1], expert_rank=2))
+    model.add_adapter("second", CLSRConfig(**SMALL, layers_to_transform=[1], expert_rank=2))
     model.eval()
     assert torch.allclose(logits_of(model, inputs, "second"), base_logits, atol=1e-6)
-    randomize(model, "first")
+    randomize(model, "first", seed=sum(map(ord, "first")), scale=0.3)
     assert torch.allclose(logits_of(model, inputs, "second"), base_logits, atol=1e-6)
     first = logits_of(model, inputs, "first")
     assert not torch.allclose(first, base_logits, atol=1e-3)
-    randomize(model, "second")
+    randomize(model, "second", seed=sum(map(ord, "second")), scale=0.3)
     assert torch.equal(logits_of(model, inputs, "first"), first)
     assert not torch.allclose(logits_of(model, inputs, "second"), base_logits, atol=1e-3)
     model.delete_adapter("first")
@@ -193,7 +175,7 @@ def test_adapters_on_different_layers(tiny_whisper, inputs):
 
 
 def test_switching_between_training_and_evaluation_leaves_nothing_behind(tiny_whisper, inputs):
-    model = clsr(tiny_whisper(init_std=0.2), "ca", "uk")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca", "uk")
     hard = logits_of(model, inputs)
     for adapter in ("uk", "ca"):
         model.set_adapter(adapter)
@@ -208,9 +190,9 @@ def test_switching_between_training_and_evaluation_leaves_nothing_behind(tiny_wh
 
 
 def test_a_further_adapter_with_swapped_projections_is_refused(tiny_whisper, inputs):
-    model = clsr(tiny_whisper(init_std=0.2), "ca")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca")
     with pytest.raises(ValueError, match="fc"):
-        model.add_adapter("uk", CLSRConfig(**QUIET, target_modules=["fc2"], output_modules=["fc1"]))
+        model.add_adapter("uk", CLSRConfig(**SMALL, target_modules=["fc2"], output_modules=["fc1"]))
 
 
 # ---------------------------------------------------------------- merging
@@ -227,7 +209,7 @@ def test_a_further_adapter_with_swapped_projections_is_refused(tiny_whisper, inp
     ],
 )
 def test_merging_is_refused_and_nothing_is_half_merged(tiny_whisper, inputs, merge):
-    model = clsr(tiny_whisper(init_std=0.2), "ca", "uk")
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca", "uk")
     before, logits = {name: t.clone() for name, t in model.state_dict().items()}, logits_of(model, inputs)
     with pytest.raises(ValueError, match="token.*unload"):
         merge(model)
@@ -241,7 +223,7 @@ def test_merging_is_refused_and_nothing_is_half_merged(tiny_whisper, inputs, mer
 
 def test_modules_to_save_are_trained_and_switched(tiny_whisper, inputs):
     model = get_peft_model(
-        tiny_whisper(), CLSRConfig(**QUIET, modules_to_save=["layer_norm"]), adapter_name="ca"
+        tiny_whisper(), CLSRConfig(**SMALL, modules_to_save=["layer_norm"]), adapter_name="ca"
     ).eval()
     trainable = {name for name, p in model.named_parameters() if p.requires_grad and "clsr_" not in name}
     assert trainable and all("layer_norm.modules_to_save.ca" in name for name in trainable)
@@ -267,10 +249,10 @@ def test_a_plain_network_takes_two_adapters():
     torch.manual_seed(0)
     base, x = MLP(), torch.randn(40, 10)
     expected = base(x)
-    config = CLSRConfig(**QUIET, target_modules=["lin0"], output_modules=["lin1"])
+    config = CLSRConfig(**SMALL, target_modules=["lin0"], output_modules=["lin1"])
     model = get_peft_model(base, config, adapter_name="a")
     model.add_adapter("b", config)
-    randomize(model, "a")
+    randomize(model, "a", seed=sum(map(ord, "a")), scale=0.3)
     model.eval()
     outputs = {name: (model.set_adapter(name), model(x))[1] for name in ("a", "b")}
     assert not torch.allclose(outputs["a"], expected, atol=1e-2)
@@ -293,7 +275,7 @@ class Network(nn.Module):
 
 def network(*adapters, **config):
     torch.manual_seed(0)
-    config = CLSRConfig(**QUIET, target_modules=["lin0"], output_modules=["lin1"], **config)
+    config = CLSRConfig(**SMALL, target_modules=["lin0"], output_modules=["lin1"], **config)
     model = get_peft_model(Network(), config, adapter_name=adapters[0])
     for adapter in adapters[1:]:
         model.add_adapter(adapter, config)
@@ -319,8 +301,8 @@ def test_a_mixed_batch_takes_the_modules_to_save_of_each_sample():
 
 
 def test_a_mixed_batch_in_generation_with_beams_takes_the_modules_to_save_of_each_sample(tiny_whisper, inputs):
-    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(**QUIET, modules_to_save=["out_proj"]), "ca")
-    model.add_adapter("uk", CLSRConfig(**QUIET, modules_to_save=["out_proj"]))
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(**SMALL, modules_to_save=["out_proj"]), "ca")
+    model.add_adapter("uk", CLSRConfig(**SMALL, modules_to_save=["out_proj"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name:
@@ -367,7 +349,7 @@ def test_casting_of_inputs_can_be_switched_off():
 
 def test_without_initial_weights_every_token_goes_to_a_random_expert():
     torch.manual_seed(0)
-    config = CLSRConfig(**QUIET, target_modules=["lin0"], output_modules=["lin1"], init_weights=False)
+    config = CLSRConfig(**SMALL, target_modules=["lin0"], output_modules=["lin1"], init_weights=False)
     base, X = Network(), torch.randn(40, 10)
     with torch.no_grad():
         expected = base(X)

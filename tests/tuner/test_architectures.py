@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import QUIET, clsr, randomize
 from peft import PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -26,7 +27,6 @@ from transformers import (
 from peft_clsr import CLSRConfig
 from peft_clsr.tuner.architectures import FFN_PROJECTIONS
 
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
 BART = {
     "d_model": 16,
     "encoder_layers": 2,
@@ -100,19 +100,6 @@ def inputs():
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-@torch.no_grad()
-def randomize(model):
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
-def clsr(base):
-    return get_peft_model(base, CLSRConfig(**QUIET, gate_dim=8), adapter_name="ca")
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_fresh_adapter_equals_base(build, inputs, training):
     base, model = build().train(training), clsr(build()).train(training)
@@ -129,7 +116,7 @@ def test_one_gate_a_feed_forward_network(build, inputs):
 
 
 def test_grouping_tokens_and_computing_both_paths_agree(build, inputs, monkeypatch):
-    model = randomize(clsr(build()))
+    model = randomize(clsr(build()), scale=0.3)
     with torch.no_grad(), model.base_model.record_gates() as gates:
         grouped_logits = model(**inputs).logits
         values = torch.cat([gate.flatten() for gate in gates.values()])
@@ -139,7 +126,7 @@ def test_grouping_tokens_and_computing_both_paths_agree(build, inputs, monkeypat
 
 
 def test_every_gate_and_expert_gets_a_gradient_and_survives_saving(build, inputs, tmp_path):
-    model = randomize(clsr(build())).train()
+    model = randomize(clsr(build()), scale=0.3).train()
     model(**inputs).loss.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == ("clsr_" in name), name
@@ -150,11 +137,15 @@ def test_every_gate_and_expert_gets_a_gradient_and_survives_saving(build, inputs
 
 
 def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_the_budget(build, inputs):
-    """With labels the budget loss would train nothing, silently, and it is refused; without, nothing is lost."""
+    """
+    With labels the budget loss would train nothing, silently, and it is refused; without, nothing is lost.
+
+    In float64: checkpointing sums gradients in another order, and in float32 that changes large ones visibly.
+    """
     del inputs["labels"]
     gradients = []
     for checkpointing in (False, True):
-        model = randomize(clsr(build())).train()
+        model = randomize(clsr(build()), scale=0.3).double().train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
             model.enable_input_require_grads()
@@ -164,7 +155,7 @@ def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_th
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-6)
     with pytest.raises(RuntimeError, match="gate values"):
         model.base_model.budget_loss()
 
@@ -207,7 +198,7 @@ def test_speech_to_text_takes_audio_as_whisper_does(tmp_path):
     base, model = build(), clsr(build())
     with torch.no_grad():
         assert (model(**inputs).logits - base(**inputs).logits).abs().max() <= 1e-6
-    loss = randomize(model).train()(**inputs).loss
+    loss = randomize(model, scale=0.3).train()(**inputs).loss
     loss.backward()
     assert all((p.grad is not None) == ("clsr_" in name) for name, p in model.named_parameters())
     model.eval().save_pretrained(tmp_path)

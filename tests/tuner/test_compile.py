@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from helpers import QUIET, clsr, randomize
 from peft import get_peft_model
-from training import QUIET, adapter_weights, clsr, distiller, randomize
+from training import adapter_weights, distiller
 from versions import one_graph_in_training
 
 from peft_clsr import CLSRConfig

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from accelerate import cpu_offload
+from helpers import SMALL, randomize
 from peft import PeftModel, get_peft_model
 from transformers import WhisperForConditionalGeneration
 from versions import adapters_on_the_disk
 
 from peft_clsr import CLSRConfig
 
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "gate_dim": 8}
 ON_CPU = (
     *(f"model.encoder.{name}" for name in ("conv1", "conv2", "embed_positions", "layer_norm", "layers.0")),
     *(f"model.decoder.{name}" for name in ("embed_tokens", "embed_positions", "layer_norm", "layers.1")),
@@ -38,15 +38,6 @@ def logits_of(model, inputs):
     return model(**inputs).logits
 
 
-@torch.no_grad()
-def randomize(model, adapter):
-    generator = torch.Generator().manual_seed(sum(map(ord, adapter)))
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name and f".{adapter}." in name:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
 @pytest.fixture
 def plain(tiny_whisper):
     return lambda: tiny_whisper(init_std=0.2)
@@ -73,8 +64,8 @@ def test_experts_on_an_offloaded_base_start_as_the_shared_network(plain, offload
     assert base.model.encoder.layers[1].fc1.weight.is_meta
     expected = logits_of(reference, inputs)
     torch.manual_seed(0)
-    model = get_peft_model(base, CLSRConfig(**QUIET, expert_rank=rank), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(**QUIET))
+    model = get_peft_model(base, CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig(**SMALL))
     experts = model.base_model.model.model.encoder.layers[1].fc1.clsr_expert
     assert torch.equal(experts["uk"].weight, reference.model.encoder.layers[1].fc1.weight)
     assert not any(p.is_meta for name, p in model.named_parameters() if "clsr_" in name)
@@ -87,7 +78,7 @@ def test_experts_on_an_offloaded_base_start_as_the_shared_network(plain, offload
 
 
 def test_an_adapter_trained_on_an_offloaded_base_loads_on_a_plain_one(plain, offloaded, inputs):
-    model = randomize(get_peft_model(offloaded(), CLSRConfig(**QUIET), adapter_name="ca"), "ca").train()
+    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca").train()
     model(**inputs).loss.backward()
     assert all((p.grad is not None) == ("clsr_" in name) for name, p in model.named_parameters())
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
@@ -98,7 +89,7 @@ def test_an_adapter_trained_on_an_offloaded_base_loads_on_a_plain_one(plain, off
 
 
 def test_unloading_leaves_the_offloaded_base(plain, offloaded, inputs):
-    model = randomize(get_peft_model(offloaded(), CLSRConfig(**QUIET), adapter_name="ca"), "ca").eval()
+    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca").eval()
     assert not torch.allclose(logits_of(model, inputs), logits_of(plain(), inputs), atol=1e-3)
     base = model.unload()
     assert base.model.encoder.layers[1].fc1.weight.is_meta
@@ -108,11 +99,11 @@ def test_unloading_leaves_the_offloaded_base(plain, offloaded, inputs):
 @adapters_on_the_disk
 @pytest.mark.parametrize("offloaded", ["disk"], indirect=True)
 def test_adapters_load_on_a_base_that_rests_on_the_disk(plain, offloaded, inputs):
-    model = get_peft_model(plain(), CLSRConfig(**QUIET), adapter_name="ca").eval()
-    model.add_adapter("uk", CLSRConfig(**QUIET))
+    model = get_peft_model(plain(), CLSRConfig(**SMALL), adapter_name="ca").eval()
+    model.add_adapter("uk", CLSRConfig(**SMALL))
     expected = {}
     for adapter in ("uk", "ca"):
-        randomize(model, adapter).set_adapter(adapter)
+        randomize(model, adapter, seed=sum(map(ord, adapter)), scale=0.3).set_adapter(adapter)
         expected[adapter] = logits_of(model, inputs)
     model.save_pretrained("adapters")
 
@@ -135,7 +126,7 @@ def test_adapters_load_on_a_base_that_rests_on_the_disk(plain, offloaded, inputs
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_an_adapter_on_the_meta_device_has_the_names_and_shapes_of_a_real_one(plain, rank):
-    config = CLSRConfig(**QUIET, expert_rank=rank)
+    config = CLSRConfig(**SMALL, expert_rank=rank)
     shapes = {name: p.shape for name, p in get_peft_model(plain(), config, adapter_name="ca").named_parameters()}
     with torch.device("meta"):
         base = plain()

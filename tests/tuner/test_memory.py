@@ -39,6 +39,7 @@ def storages(model):
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in model.parameters()}
 
 
+@pytest.mark.performance
 def test_eight_languages_hold_the_base_once(model, tiny_whisper):
     base = storages(tiny_whisper())
     adapter = sum(4 * weight.numel() for name, weight in model.named_parameters() if ".ca." in name)
@@ -46,6 +47,7 @@ def test_eight_languages_hold_the_base_once(model, tiny_whisper):
     assert sum(storages(model).values()) == sum(base.values()) + len(CODES) * adapter
 
 
+@pytest.mark.performance
 def test_changing_the_language_copies_nothing(model):
     before = storages(model)
     for code in CODES:
@@ -54,12 +56,13 @@ def test_changing_the_language_copies_nothing(model):
     assert storages(model) == before
 
 
-def test_offloaded_experts_come_in_when_they_are_used(model, moves):
+@pytest.mark.performance
+def test_offloaded_experts_are_loaded_when_they_are_used(model, moves):
     expected = model.generate(input_features=features(), language="ro", max_new_tokens=4)
     model.base_model.offload()
     assert moves == ["cpu"] * 16 * (len(CODES) - 1)  # in each of 4 FFNs two of the gate's and two of the expert's
     moves.clear()
-    model.generate(input_features=features(), language="ca", max_new_tokens=4)  # the active one rests nowhere
+    model.generate(input_features=features(), language="ca", max_new_tokens=4)  # the active one is not offloaded
     assert not moves
     assert torch.equal(model.generate(input_features=features(), language="ro", max_new_tokens=4), expected)
     assert len(moves) == 16
@@ -73,7 +76,7 @@ def test_offloaded_experts_come_in_when_they_are_used(model, moves):
     assert len(moves) == 16
 
 
-def test_an_expert_that_comes_in_at_inference_can_be_trained(model, monkeypatch):
+def test_an_expert_that_is_loaded_at_inference_can_be_trained(model, monkeypatch):
     """A move between precisions stands for one between devices, as it makes new tensors too."""
     to = nn.Module.to
     dtypes = iter([torch.float64] * 16 + [torch.float32] * 16)
@@ -94,7 +97,7 @@ def test_offloading_an_unknown_adapter_is_refused(model, moves):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_offloaded_experts_rest_on_the_cpu(model):
+def test_offloaded_experts_are_on_the_cpu(model):
     model.cuda()
     model.base_model.offload("ro")
 

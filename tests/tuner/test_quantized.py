@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
+from helpers import SMALL
 from peft import PeftModel, get_peft_model
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig, WhisperForConditionalGeneration
 
 from peft_clsr import CLSRConfig
-
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0, "gate_dim": 8}
 
 
 def bitsandbytes_8bit():
@@ -57,7 +56,7 @@ def inputs():
 def test_a_fresh_adapter_changes_next_to_nothing(build, inputs, rank):
     with torch.no_grad():
         expected = build()(**inputs).logits
-        model = get_peft_model(build(), CLSRConfig(**QUIET, expert_rank=rank), adapter_name="ca").eval()
+        model = get_peft_model(build(), CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca").eval()
         actual = model(**inputs).logits
     fc1 = model.base_model.model.model.encoder.layers[0].fc1
     if rank is None:
@@ -70,7 +69,7 @@ def test_a_fresh_adapter_changes_next_to_nothing(build, inputs, rank):
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_training_moves_the_adapter_alone_and_it_can_be_saved(build, inputs, tmp_path, rank):
-    model = get_peft_model(build(), CLSRConfig(**QUIET, expert_rank=rank), adapter_name="ca").train()
+    model = get_peft_model(build(), CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca").train()
     fc1 = model.base_model.model.model.encoder.layers[0].fc1
     quantized = dequantize_module_weight(copy.deepcopy(fc1.base_layer)).clone()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -93,10 +92,10 @@ def test_training_moves_the_adapter_alone_and_it_can_be_saved(build, inputs, tmp
 
 
 def test_an_adapter_may_join_after_the_model_was_used(build, inputs):
-    model = get_peft_model(build(), CLSRConfig(**QUIET), adapter_name="ca").eval()
+    model = get_peft_model(build(), CLSRConfig(**SMALL), adapter_name="ca").eval()
     with torch.no_grad():
         expected = model(**inputs).logits
-        model.add_adapter("uk", CLSRConfig(**QUIET))
+        model.add_adapter("uk", CLSRConfig(**SMALL))
         assert torch.equal(model(**inputs).logits, expected)
         model.set_adapter("uk")
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)

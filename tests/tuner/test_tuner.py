@@ -8,9 +8,11 @@ import pickle
 import subprocess
 import sys
 
+import helpers
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import QUIET
 from peft import PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -21,7 +23,6 @@ from peft_clsr import CLSRConfig
 from peft_clsr.tuner.gate import gate_logits
 
 FEATURE_FRAMES = 100  # two frames a token: 50 encoder tokens
-QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
 
 
 class SlowFFN(nn.Module):
@@ -98,8 +99,7 @@ def tiny_whisper(tiny_whisper):
 
 
 def clsr(base, adapter="default", **config):
-    torch.manual_seed(0)  # the gate's first projection starts at random
-    return get_peft_model(base, CLSRConfig(**{**QUIET, "gate_dim": 8, **config}), adapter_name=adapter)
+    return helpers.clsr(base, (adapter,), **config)
 
 
 def clsr_mlp(**config):
@@ -116,16 +116,8 @@ def layers(model):
     }
 
 
-@torch.no_grad()
 def randomize(model, adapter="default", seed=5):
-    """Moves gates and experts of `adapter` away from their start, so that they differ from the shared FFN."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "clsr_" in name and f".{adapter}." in f"{name}.":
-            scale = 0.5 if "gate" in name else 0.3
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.add_(noise.to(parameter.dtype))
-    return model
+    return helpers.randomize(model, adapter, seed, scale=0.3, gate_scale=0.5)
 
 
 @torch.no_grad()
@@ -428,6 +420,7 @@ def test_hard_routing_gives_each_row_its_own_path(rows, pattern):
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.performance
 @pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("gates", ["mixed", "shared", "expert"])
 def test_tokens_of_full_experts_are_grouped_and_those_of_low_rank_experts_are_not(rank, gates):
@@ -451,43 +444,42 @@ def test_tokens_of_full_experts_are_grouped_and_those_of_low_rank_experts_are_no
     assert not route.is_set
 
 
+@pytest.mark.performance
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_low_rank_expert_in_training_takes_one_product_with_each_shared_weight(dropout):
     torch.manual_seed(0)
     mlp = randomize(clsr_mlp(expert_rank=2, expert_dropout=dropout)).train().base_model.model
-    into, out = mlp.lin0, mlp.lin1
     calls = []
-    for layer in (into, out):
+    for layer in (mlp.lin0, mlp.lin1):
         layer.base_layer.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
     x = torch.randn(7, 12)
     torch.manual_seed(1)
-    hidden = F.relu(into(x))
-    gate = into.route.gate.detach()
+    hidden = F.relu(mlp.lin0(x))
+    gate = mlp.lin0.route.gate.detach()
     torch.manual_seed(2)
-    actual = out(hidden)
+    actual = mlp.lin1(hidden)
     assert calls == [(7, 12), (7, 20)]
 
     shared, expert = hidden.chunk(2, dim=-1)
     if dropout:  # of what goes into the expert's projection
         torch.manual_seed(2)
         expert = F.dropout(expert, dropout)
-    own = expert @ out.clsr_expert_A["default"].weight.T @ out.clsr_expert_B["default"].weight.T
-    weighted = (1 - gate) * out.base_layer(shared) + gate * (out.base_layer(expert) + own)
+    low_rank = expert @ mlp.lin1.clsr_expert_A["default"].weight.T @ mlp.lin1.clsr_expert_B["default"].weight.T
+    weighted = (1 - gate) * mlp.lin1.base_layer(shared) + gate * (mlp.lin1.base_layer(expert) + low_rank)
     torch.testing.assert_close(actual, weighted, atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_low_rank_expert_makes_of_others_tokens_does_not_matter():
     """In half precision its product of a token that is not its own may overflow."""
     mlp = clsr_mlp(expert_rank=2).eval().base_model.model
-    into = mlp.lin0
-    expected = into.base_layer(x := torch.ones(2, 12))
+    expected = mlp.lin0.base_layer(x := torch.ones(2, 12))
     with torch.no_grad():
-        into.clsr_expert_A["default"].weight.fill_(math.inf)
-        into.clsr_gate_in["default"].weight.fill_(1)
-        into.clsr_gate_out["default"].weight.fill_(-1)  # to the shared path, where the gate's input is positive
+        mlp.lin0.clsr_expert_A["default"].weight.fill_(math.inf)
+        mlp.lin0.clsr_gate_in["default"].weight.fill_(1)
+        mlp.lin0.clsr_gate_out["default"].weight.fill_(-1)  # to the shared path, where the gate's input is positive
         x[1] = 0  # a logit of 0: to the expert
-        assert torch.equal(into(x)[0], expected[0])
-    assert into.route.choice.tolist() == [False, True]
+        assert torch.equal(mlp.lin0(x)[0], expected[0])
+    assert mlp.lin0.route.choice.tolist() == [False, True]
 
 
 def test_random_initial_weights_change_the_output():
@@ -778,6 +770,7 @@ def test_a_skipped_module_has_zero_gradients_not_none(tiny_whisper):
             assert parameter.grad.eq(0).all(), name
 
 
+@pytest.mark.performance
 def test_a_skipped_module_computes_neither_gate_nor_expert(tiny_whisper):
     model = get_peft_model(tiny_whisper(), CLSRConfig(gate_dim=8, skip_gate_prob=1 - 1e-9), adapter_name="ca").train()
     called = []

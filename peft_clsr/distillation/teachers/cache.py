@@ -1,4 +1,4 @@
-"""The teacher's decoder states of a whole dataset, computed once and kept on the disk."""
+"""Cache of a teacher's decoder states for a whole dataset, on the disk."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from transformers import WhisperProcessor
 
 from ...data.teacher_columns import STATES_COLUMN
 from ...evaluation.mode import evaluation_mode
+from ...extras import require
+from ...files import read_json
 from .forward import linear_layer, teacher_decoder_states, teacher_hash, teacher_output_layer
-from .inputs import TeacherBatch, check_dataset, check_teacher, in_one_piece, input_hashes, teacher_batches
+from .inputs import TeacherBatch, check_dataset, check_teacher, flatten_indices, input_hashes, teacher_batches
 
 if TYPE_CHECKING:
     import datasets
 
 FORMAT_VERSION = 1
+HASH_COLUMN = "fed"  # hash of the teacher's inputs, in each row of a shard
 
 _REMEDY = "give another cache_dir, or delete this one"
 
@@ -34,13 +37,13 @@ _REMEDY = "give another cache_dir, or delete this one"
 @dataclass
 class TeacherStates:
     """
-    A dataset with its teacher's states, and what else distillation needs in place of the teacher.
+    A teacher's cached decoder states, with its output layer and processor: all that distillation needs of it.
 
     Args:
         dataset (`datasets.Dataset`):
-            The prepared dataset with a further column `teacher_states`, see [`unflatten_states`].
-        output_layer (`nn.Linear`): Hidden to vocabulary, frozen: states times it are the teacher's logits.
-        processor (`WhisperProcessor`): The teacher's.
+            The prepared dataset with the additional column `teacher_states`, see [`unflatten_states`].
+        output_layer (`nn.Linear`): Frozen, from states to the teacher's logits.
+        processor (`WhisperProcessor`): The teacher's processor.
     """
 
     dataset: datasets.Dataset
@@ -62,31 +65,31 @@ def cache_teacher_states(
     shard_size: int = 1000,
 ) -> TeacherStates:
     """
-    Run a teacher over a prepared dataset, once, and keep its decoder states in float16.
+    Run a teacher over a prepared dataset once, and save its decoder states in float16.
 
-    Where a run was killed or the disk was full, a further call goes on after the last whole shard; a complete cache is
-    opened without running the teacher. Under `accelerate launch`, each process computes its share of the shards. A
-    dataset that was shuffled, split or selected from is first written in its new order by `datasets`.
+    A call resumes after the last complete shard if an earlier one was killed or the disk was full. A complete cache is
+    opened without running the teacher. Under `accelerate launch`, each process computes its share of the shards. If
+    the dataset was shuffled, split or filtered, `datasets` first writes it in its new order.
 
     Args:
         dataset (`datasets.Dataset`):
-            From `prepare_dataset`. The teacher gets `teacher_input_features` and `teacher_labels` where they are
-            there, and else `input_features` and `labels`.
+            From `prepare_dataset`. The teacher gets `teacher_input_features` and `teacher_labels` if they are there,
+            and else `input_features` and `labels`.
         teacher (`nn.Module`):
             A Whisper, or a `PeftModel` around one. It runs in evaluation mode. If it is on the CPU (without a
             `device_map`), it is moved to the accelerator, if there is one, and stays there.
-        processor (`WhisperProcessor`): The teacher's. It is kept with the states.
-        cache_dir (`str` or `os.PathLike`): A folder of its own for each dataset and teacher.
-        batch_size (`int`, *optional*, defaults to 8): Examples a forward.
-        shard_size (`int`, *optional*, defaults to 1000): Examples a file. A cache keeps the size it began with.
+        processor (`WhisperProcessor`): The teacher's processor. It is saved with the states.
+        cache_dir (`str` or `os.PathLike`): The cache's folder: one for each dataset and teacher.
+        batch_size (`int`, *optional*, defaults to 8): Examples per forward pass.
+        shard_size (`int`, *optional*, defaults to 1000): Examples per file. A resumed cache keeps its first size.
 
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
         ValueError:
             the dataset is empty, not prepared, or not for this teacher; `processor` is not the teacher's; `cache_dir`
-            holds other files, or the states of another teacher, of other examples, or in another order (it stays as
-            it is); the teacher's states of an example are not finite in float16 (whole shards stay).
-        OSError: the disk is full, or fails (whole shards stay).
+            has other files, or the states of another teacher, of other examples, or in another order (it is not
+            changed); the teacher's states of an example are not finite in float16 (complete shards are kept).
+        OSError: the disk is full, or fails (complete shards are kept).
     """
     folder, process = Path(cache_dir), _process()
     check_dataset(dataset)
@@ -94,9 +97,9 @@ def cache_teacher_states(
     key = teacher_hash(teacher)
     with evaluation_mode(teacher):
         with process.main_process_first():
-            dataset = in_one_piece(dataset)
+            dataset = flatten_indices(dataset)
             if process.is_main_process and not (folder / "teacher").exists():
-                _begin(folder, teacher, processor, key, len(dataset), shard_size)
+                _create(folder, teacher, processor, key, len(dataset), shard_size)
         cache = _Cache(folder, dataset, key)
         shards = cache.shards[process.process_index :: process.num_processes]
         missing = [shard for shard in shards if not shard.path.exists()]
@@ -111,7 +114,7 @@ def cache_teacher_states(
 
 def load_teacher_states(dataset: datasets.Dataset, cache_dir: str | os.PathLike) -> TeacherStates:
     """
-    Open a complete cache of [`cache_teacher_states`], with no teacher at hand.
+    Open a complete cache of [`cache_teacher_states`] without its teacher.
 
     Args:
         dataset (`datasets.Dataset`): The prepared dataset: the same examples in the same order.
@@ -119,17 +122,17 @@ def load_teacher_states(dataset: datasets.Dataset, cache_dir: str | os.PathLike)
 
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
-        ValueError: `cache_dir` holds no cache, one that is not complete, or one of another dataset.
+        ValueError: `cache_dir` has no cache, an incomplete one, or that of another dataset.
     """
     process = _process()
     check_dataset(dataset)
     with process.main_process_first():
-        dataset = in_one_piece(dataset)
+        dataset = flatten_indices(dataset)
     cache = _Cache(Path(cache_dir), dataset)
     if cache.num_cached < len(dataset):
         raise ValueError(
             f"the cache in {cache_dir} is not complete, it holds the states of {cache.num_cached} of {len(dataset)} "
-            "examples: call cache_teacher_states with the teacher, which goes on there"
+            "examples: call cache_teacher_states with the teacher, which resumes it"
         )
     cache.check(cache.shards[process.process_index :: process.num_processes])
     return cache.open()
@@ -142,24 +145,24 @@ class _Shard(NamedTuple):
 
 class _Cache:
     """
-    A folder of `teacher/` (teacher.json, output_layer.safetensors and processor/) and of shards, such as
-    states-00000-of-00012.arrow, with the columns `teacher_states` and `fed`, a hash of what the teacher was fed. Each
-    of these is written under a name that ends in ".tmp", and renamed when it is whole.
+    A cache folder. It has `teacher/` (teacher.json, output_layer.safetensors and processor/), and shards such as
+    states-00000-of-00012.arrow with the columns `teacher_states` and `fed`, the hash of the teacher's inputs. Each is
+    written under a name that ends in ".tmp", and renamed when it is complete.
     """
 
     def __init__(self, folder: Path, dataset: datasets.Dataset, key: str | None = None) -> None:
         self.folder, self.dataset = folder, dataset
         try:
-            header = json.loads((folder / "teacher" / "teacher.json").read_text())
+            header = read_json(folder / "teacher" / "teacher.json")
         except FileNotFoundError:
             raise ValueError(f"{folder} holds no teacher states: make them with cache_teacher_states") from None
-        for what, theirs, ours in (
+        for what, found, expected in (
             ("of format version", header["version"], FORMAT_VERSION),
             ("of another teacher, of hash", header["teacher"], key or header["teacher"]),
             ("of another dataset, of length", header["examples"], len(dataset)),
         ):
-            if theirs != ours:
-                raise ValueError(f"the cache in {folder} is {what} {theirs}, expected {ours}: {_REMEDY}")
+            if found != expected:
+                raise ValueError(f"the cache in {folder} is {what} {found}, expected {expected}: {_REMEDY}")
         starts = range(0, len(dataset), header["shard_size"])
         self.shards = [
             _Shard(
@@ -171,28 +174,28 @@ class _Cache:
 
     @property
     def num_cached(self) -> int:
-        """Examples in whole shards."""
+        """Examples in complete shards."""
         return sum(len(shard.rows) for shard in self.shards if shard.path.exists())
 
     def check(self, shards: list[_Shard]) -> None:
-        """Raise a `ValueError` where the teacher was fed other than these rows of the dataset."""
+        """Raise a `ValueError` if these shards were computed from other inputs than the dataset's."""
         for shard in tqdm(shards, desc="checking teacher states", unit="shard", leave=False, disable=not shards):
-            cached, fed = _read(shard)["fed"][:], input_hashes(self.dataset, shard.rows)
-            if cached == fed:
+            cached, expected = _read(shard)[HASH_COLUMN][:], input_hashes(self.dataset, shard.rows)
+            if cached == expected:
                 continue
-            row = next(row for row, *pair in zip(shard.rows, cached, fed, strict=True) if pair[0] != pair[1])
-            everything = input_hashes(self.dataset, range(len(self.dataset)))
-            written = [shard for shard in self.shards if shard.path.exists()]
-            reordered = {one for shard in written for one in _read(shard)["fed"]}.issubset(everything)
-            what = "the dataset's examples in another order" if reordered else "other examples than the dataset's"
+            row = next(row for row, *pair in zip(shard.rows, cached, expected, strict=True) if pair[0] != pair[1])
+            in_dataset = input_hashes(self.dataset, range(len(self.dataset)))
+            in_cache = {digest for other in self.shards if other.path.exists() for digest in _read(other)[HASH_COLUMN]}
+            is_reordered = in_cache.issubset(in_dataset)
+            what = "the dataset's examples in another order" if is_reordered else "other examples than the dataset's"
             raise ValueError(f"the cache in {self.folder} is of {what}, first at row {row}: {_REMEDY}")
 
     def write(self, shards: list[_Shard], teacher: nn.Module, batch_size: int) -> None:
-        """Run the teacher on these rows of the dataset."""
-        import datasets
-        import pyarrow as pa
+        """Run the teacher on the rows of these shards, and write them."""
+        import pyarrow as pa  # installed with datasets
 
-        columns = {STATES_COLUMN: datasets.List(datasets.Value("float16")), "fed": datasets.Value("string")}
+        datasets = require("datasets")
+        columns = {STATES_COLUMN: datasets.List(datasets.Value("float16")), HASH_COLUMN: datasets.Value("string")}
         schema = datasets.Features(columns).arrow_schema
         total = sum(len(shard.rows) for shard in shards)
         with tqdm(total=total, desc="teacher states", unit="example") as progress:
@@ -210,46 +213,46 @@ class _Cache:
                     temporary.rename(shard.path)
                 except OSError as error:
                     raise OSError(
-                        f"{error}: the cache in {self.folder} is usable up to its last whole shard, it holds the "
+                        f"{error}: the cache in {self.folder} is usable up to its last complete shard, it holds the "
                         f"states of {self.num_cached} of {len(self.dataset)} examples. Make room on the disk and call "
-                        "cache_teacher_states again, which goes on there"
+                        "cache_teacher_states again, which resumes it"
                     ) from error
                 finally:
                     temporary.unlink(missing_ok=True)
 
     def _states(self, batch: TeacherBatch, teacher: nn.Module) -> Iterator[torch.Tensor]:
-        """float16 [tokens, hidden] of each example."""
+        """The teacher's states of each example, float16 [tokens, hidden]."""
         start, size = teacher.config.decoder_start_token_id, teacher.config.vocab_size
-        # As the collator: the model puts the start token in front itself.
+        # As in the collator: the model itself prepends the start token.
         labels = [ids[1:] if len(ids) and ids[0] == start else ids for ids in batch.labels]
         for row, ids in zip(batch.rows, labels, strict=True):
             if len(ids) == 0 or ids.max() >= size:
                 raise ValueError(
-                    f"{self._name(row)} has the labels {ids.tolist()}, expected at least one, all below {size} (the "
-                    "teacher's vocabulary): prepare_dataset(..., teacher_processor=...) maps them"
+                    f"{self._example_name(row)} has the labels {ids.tolist()}, expected at least one, all below "
+                    f"{size} (the teacher's vocabulary): prepare_dataset(..., teacher_processor=...) maps them"
                 )
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
         states = teacher_decoder_states(teacher, torch.stack(batch.features), padded).half()
         for row, ids, state in zip(batch.rows, labels, states, strict=True):
             if not state[: len(ids)].isfinite().all():
                 raise ValueError(
-                    f"the teacher's states of {self._name(row)} are not finite in float16 (NaN, infinity or above "
-                    "65,504): check that example, and the teacher's precision (bfloat16 or float32 hold more)"
+                    f"the teacher's states of {self._example_name(row)} are not finite in float16 (NaN, infinity or "
+                    "above 65,504): check that example, and the teacher's precision (the range of bfloat16 and "
+                    "float32 is larger)"
                 )
             yield state[: len(ids)]
 
-    def _name(self, row: int) -> str:
+    def _example_name(self, row: int) -> str:
         text = f" ({self.dataset['text'][row]!r})" if "text" in self.dataset.column_names else ""
         return f"example {row}{text}"
 
     def open(self) -> TeacherStates:
-        """The dataset with its states: all shards must be there."""
-        import datasets
-
+        """Join the states to the dataset. The cache must be complete."""
+        datasets = require("datasets")
         states = datasets.concatenate_datasets([_read(shard) for shard in self.shards]).select_columns(STATES_COLUMN)
         dataset = datasets.concatenate_datasets([self.dataset, states], axis=1, split=self.dataset.split)
-        form = self.dataset.format
-        dataset.set_format(**{**form, "columns": [*form["columns"], STATES_COLUMN]})
+        formatting = self.dataset.format
+        dataset.set_format(**{**formatting, "columns": [*formatting["columns"], STATES_COLUMN]})
         tensors = load_file(self.folder / "teacher" / "output_layer.safetensors")
         return TeacherStates(
             dataset=dataset,
@@ -258,8 +261,8 @@ class _Cache:
         )
 
 
-def _begin(folder: Path, teacher: nn.Module, processor: Any, key: str, num_examples: int, shard_size: int) -> None:
-    """Make the folder of a new cache."""
+def _create(folder: Path, teacher: nn.Module, processor: Any, key: str, num_examples: int, shard_size: int) -> None:
+    """Create a new cache without shards."""
     others = [path.name for path in folder.iterdir() if path.suffix != ".tmp"] if folder.exists() else []
     if others:
         raise ValueError(f"{folder} holds no teacher states but other files, such as {others[0]!r}: {_REMEDY}")
@@ -276,11 +279,9 @@ def _begin(folder: Path, teacher: nn.Module, processor: Any, key: str, num_examp
 
 
 def _read(shard: _Shard) -> datasets.Dataset:
-    import datasets
-
-    return datasets.Dataset.from_file(str(shard.path))
+    return require("datasets").Dataset.from_file(str(shard.path))
 
 
 def _process() -> PartialState:
-    # Without being told, accelerate sees no processes of one run where there is no accelerator.
+    # Without an accelerator, accelerate finds the other processes only with cpu=True.
     return PartialState(cpu=infer_device() == "cpu")

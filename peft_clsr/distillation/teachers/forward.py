@@ -1,4 +1,4 @@
-"""The teacher: what it makes of speech and labels, the one layer that its logits need beside that, its identity."""
+"""The teacher's decoder states, its output layer, and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..output_layer import output_layer, replaced_output_layer
 
-# What a Whisper computes depends on these as well as on its weights.
+# Config fields that change what a Whisper with the same weights computes.
 _CONFIG = (
     "activation_function",
     "scale_embedding",
@@ -29,12 +29,12 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
     """
     The teacher's last decoder states, before its output layer, at each label position.
 
-    The state at a position is the one from which the teacher predicts that label, having read those before it. Put the
+    From the state at a position the teacher predicts that position's label; it has read the labels before it. Put the
     teacher into evaluation mode first.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one.
-        input_features (`torch.Tensor`): [batch, mels, frames] as the teacher hears them. They are not changed.
+        input_features (`torch.Tensor`): [batch, mels, frames], the teacher's. They are not changed.
         labels (`torch.Tensor`): int64 [batch, tokens] in the teacher's vocabulary, -100 for padding.
 
     Returns:
@@ -42,7 +42,7 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
     """
     whisper = _whisper(teacher)
     decoder_input_ids = shift_tokens_right(labels, whisper.config.pad_token_id, whisper.config.decoder_start_token_id)
-    # A copy in any case: Whisper's SpecAugment writes into what it is given.
+    # Always a copy: Whisper's SpecAugment writes into its input.
     input_features = input_features.to(_device(whisper), whisper.dtype, copy=True)
     with replaced_output_layer(whisper, lambda hidden_states: hidden_states):
         outputs = whisper(
@@ -54,7 +54,7 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
 @torch.no_grad()
 def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
     """
-    A frozen copy of the teacher's output layer as a plain linear layer: its decoder states times it are its logits.
+    A frozen copy of the teacher's output layer as a plain linear layer, from decoder states to logits.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one, whose output layer may be quantized or adapted.
@@ -63,11 +63,11 @@ def teacher_output_layer(teacher: nn.Module) -> nn.Linear:
         `nn.Linear`: hidden to vocabulary, on the CPU, in the teacher's precision.
     """
     layer, whisper = output_layer(teacher), _whisper(teacher)
-    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta
-    if plain:
+    is_plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta
+    if is_plain:
         weight, bias = layer.weight, layer.bias
     else:
-        # Quantized, adapted or offloaded: it is linear still, and what it makes of unit vectors is its weight.
+        # Quantized, adapted or offloaded, it is still linear: its outputs for unit vectors are its weight.
         units = torch.eye(whisper.config.d_model, dtype=whisper.dtype, device=_device(whisper))
         bias = layer(torch.zeros_like(units[:1]))[0]
         weight = (layer(units) - bias).T
@@ -87,7 +87,7 @@ def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.L
 
 def teacher_hash(teacher: nn.Module) -> str:
     """
-    A hash of all that decides what the teacher computes: its weights, bit for bit, and how they are used.
+    A hash of the teacher's weights, bit for bit, and of the config and adapters that decide how they are used.
 
     Args:
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one; quantized or offloaded ones too.
@@ -95,7 +95,7 @@ def teacher_hash(teacher: nn.Module) -> str:
     Returns:
         `str`: 32 hexadecimal digits (XXH3).
     """
-    import xxhash
+    import xxhash  # installed with datasets
 
     whisper = _whisper(teacher)
     digest = xxhash.xxh3_128(repr([getattr(whisper.config, name) for name in _CONFIG]).encode())
@@ -113,9 +113,9 @@ def teacher_hash(teacher: nn.Module) -> str:
 def _update(digest: Any, name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         digest.update(repr((name, value)).encode())
-    elif hasattr(value, "__tensor_flatten__"):  # a quantized tensor, made of plain ones
-        parts, how = value.__tensor_flatten__()
-        digest.update(repr((name, type(value).__name__, how)).encode())
+    elif hasattr(value, "__tensor_flatten__"):  # a quantized tensor: a wrapper of plain ones
+        parts, metadata = value.__tensor_flatten__()
+        digest.update(repr((name, type(value).__name__, metadata)).encode())
         for part in parts:
             _update(digest, part, getattr(value, part))
     else:
@@ -124,10 +124,10 @@ def _update(digest: Any, name: str, value: Any) -> None:
 
 
 def _whisper(teacher: nn.Module) -> nn.Module:
-    """The Whisper inside of a `PeftModel`, with the adapters' layers in it."""
+    """The Whisper itself, with the layers of a `PeftModel`'s adapters in it."""
     return teacher.get_base_model() if hasattr(teacher, "get_base_model") else teacher
 
 
 def _device(whisper: nn.Module) -> torch.device | None:
-    """Where its inputs belong; anywhere, for a model whose first weights are offloaded: accelerate moves them."""
+    """Device of the inputs; `None` if the first weights are offloaded, because accelerate then moves the inputs."""
     return None if whisper.device.type == "meta" else whisper.device

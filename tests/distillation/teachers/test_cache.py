@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_whole_shards(dataset, tiny_whisper, teacher, tiny_pr
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left on device.*usable up to.*3 of 7 examples.*goes on there"):
+        with pytest.raises(OSError, match="No space left on device.*usable up to.*3 of 7 examples.*resumes it"):
             cache_teacher_states(dataset, teacher, tiny_processor, tmp_path / "full", **SIZES)
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["states-00000-of-00003.arrow", "teacher"]
     cache_teacher_states(dataset, teacher, tiny_processor, tmp_path / "full", **SIZES)
@@ -267,7 +267,7 @@ def test_a_file_that_cannot_grow_leaves_whole_shards(tiny_whisper, tiny_processo
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (18_000, hard))  # the output layer takes 17,424
-        with pytest.raises(OSError, match="usable up to its last whole shard, it holds the states of 3 of 7"):
+        with pytest.raises(OSError, match="usable up to its last complete shard, it holds the states of 3 of 7"):
             cache_teacher_states(dataset, teacher, tiny_processor, tmp_path, batch_size=1, shard_size=3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

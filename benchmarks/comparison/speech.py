@@ -1,0 +1,196 @@
+"""
+The speech of the comparison: recordings of five languages, split by text, and a second domain from a synthesizer.
+
+    python -m benchmarks.comparison.speech --cache_dir .cache
+
+writes `.cache/compare/LANGUAGE/SPLIT` (`metadata.csv` beside the audio) as `benchmarks/splits/LANGUAGE.csv` lists it:
+the split, name and SHA-256 of each utterance, of its audio file where it was recorded, of its text where it is
+synthesized. `--list` makes these lists anew, by the rules below; the committed ones are those of all our numbers.
+
+Recorded: volunteers reading the descriptions of Tux Paint's stamps (GPL-2). Out of domain: espeak-ng, in four of its
+voices, speaking messages of command-line programs. It needs Debian's apt-get, dpkg and espeak-ng, and no root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gettext
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+from examples.demo.fetch import (
+    STAMPS_PACKAGE,
+    FetchError,
+    choose_recordings,
+    fetch_package,
+    fetch_whisper,
+    recording_name,
+    scratch_folder,
+    write_split,
+)
+
+SPLITS = Path(__file__).parents[1] / "splits"
+LANGUAGES = ("ro", "bg", "el", "be", "ca")
+UNTOUCHED_LANGUAGES = ("en", "es")  # never trained on: what an adapter of another language must not harm
+AUDIO_SECONDS = 3.0  # of context; longer utterances are left out
+SPLIT_SIZES = {"test": 100, "validation": 60, "train": None}  # in the order of the texts' hashes; the rest to train on
+UNTOUCHED_UTTERANCES = 60
+OUT_OF_DOMAIN = "out_of_domain"
+OUT_OF_DOMAIN_UTTERANCES = 100
+CATALOGUES = ("coreutils", "apt", "grep", "sed")  # Debian packages whose messages the synthesizer speaks
+VOICES = ("", "+f2", "+m3", "+f4")  # espeak-ng's variants of a language's voice, by turns
+WORDS = range(2, 9)  # of a message
+
+
+def read_messages(packages: Path, language: str) -> dict[str, str]:
+    """
+    Read the translated messages that can be spoken: SHA-256 of the text to the text.
+
+    These are plain sentences of a few words: no placeholders, digits, brackets, or Latin words in another script.
+    """
+    letter = "[^\\W\\d_A-Za-z]" if language in ("bg", "el", "be") else "[^\\W\\d_]"
+    plain = re.compile(rf"{letter}+(?:[ ,’'-]+{letter}+)*[.!?]?")
+    messages = {}
+    for package in CATALOGUES:
+        for path in sorted((packages / package).glob(f"usr/share/locale/{language}/LC_MESSAGES/*.mo")):
+            with open(path, "rb") as file:
+                catalogue = gettext.GNUTranslations(file)._catalog  # gettext has no other way to all messages
+            for source, text in catalogue.items():
+                text = " ".join(text.split()) if source and text != source else ""
+                if plain.fullmatch(text) and len(text.split()) in WORDS:
+                    messages[hashlib.sha256(text.encode()).hexdigest()] = text
+    return dict(sorted(messages.items()))
+
+
+def synthesize(text: str, voice: str, target: Path) -> None:
+    """
+    Speak `text` into the WAV file `target`.
+
+    Raises:
+        FetchError: espeak-ng is missing or fails.
+    """
+    if shutil.which("espeak-ng") is None:
+        raise FetchError("'espeak-ng' was not found. On Debian and Ubuntu: apt-get install espeak-ng.")
+    done = subprocess.run(["espeak-ng", "-v", voice, "-w", str(target), "--", text], capture_output=True, text=True)
+    if done.returncode or not target.exists():
+        raise FetchError(f"espeak-ng with the voice {voice!r} failed: {done.stderr.strip()}")
+
+
+def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str, str]]:
+    """The rows of a language's list, by the rules."""
+    chosen, _ = choose_recordings(stamps, language, AUDIO_SECONDS)
+    sizes = SPLIT_SIZES if language in LANGUAGES else {"test": UNTOUCHED_UTTERANCES}
+    rows, start = [], 0
+    for split, size in sizes.items():
+        end = len(chosen) if size is None else start + size
+        for recording, _ in chosen[start:end]:
+            digest = hashlib.sha256(recording.read_bytes()).hexdigest()
+            rows.append({"split": split, "name": recording_name(recording, stamps), "sha256": digest})
+        start = end
+    if language not in LANGUAGES:
+        return rows
+    number = 0
+    with scratch_folder(packages / "spoken") as scratch:
+        for digest, text in read_messages(packages, language).items():
+            if number == OUT_OF_DOMAIN_UTTERANCES:
+                break
+            voice = f"{language}{VOICES[number % len(VOICES)]}"
+            spoken = scratch / f"{number}.wav"
+            synthesize(text, voice, spoken)
+            if soundfile.info(spoken).duration <= AUDIO_SECONDS:
+                name = f"{number:03}_{voice}.wav"
+                rows.append({"split": OUT_OF_DOMAIN, "name": name, "sha256": digest})
+                number += 1
+    return rows
+
+
+def write_language(stamps: Path, packages: Path, language: str, target: Path) -> None:
+    """
+    Write the splits of a language, as its list has them, to the folder `target`.
+
+    Raises:
+        FetchError: a recording or message is missing, or another than the listed one.
+    """
+    if target.is_dir():
+        print(f"{target}: already there")
+        return
+    texts = {}
+    recordings = {recording_name(path, stamps): path for path in stamps.rglob("*.ogg")}
+    for recording, text in choose_recordings(stamps, language, AUDIO_SECONDS)[0]:
+        texts[recording_name(recording, stamps)] = text
+    messages = read_messages(packages, language) if language in LANGUAGES else {}
+    with open(SPLITS / f"{language}.csv", encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    with scratch_folder(target) as scratch:
+        (scratch / "spoken").mkdir()
+        for split in dict.fromkeys(row["split"] for row in listed):
+            rows, paths = [], []
+            for row in tqdm([row for row in listed if row["split"] == split], desc=f"{language} {split}"):
+                name = row["name"]
+                if split == OUT_OF_DOMAIN:
+                    path, text, digest = scratch / "spoken" / name, messages.get(row["sha256"]), row["sha256"]
+                    if text is not None:
+                        synthesize(text, name.removesuffix(".wav").partition("_")[2], path)
+                else:
+                    path, text = recordings.get(name), texts.get(name)
+                    digest = path and hashlib.sha256(path.read_bytes()).hexdigest()
+                if text is None or digest != row["sha256"]:
+                    raise FetchError(
+                        f"{language}, {split}: {name} is missing from the Debian packages, or not the one listed: "
+                        "they are not those of Debian 12 (bookworm). Use that release, or make lists of your own with "
+                        "--list."
+                    )
+                translation = "" if split == OUT_OF_DOMAIN else english_description(path)
+                rows.append(
+                    {"file_name": name, "transcription": text, "language": language, "translation": translation}
+                )
+                paths.append(path)
+            write_split(scratch / "dataset" / split, rows, paths)
+        (scratch / "dataset").rename(target)
+
+
+def english_description(recording: Path) -> str:
+    """What a recording says, in English: the first line of its stamp's description."""
+    stamp = recording.name.rpartition("_desc")[0]
+    lines = recording.with_name(f"{stamp}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    return " ".join(lines[0].split())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
+    parser.add_argument("--list", action="store_true", help="make the lists in benchmarks/splits anew")
+    arguments = parser.parse_args()
+    cache = arguments.cache_dir
+    fetch_whisper(cache / "whisper-base")
+    fetch_package(STAMPS_PACKAGE, cache / STAMPS_PACKAGE)
+    stamps = cache / STAMPS_PACKAGE / "usr/share/tuxpaint/stamps"
+    for package in CATALOGUES:
+        fetch_package(package, cache / "packages" / package)
+    for language in (*LANGUAGES, *UNTOUCHED_LANGUAGES):
+        if arguments.list:
+            rows = list_language(stamps, cache / "packages", language)
+            SPLITS.mkdir(exist_ok=True)
+            with open(SPLITS / f"{language}.csv", "w", encoding="utf-8", newline="") as file:
+                table = csv.DictWriter(file, rows[0], lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
+        write_language(stamps, cache / "packages", language, cache / "compare" / language)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # keep our lines in order with those of apt-get
+    try:
+        main()
+    except FetchError as error:
+        sys.exit(f"error: {error}")

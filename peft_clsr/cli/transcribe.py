@@ -1,0 +1,160 @@
+"""`peft-clsr transcribe`: files and folders in, text, SRT, VTT or JSON out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .help import HelpFormatter
+
+if TYPE_CHECKING:
+    from ..inference.recordings import Recording
+
+DESCRIPTION = "transcribe recordings with a Whisper and its language experts"
+
+_EPILOG = """\
+Each recording takes the expert of its language, or the base model if there is none. With several languages in
+--language, or none, the base model detects the language at the start of each recording, which is often wrong for short
+ones. A table gives the languages: recordings/metadata.csv with the columns file_name (relative to it) and language,
+instead of the folder.
+
+Transcripts are written as they are finished, and existing ones are kept, so an interrupted run continues when it is
+started again. A file that cannot be read is named and skipped; the exit status is then 1.
+
+examples:
+  peft-clsr transcribe recordings/ --model openai/whisper-base --adapters experts/ --language ca \\
+      --output_format srt --output_dir out/
+"""
+
+
+def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter)
+    parser.add_argument("inputs", nargs="+", type=Path, help="recordings, folders of them, and tables metadata.csv")
+    add = parser.add_argument_group("model and languages").add_argument
+    add("--model", required=True, help="base Whisper: Hub id or folder")
+    add(
+        "--adapters",
+        nargs="+",
+        default=[],
+        help="experts: an adapter folder, a folder with one folder a language, or a Hub repository",
+    )
+    add("--language", nargs="+", default=[], help="codes or English names; detected if there is not exactly one")
+    add("--task", choices=["transcribe", "translate"], default="transcribe", help="translate: into English")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_format", choices=["text", "srt", "vtt", "json"], default="text", help="format of the transcripts")
+    add("--output_dir", type=Path, help="folder for transcripts, with the folders of the inputs; printed without it")
+    add("--overwrite", action="store_true", help="replace existing transcripts")
+    add = parser.add_argument_group("speed").add_argument
+    add("--batch_size", type=int, default=8, help="recordings at a time")
+    add("--num_beams", type=int, default=1, help="beams of the search; 1 is greedy")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of the base model")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    arguments = parser.parse_args(argv)
+    import torch
+    from transformers.utils import logging
+
+    from ..extras import require
+    from ..inference.experts import load_with_experts
+    from ..inference.recordings import find_recordings
+    from ..languages import language_code
+
+    logging.set_verbosity_error()  # transformers warns of arguments that Whisper's generate passes to itself
+    try:
+        # Check everything about the run as a whole before the first recording.
+        for name in ("soundfile", "pysubs2"):
+            require(name)
+        candidates = list(dict.fromkeys(language_code(language) for language in arguments.language))
+        _check(arguments)
+        language = candidates[0] if len(candidates) == 1 else None
+        recordings = find_recordings(arguments.inputs, arguments.output_dir, arguments.output_format, language)
+        existing = [recording for recording in recordings if recording.output and recording.output.exists()]
+        if existing and not arguments.overwrite:
+            print(f"{len(existing)} of {len(recordings)} have a transcript, which is kept (--overwrite replaces it)")
+            recordings = [recording for recording in recordings if not recording.output.exists()]
+            if not recordings:
+                return 0
+        languages = _needed_languages(recordings, candidates)
+        dtype = getattr(torch, arguments.dtype)
+        model, processor = load_with_experts(arguments.model, arguments.adapters, languages, dtype)
+        model = model.to(arguments.device).eval()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+    try:
+        transcribed = _transcribe_all(model, processor, recordings, candidates, arguments)
+    except torch.cuda.OutOfMemoryError as error:
+        parser.exit(2, f"error: {error}\nTake a smaller --batch_size; finished transcripts are kept\n")
+    except OSError as error:
+        parser.exit(2, f"error: a transcript cannot be written: {error}\n")
+    skipped = len(recordings) - transcribed
+    print(f"{transcribed} transcribed, {skipped} skipped", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise a `ValueError` for a number, a folder or a combination of arguments that cannot be used."""
+    import torch
+
+    for name in ("batch_size", "num_beams"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
+    if arguments.output_dir is None:
+        if arguments.output_format != "text":
+            raise ValueError(f"--output_format {arguments.output_format} is written to files: give an --output_dir")
+    else:
+        try:
+            arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"--output_dir {arguments.output_dir} is a file, expected a folder") from error
+    if arguments.device is None:
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {arguments.device} cannot be used: {error}") from error
+
+
+def _needed_languages(recordings: list[Recording], candidates: list[str]) -> set[str]:
+    """The languages whose experts are needed. Empty for all."""
+    given = {recording.language for recording in recordings}
+    if None in given and not candidates:
+        return set()
+    return given - {None} | (set(candidates) if None in given else set())
+
+
+def _transcribe_all(
+    model: object, processor: object, recordings: list[Recording], candidates: list[str], arguments: argparse.Namespace
+) -> int:
+    """Transcribe and write all recordings. Returns the number of transcripts."""
+    from tqdm import tqdm
+
+    from ..files import write_text
+    from ..inference.subtitles import format_transcript
+    from ..inference.transcribe import transcribe_files
+
+    outputs = {recording.path: recording.output for recording in recordings}
+    transcripts = transcribe_files(
+        model,
+        processor,
+        list(outputs),
+        [recording.language for recording in recordings],
+        candidates=candidates,
+        task=arguments.task,
+        batch_size=arguments.batch_size,
+        num_beams=arguments.num_beams,
+        warn=lambda message: tqdm.write(message, file=sys.stderr),
+    )
+    count = 0
+    for path, transcript in transcripts:
+        text = format_transcript(transcript, arguments.output_format, path, arguments.task)
+        if outputs[path] is None:
+            tqdm.write(f"{path}: {' '.join(text.split())}")
+        else:
+            write_text(outputs[path], text)
+        count += 1
+    return count

@@ -1,0 +1,88 @@
+"""Converts a frozen Whisper to CTranslate2, and transcribes with faster-whisper to check it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..extras import require
+
+PROMPT_TOKENS = 4
+MAX_NEW_TOKENS = 224  # faster-whisper allows the decoder's 448 positions, and CTranslate2 uses half of them
+
+
+def save_and_convert(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    output_dir: Path,
+    quantization: str = "float32",
+) -> tuple[Path, Path]:
+    """
+    Save a plain Whisper for transformers, and convert it to CTranslate2.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): From [`freeze_routing`].
+        processor (`WhisperProcessor`): Its processor.
+        output_dir (`Path`): The folder to create.
+        quantization (`str`, *optional*, defaults to `"float32"`): CTranslate2's: "float32", "float16", "int8", ...
+
+    Returns:
+        `tuple[Path, Path]`: `output_dir/whisper` and `output_dir/ctranslate2`.
+    """
+    converters = require("ctranslate2.converters")
+    whisper_dir, converted_dir = output_dir / "whisper", output_dir / "ctranslate2"
+    model.save_pretrained(whisper_dir)
+    processor.save_pretrained(whisper_dir)
+    processor.feature_extractor.save_pretrained(whisper_dir)  # faster-whisper reads context and mel bins here
+    files = ["tokenizer.json", "preprocessor_config.json"]
+    converter = converters.TransformersConverter(str(whisper_dir), copy_files=files)
+    converter.convert(str(converted_dir), quantization=quantization)
+    return whisper_dir, converted_dir
+
+
+def transcribe_with_faster_whisper(
+    folder: Path, language: str, waveforms: Sequence[np.ndarray], max_new_tokens: int
+) -> list[str]:
+    """
+    Transcribe recordings greedily with faster-whisper, as [`transcribe`] does with transformers.
+
+    Args:
+        folder (`Path`): A model of CTranslate2.
+        language (`str`): Whisper's code.
+        waveforms (`Sequence[np.ndarray]`): float32 [samples] of 16 kHz.
+        max_new_tokens (`int`): Longest transcript in tokens, at most 224.
+    """
+    whisper = _short_context_whisper()(str(folder))
+    texts = []
+    for samples in tqdm(waveforms, desc="faster-whisper", unit="utt"):
+        # faster-whisper pads features with zeros. transformers, also in training, pads the audio with silence.
+        samples = np.pad(samples, (0, max(0, whisper.feature_extractor.n_samples - len(samples))))
+        segments, _ = whisper.transcribe(
+            samples,
+            language=language,
+            beam_size=1,
+            temperature=0,  # one attempt, whatever the thresholds below would say
+            compression_ratio_threshold=None,
+            log_prob_threshold=None,
+            no_speech_threshold=None,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+            max_new_tokens=2 * max_new_tokens - PROMPT_TOKENS,  # CTranslate2 halves this number, with the prompt
+        )
+        texts.append("".join(segment.text for segment in segments).strip())
+    return texts
+
+
+def _short_context_whisper() -> type:
+    class ShortContextWhisper(require("faster_whisper").WhisperModel):
+        """faster-whisper for a shorter context. It pads all features to 30 s, which such a model refuses."""
+
+        def encode(self, features: np.ndarray) -> Any:
+            return super().encode(features[..., : self.feature_extractor.nb_max_frames])
+
+    return ShortContextWhisper

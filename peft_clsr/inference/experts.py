@@ -1,0 +1,118 @@
+"""Loads a base model with the experts of the languages that are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+from ..hub.pull import list_languages, load_language
+from ..hub.record import HubLanguage, read_languages
+
+
+def load_with_experts(
+    model_name: str, sources: Sequence[str], languages: Collection[str], dtype: torch.dtype = torch.float32
+) -> tuple[WhisperForConditionalGeneration | PeftModel, WhisperProcessor]:
+    """
+    Load a Whisper with the experts of some languages, and its processor.
+
+    Args:
+        model_name (`str`): The base model: Hub id or folder.
+        sources (`Sequence[str]`): As in [`choose_experts`].
+        languages (`Collection[str]`): Codes of the languages to load. Empty for all.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of the base model.
+
+    Raises:
+        ValueError: model or experts cannot be loaded or do not fit, or the model does not know a language.
+    """
+    try:
+        model_type = AutoConfig.from_pretrained(model_name).model_type
+        if model_type != "whisper":
+            raise ValueError(f"it is a {model_type}, expected a Whisper")
+        model = WhisperForConditionalGeneration.from_pretrained(model_name, dtype=dtype)
+        processor = WhisperProcessor.from_pretrained(model_name)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--model {model_name} cannot be used: {error}") from error
+    known = getattr(model.generation_config, "lang_to_id", None)
+    if not known:
+        raise ValueError(f"--model {model_name} knows no languages, expected a multilingual Whisper")
+    unknown = sorted(language for language in languages if f"<|{language}|>" not in known)
+    if unknown:
+        raise ValueError(f"the model {model_name} has no token for the language {', '.join(unknown)}")
+
+    for source, language in choose_experts(sources, languages):
+        name = language.subfolder or language.code
+        if not Path(source).is_dir():
+            model = load_language(model, source, name)
+        elif isinstance(model, PeftModel):
+            model.load_adapter(str(Path(source, language.subfolder)), name)
+        else:
+            model = PeftModel.from_pretrained(model, str(Path(source, language.subfolder)), adapter_name=name)
+    return model, processor
+
+
+def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[tuple[str, HubLanguage]]:
+    """
+    Choose the experts of languages in folders and repositories.
+
+    Args:
+        sources (`Sequence[str]`): Adapter folders, folders with one folder a language, and repositories.
+        languages (`Collection[str]`): Codes. Empty for all.
+
+    Returns:
+        `list`: the experts, each with its source.
+
+    Raises:
+        ValueError:
+            A source has no adapters or cannot be reached; there is none for the languages, or several for one; they
+            have different contexts, or a cut context and a language without expert.
+    """
+    by_language: dict[str, list[tuple[str, HubLanguage]]] = {}
+    for source in sources:
+        try:
+            found = read_languages(Path(source)) if Path(source).is_dir() else list_languages(source)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"--adapters {source} is neither a folder here nor a repository that can be read on the Hub: {error}"
+            ) from error
+        if not found:
+            raise ValueError(
+                f"--adapters {source} holds no adapter of a language: expected an adapter_config.json with a "
+                "language, in it or in a folder a language"
+            )
+        for language in found:
+            by_language.setdefault(language.code, []).append((source, language))
+    chosen = {code: entries for code, entries in by_language.items() if not languages or code in languages}
+    if sources and not chosen:
+        raise ValueError(
+            f"none of the adapters is for {', '.join(sorted(languages))}: they are for "
+            f"{', '.join(sorted(by_language))}. Leave --adapters out to transcribe with the base model"
+        )
+    for code, entries in chosen.items():
+        if len(entries) > 1:
+            folders = ", ".join(str(Path(source, language.subfolder)) for source, language in entries)
+            raise ValueError(f"several adapters are for {code}: {folders}. Give one of them")
+    experts = [entries[0] for entries in chosen.values()]
+    _check_contexts(experts, languages)
+    return experts
+
+
+def _check_contexts(experts: Sequence[tuple[str, HubLanguage]], languages: Collection[str]) -> None:
+    contexts = {language.code: language.max_audio_seconds for _, language in experts}
+    if len(set(contexts.values())) > 1:
+        raise ValueError(
+            "adapters on one model share its context, and these have different ones: "
+            + ", ".join(f"{code} {f'{seconds:g} s' if seconds else 'all'}" for code, seconds in contexts.items())
+            + ". Give those of one context, and only recordings of their languages: a separate folder or table"
+        )
+    seconds = next(iter(contexts.values()), None)
+    missing = sorted(set(languages) - set(contexts))
+    if seconds and (missing or not languages):
+        raise ValueError(
+            f"the adapters cut the model's context to {seconds:g} s, at which the base model is no use: "
+            + (f"transcribe {', '.join(missing)} without them" if missing else "name the languages with --language")
+            + f" (there are adapters for {', '.join(sorted(contexts))})"
+        )

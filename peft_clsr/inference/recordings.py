@@ -1,0 +1,115 @@
+"""Finds the recordings of files, folders and tables, and the files for their transcripts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.audio import audio_seconds
+from ..data.tables import read_table
+from ..languages import language_code
+from .subtitles import SUFFIXES
+
+# Endings of recordings in folders. libsndfile does not read those of the second line; they are then named as
+# unreadable.
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
+AUDIO_SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov"}
+
+
+@dataclass
+class Recording:
+    """
+    A file to transcribe.
+
+    Args:
+        path (`Path`): The file.
+        output (`Path`, *optional*): The file for its transcript. By default it is printed.
+        language (`str`, *optional*): Its language as Whisper's code, if known.
+        seconds (`float`): Its length by its header; 0 if that cannot be read.
+    """
+
+    path: Path
+    output: Path | None
+    language: str | None
+    seconds: float
+
+
+def find_recordings(
+    inputs: Sequence[Path], output_dir: Path | None, output_format: str, language: str | None = None
+) -> list[Recording]:
+    """
+    Find recordings, and the file for each transcript.
+
+    Args:
+        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables `metadata.csv`.
+        output_dir (`Path`, *optional*): The folder for transcripts. A recording keeps its relative path there.
+        output_format (`str`): "text", "srt", "vtt" or "json".
+        language (`str`, *optional*): Of recordings whose table gives none.
+
+    Raises:
+        ValueError: an input does not exist, there is no recording, or two transcripts would be one file.
+        OSError: a folder or table cannot be read.
+    """
+    found: dict[Path, tuple[Path, str | None]] = {}  # its relative path in the output, and its language
+    for given in inputs:
+        if not given.exists():
+            raise ValueError(f"{given} does not exist: give audio files, folders of them, or tables of them")
+        if given.is_dir():
+            for path in _audio_files(given):
+                found.setdefault(path, (path.relative_to(given), language))
+        elif given.suffix.lower() == ".csv":
+            for name, table_language in _read_languages(given):
+                is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+                relative = Path(name if is_inside else Path(name).name)
+                found.setdefault(given.parent / name, (relative, table_language or language))
+        else:
+            found.setdefault(given, (Path(given.name), language))
+    if not found:
+        raise ValueError(
+            f"no recording in {', '.join(map(str, inputs))}: in a folder, files that end in "
+            f"{', '.join(sorted(AUDIO_SUFFIXES))} are taken; name others one by one"
+        )
+    sources: dict[Path, Path] = {}
+    recordings = []
+    for path, (relative, recording_language) in found.items():
+        output = None
+        if output_dir is not None:
+            # An unknown ending, as in "talk.2", may be a part of the name.
+            name = relative.stem if relative.suffix.lower() in AUDIO_SUFFIXES else relative.name
+            output = output_dir / relative.with_name(name + SUFFIXES[output_format])
+            other = sources.setdefault(output, path)
+            if other.resolve() != path.resolve():
+                raise ValueError(
+                    f"{other} and {path} would both be written to {output}: rename one, or transcribe them into "
+                    "separate folders"
+                )
+            if other != path:
+                continue  # the same file, given twice
+        seconds = audio_seconds({"path": str(path)}) or 0.0
+        recordings.append(Recording(path, output, recording_language, seconds))
+    return recordings
+
+
+def _read_languages(table: Path) -> Iterator[tuple[str, str | None]]:
+    """File names, and language codes if the table has them."""
+    for _, row in read_table(table):
+        if not row["file_name"]:
+            raise ValueError(f"{table} has a row without file_name: expected that column, and language if known")
+        try:
+            yield row["file_name"], language_code(row["language"]) if row.get("language") else None
+        except ValueError as error:
+            raise ValueError(f"{table}, column 'language': {error}") from error
+
+
+def _audio_files(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders.sort()
+        for name in sorted(names):
+            # On other file systems, macOS leaves a "._x.wav" without audio beside each x.wav.
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
+                yield Path(parent, name)

@@ -1,0 +1,236 @@
+"""Transcribes recordings of any length and language, in batches."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
+
+from ..data.audio import audio_seconds, read_audio
+from ..languages import inference_adapter
+from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
+from .subtitles import Transcript
+
+logger = logging.getLogger(__name__)
+
+
+def transcribe_files(
+    model: WhisperForConditionalGeneration | PeftModel,
+    processor: WhisperProcessor,
+    paths: Sequence[str | Path],
+    languages: Sequence[str | None] | None = None,
+    *,
+    candidates: Sequence[str] = (),
+    task: str = "transcribe",
+    batch_size: int = 8,
+    num_beams: int = 1,
+    warn: Callable[[str], None] = logger.warning,
+) -> Iterator[tuple[Path, Transcript]]:
+    """
+    Transcribe recordings of any length, the longest first, with a progress bar.
+
+    Each recording takes the expert of its language, or the base model if there is none. Whisper's own rules divide
+    long recordings into windows. A window whose text repeats itself is decoded again with sampling. The same batch
+    always gives the same text.
+
+    Args:
+        model (`WhisperForConditionalGeneration` or `PeftModel`): The model, in evaluation mode.
+        processor (`WhisperProcessor`): Its processor.
+        paths (`Sequence[str | Path]`): Recordings.
+        languages (`Sequence[str]`, *optional*): The code of each. `None`, also for a single one, detects it.
+        candidates (`Sequence[str]`, *optional*): Codes to detect among. By default all languages of Whisper.
+        task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate" (to English).
+        batch_size (`int`, *optional*, defaults to 8): Recordings at a time.
+        num_beams (`int`, *optional*, defaults to 1): Beams of the search.
+        warn (`Callable`, *optional*): Gets a message for each unreadable or truncated recording. By default it is
+            logged.
+
+    Yields:
+        `tuple[Path, Transcript]`: each readable recording and its transcript.
+
+    Example:
+
+    ```py
+    >>> for path, transcript in transcribe_files(model, processor, ["a.ogg", "b.wav"], ["ca", None]):
+    ...     print(path, transcript.language, transcript.text)
+    ```
+    """
+    rate = processor.feature_extractor.sampling_rate
+    recordings = [
+        (Path(path), language, audio_seconds({"path": str(path)}) or 0.0)
+        for path, language in zip(paths, languages or [None] * len(paths), strict=True)
+    ]
+    # With the longest first, batches are even, and a lack of memory shows at once.
+    recordings.sort(key=lambda recording: recording[2], reverse=True)
+    total = round(sum(seconds for _, _, seconds in recordings))
+    with tqdm(total=total, desc="audio", unit="s") as progress:
+        for start in range(0, len(recordings), batch_size):
+            readable = list(_read_all(recordings[start : start + batch_size], rate, warn))
+            if not readable:
+                continue
+            transcripts = transcribe_waveforms(
+                model,
+                processor,
+                [waveform for _, _, waveform in readable],
+                [language for _, language, _ in readable],
+                candidates=candidates,
+                task=task,
+                num_beams=num_beams,
+                progress=progress,
+            )
+            yield from zip((path for path, _, _ in readable), transcripts, strict=True)
+
+
+def _read_all(
+    recordings: Sequence[tuple[Path, str | None, float]], rate: int, warn: Callable[[str], None]
+) -> Iterator[tuple[Path, str | None, np.ndarray]]:
+    """The readable recordings, with their language and waveform."""
+    for path, language, seconds in recordings:
+        try:
+            waveform = read_audio(path, rate)
+        except (ValueError, OSError) as error:
+            warn(f"skipped: {error}")
+            continue
+        if len(waveform) / rate < seconds - 1:
+            warn(
+                f"warning: {path} ends after {len(waveform) / rate:.1f} s of the {seconds:.1f} s that its header "
+                "says: it may be truncated"
+            )
+        yield path, language, waveform
+
+
+@torch.inference_mode()
+def transcribe_waveforms(
+    model: WhisperForConditionalGeneration | PeftModel,
+    processor: WhisperProcessor,
+    waveforms: Sequence[np.ndarray],
+    languages: Sequence[str | None],
+    *,
+    candidates: Sequence[str] = (),
+    task: str = "transcribe",
+    num_beams: int = 1,
+    progress: tqdm | None = None,
+) -> list[Transcript]:
+    """
+    Transcribe one batch of waveforms. See [`transcribe_files`].
+
+    Args:
+        waveforms (`Sequence[np.ndarray]`): float32 [samples] at the processor's rate, of any lengths.
+        progress (`tqdm`, *optional*): Is updated with the seconds of finished audio.
+    """
+    extractor = processor.feature_extractor
+    features, mask = make_features(waveforms, extractor, model.config.max_source_positions / POSITIONS_PER_SECOND)
+    features, mask = features.to(model.device, model.dtype), mask.to(model.device)
+    seconds = [len(waveform) / extractor.sampling_rate for waveform in waveforms]
+    if None in languages:
+        detected = detect_languages(model, features, candidates)
+        languages = [given or code for given, code in zip(languages, detected, strict=True)]
+    progress = tqdm(disable=True) if progress is None else progress
+    before = progress.n
+    torch.manual_seed(0)  # the same batch gives the same text, also when it is sampled
+
+    def update_progress(frames: torch.Tensor) -> None:  # [recordings, 2]: finished frames of each, and all frames
+        finished = frames[:, 0] * extractor.hop_length / extractor.sampling_rate
+        progress.update(before + int(finished.minimum(torch.tensor(seconds)).sum()) - progress.n)
+
+    outputs = model.generate(
+        input_features=features,
+        attention_mask=mask,
+        language=languages,
+        task=task,
+        return_timestamps=True,
+        return_segments=True,
+        num_beams=num_beams,
+        # A window whose text repeats itself is decoded again, sampling at ever higher temperatures.
+        temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        compression_ratio_threshold=1.35,
+        monitor_progress=update_progress,
+    )
+    progress.update(before + round(sum(seconds)) - progress.n)
+    adapters = getattr(model, "peft_config", {})
+    return [
+        Transcript(
+            language=language,
+            adapter=inference_adapter(adapters, language, active=None),
+            seconds=length,
+            segments=make_segments(segments, processor.tokenizer, length),
+        )
+        for language, length, segments in zip(languages, seconds, outputs["segments"], strict=True)
+    ]
+
+
+def make_features(
+    waveforms: Sequence[np.ndarray], extractor: WhisperFeatureExtractor, context: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Compute the features of recordings of any lengths, each padded with silence at least to the context.
+
+    Args:
+        waveforms (`Sequence[np.ndarray]`): float32 [samples].
+        extractor (`WhisperFeatureExtractor`): The processor's.
+        context (`float`): The model's, in seconds.
+
+    Returns:
+        `tuple`: features, float32 [recordings, mels, frames], and their mask, int64 [recordings, frames].
+    """
+    samples = round(context * extractor.sampling_rate)
+    # One by one, as the intermediate arrays for an hour of audio take a gigabyte.
+    each = [
+        extractor(
+            waveform, sampling_rate=extractor.sampling_rate, max_length=samples, truncation=False, return_tensors="pt"
+        ).input_features[0]
+        for waveform in waveforms
+    ]
+    lengths = torch.tensor([one.shape[-1] for one in each])
+    longest = int(lengths.max())
+    features = torch.stack([F.pad(one, (0, longest - one.shape[-1])) for one in each])
+    return features, (torch.arange(longest) < lengths[:, None]).long()
+
+
+def detect_languages(model: torch.nn.Module, features: torch.Tensor, candidates: Sequence[str]) -> list[str]:
+    """Detect the language at the start of each recording with the base model, among `candidates` or all."""
+    config = copy.copy(model.generation_config)
+    if candidates:
+        config.lang_to_id = {token: config.lang_to_id[token] for token in (f"<|{code}|>" for code in candidates)}
+    frames = model.config.max_source_positions * FRAMES_PER_POSITION
+    ids = model.detect_language(features, generation_config=config, num_segment_frames=frames)
+    codes = {token_id: token[2:-2] for token, token_id in config.lang_to_id.items()}
+    return [codes[token_id] for token_id in ids.tolist()]
+
+
+def make_segments(
+    segments: Sequence[dict[str, Any]], tokenizer: WhisperTokenizer, seconds: float
+) -> list[dict[str, Any]]:
+    """
+    Turn Whisper's segments into segments with text, in order, without overlap, and within the recording.
+
+    Args:
+        segments (`Sequence[dict]`): From Whisper's `generate` for one recording.
+        tokenizer (`WhisperTokenizer`): Decodes its tokens.
+        seconds (`float`): Length of the recording.
+    """
+    result: list[dict[str, Any]] = []
+    limit = seconds
+    # From the last to the first: Whisper rounds ends up, past the end of the recording and the start of its next
+    # window.
+    for segment in reversed(segments):
+        text = tokenizer.decode(segment["tokens"], skip_special_tokens=True)
+        start, end = (min(float(segment[name]), limit) for name in ("start", "end"))
+        if not text.strip():
+            continue
+        if start < end:
+            result.append({"start": start, "end": end, "text": text})
+            limit = start
+        elif result:  # it has no time of its own
+            result[-1]["text"] = text + result[-1]["text"]
+        # otherwise Whisper invented it in the silence after the end
+    return result[::-1]

@@ -1,0 +1,44 @@
+"""What tests of all rooms share: settings without randomness, random adapters, noise."""
+
+import numpy as np
+import torch
+from peft import get_peft_model
+
+from peft_clsr import CLSRConfig
+
+# No dropout, skipping or noise in training.
+QUIET = {"gate_dropout": 0.0, "expert_dropout": 0.0, "skip_gate_prob": 0.0, "gate_noise": 0.0}
+SMALL = {**QUIET, "gate_dim": 8}
+
+
+def clsr(base, adapters=("ca",), **config):
+    """Adapters of `SMALL` on a base model, as they start."""
+    torch.manual_seed(0)  # the gate's first projection starts at random
+    model = get_peft_model(base, CLSRConfig(**{**SMALL, **config}), adapter_name=adapters[0])
+    for adapter in adapters[1:]:
+        model.add_adapter(adapter, CLSRConfig(**{**SMALL, **config}))
+    return model
+
+
+@torch.no_grad()
+def randomize(model, adapter=None, seed=5, scale=0.1, gate_scale=None):
+    """Moves gates and experts of an adapter, or of all, away from their start, the shared FFN."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "clsr_" in name and (adapter is None or f".{adapter}." in f"{name}."):
+            deviation = gate_scale if gate_scale is not None and "gate" in name else scale
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * deviation).to(parameter.dtype))
+    return model
+
+
+def random_clsr(base, *adapters, **config):
+    """Adapters of `SMALL` with different random weights, in evaluation mode."""
+    model = clsr(base, adapters, **config)
+    for adapter in adapters:
+        randomize(model, adapter, seed=sum(map(ord, adapter)), scale=0.3)
+    return model.eval()
+
+
+def noise(seconds, rate=16000, seed=0):
+    """White noise, float32 [samples]."""
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)).astype(np.float32)

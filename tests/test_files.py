@@ -1,0 +1,49 @@
+"""Small files: read with a limit, written completely or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from peft_clsr.files import MAX_JSON_BYTES, read_json, write_text
+
+
+def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "one\n")
+    write_text(path, "zwei ä\n")
+    assert path.read_bytes() == "zwei ä\n".encode() and [one.name for one in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b"[" * 10**5, "cannot be read as JSON"),
+        (b"9" * 10**5, "cannot be read as JSON"),
+        (b" " * MAX_JSON_BYTES + b"1", "is larger than 4194304 bytes"),
+    ],
+    ids=["cut", "no UTF-8", "nested", "long integer", "large"],
+)
+def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.json {error}"):
+        read_json(path)
+    path.write_bytes(b'{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
