@@ -9,8 +9,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..languages import language_code
+from ..whisper import context_seconds
 from .audio import audio_name, read_audio
-from .features import context_seconds, example_features
+from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
 from .teacher_columns import STATES_COLUMN, TeacherColumns, unflatten_states
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..extras import require
 from ..languages import language_code
+from ..whisper import context_seconds
 from .audio import EmptyAudioError, audio_name, read_audio
-from .features import context_seconds, example_features
+from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
 from .teacher_columns import TeacherColumns
 
