@@ -128,11 +128,14 @@ def load_recordings(
         loaded = datasets.load_dataset(**source, split=split, revision=revision)
     # A RuntimeError: the dataset is a script, which datasets 4 and later do not run.
     except (datasets.exceptions.DatasetsError, ConnectionError, FileNotFoundError, RuntimeError, ValueError) as error:
-        hint = f"; if it is a script, try --dataset_revision {CONVERTED_REVISION}" * isinstance(error, RuntimeError)
+        hint = ""
+        if isinstance(error, RuntimeError):
+            hint = f"; if it is a script, try another revision, --dataset_revision {CONVERTED_REVISION}"
         raise ValueError(
             f"no split {split!r} of dataset {str(folder)!r} ({error}): expected a folder with {split}/metadata.csv, "
             f"one with {split}.tsv and clips/, or a dataset that datasets.load_dataset reads, here or on the Hub; "
-            f"check --dataset, --dataset_config, --train_split and --eval_split{hint}"
+            "check the names of the dataset, its configuration (--dataset_config) and its splits (--train_split, "
+            f"--eval_split){hint}"
         ) from error
     return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
 
