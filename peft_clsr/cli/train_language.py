@@ -21,7 +21,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..data.audio import audio_seconds
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.dataset import prepare_dataset, without_decoding
-from ..data.features import context_seconds
 from ..data.plain_batch import PlainCollator
 from ..data.tables import load_recordings
 from ..distillation.arguments import DistillationTrainingArguments
@@ -34,7 +33,7 @@ from ..evaluation.transcripts import transcribe
 from ..hub.card import write_folder_card
 from ..hub.push import describe_adapter
 from ..tuner.config import CLSRConfig
-from ..whisper import set_audio_context
+from ..whisper import context_seconds, set_audio_context
 from .train_options import LoraOptions, MoreRecordingOptions, RecordingOptions
 
 
