@@ -1,1 +1,5 @@
-"""Benchmarks: time and memory of inference and training. The comparison of methods is in `comparison`."""
+"""
+Benchmarks: cost of training (`train.py`), time of inference (`infer.py`), the paper's comparison (`comparison/`).
+
+Run them from the root of the repository, as modules: `python -m benchmarks.train`. They are not installed.
+"""

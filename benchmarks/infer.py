@@ -1,13 +1,13 @@
 """
-Time inference: plain Whisper, CLSR with its gates at 0, 50 and 100 %, LoRA, and both paths computed.
+Time inference: plain Whisper, CLSR with 0, 50 and 100 % of tokens sent to the expert, LoRA, and both paths computed.
 
     make bench-infer
     python -m benchmarks.infer --model openai/whisper-base --adapters runs/demo-ro/ro --rounds 20 --output results.json
 
-All models share the base's weights. In each round every method runs once, in random order, so that what else the
-machine does falls on all alike; what counts is the ratios to the base within a round. Experts are copies of the shared
-FFNs, so that all methods but trained adapters make the same tokens, whichever path they take. "Both paths" is what the
-reference implementation of the method does: it computes the shared FFN and the expert of every token.
+All models share the base's weights. Each round runs every method once, in random order, so that other load on the
+machine affects all alike; compare the ratios to the base within a round. Experts are copies of the shared FFNs, so all
+methods but trained adapters generate the same tokens on either path. "Both paths" computes the shared FFN and the
+expert for every token, as the reference implementation of the method does.
 
 A dataset is a folder with OGG recordings in `test/`.
 """
@@ -30,32 +30,24 @@ from torch import nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from benchmarks.timing import (
-    MILLION,
-    add_clock_argument,
-    check_bound,
-    format_bound,
-    format_ratio,
-    machine,
-    ratio,
-    time_steps,
-)
 from peft_clsr import CLSRConfig, CLSRLayer, read_audio
 from peft_clsr.tuner.layer import InputLinear
+
+from .timing import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 
 BASE, LORA, BOTH = "base", "LoRA, rank 32", "both paths, 50 %"
 FULL, LOW_RANK, LANGUAGES = "CLSR, {}", "CLSR, rank 32, {}", "CLSR, 8 languages, 50 %"
 SHARES = {"0 %": 0.0, "50 %": 0.5, "100 %": 1.0}
 CODES = ["ro", "ca", "bg", "el", "be", "uk", "cs", "sk"]
 ENCODER, GENERATION = "encoder", "generation"
-# Of the base's time, for each method of one language.
+# Expected maximum of the ratio to the base's time, for methods with one language.
 AT_MOST = {ENCODER: 1.03, GENERATION: 1.08}
 
 
 @dataclass
 class Method:
     model: nn.Module
-    languages: str | list[str] = "ro"  # of the batch, or of each sample
+    languages: str | list[str] = "ro"  # language of the batch, or of each sample
 
     @torch.inference_mode()
     def encode(self, features: torch.Tensor) -> torch.Tensor:
@@ -69,12 +61,12 @@ class Method:
     def generate(self, features: torch.Tensor, new_tokens: int) -> torch.Tensor:
         languages = self.languages if isinstance(self.languages, str) else self.languages[: len(features)]
         options = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-        options["force_unique_generate_call"] = True  # or a timestamp among so many tokens would start another window
+        options["force_unique_generate_call"] = True  # or a timestamp token would start another window
         return self.model.generate(input_features=features, language=languages, task="transcribe", **options)
 
 
 def sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules around the same weights."""
+    """A copy of a model's modules that shares its weights."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
@@ -82,9 +74,8 @@ def sharing_weights(model: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def set_gate_shares(model: PeftModel, share: float, inputs: dict[str, torch.Tensor]) -> None:
     """
-    Let each gate of the active adapter send this share of its tokens to the expert: those on one side of a plane.
-
-    Experts must be copies of the shared FFNs, or modules would see other inputs in use than they do here.
+    Set the gates of the active adapter so that each sends this share of its tokens to the expert: those on one side of
+    a plane. Experts must be copies of the shared FFNs, so that later inputs are those seen here.
     """
 
     def set_gate(module: InputLinear, args: tuple[torch.Tensor]) -> None:
@@ -93,7 +84,7 @@ def set_gate_shares(model: PeftModel, share: float, inputs: dict[str, torch.Tens
         x = args[0].flatten(0, -2).float()
         direction = torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
         heights = x @ direction
-        # Two units of the gate's hidden layer rectify to the height above a token's plane, and to the depth below it.
+        # Two hidden units of the gate give, after ReLU, a token's height above the plane and its depth below it.
         nn.init.zeros_(gate_out.weight)
         for unit, side in enumerate((1.0, -1.0)):
             gate_in.weight[unit], gate_in.bias[unit] = side * direction, -side * heights.quantile(1 - share)
@@ -107,7 +98,7 @@ def set_gate_shares(model: PeftModel, share: float, inputs: dict[str, torch.Tens
 
 
 def gate_share(method: Method, features: torch.Tensor) -> float | None:
-    """The share of the encoder's tokens that go to the expert."""
+    """The share of the encoder's tokens that go to the expert. `None` for methods without gates."""
     if not any(isinstance(module, CLSRLayer) for module in method.model.modules()):
         return None
     with method.model.base_model.record_gates() as gates:
@@ -118,7 +109,7 @@ def gate_share(method: Method, features: torch.Tensor) -> float | None:
 def build_methods(
     base: WhisperForConditionalGeneration, adapters: list[str], inputs: dict[str, torch.Tensor]
 ) -> dict[str, Method]:
-    """All that are timed, by name."""
+    """The methods to time, by name."""
 
     def clsr(share: float, names: list[str], **config: Any) -> PeftModel:
         model = get_peft_model(sharing_weights(base), CLSRConfig(**config), names[0])
@@ -136,13 +127,13 @@ def build_methods(
     methods[LANGUAGES] = Method(clsr(0.5, CODES), CODES)
     for folder in adapters:
         config = CLSRConfig.from_pretrained(folder)
-        config.max_audio_seconds = None  # the context is that of all methods here
+        config.max_audio_seconds = None  # all methods have the same context here
         language = config.language or Path(folder).name
         model = PeftModel.from_pretrained(sharing_weights(base), folder, language, config=config)
         methods[f"CLSR, trained, {folder}"] = Method(model.eval(), language)
     lora = LoraConfig(r=32, target_modules=["fc1", "fc2"])
     methods[LORA] = Method(get_peft_model(sharing_weights(base), lora).eval())
-    # In training mode a layer computes both paths; nothing is drawn at random here, and nothing else is in that mode.
+    # In training mode a layer computes both paths. Only CLSR layers are in this mode, and nothing random is left.
     methods[BOTH] = Method(clsr(0.5, CODES[:1], gate_dropout=0.0, skip_gate_prob=0.0, expert_dropout=0.0))
     for module in methods[BOTH].model.modules():
         if isinstance(module, CLSRLayer):
@@ -151,12 +142,12 @@ def build_methods(
 
 
 def seconds_of(run: Callable[[], Any], times: int = 5) -> float:
-    """The median time of a run."""
+    """The median time of a run, in seconds."""
     return float(np.median(time_steps({"run": run}, times)["run"]))
 
 
 def measure_languages(method: Method, features: torch.Tensor) -> dict[str, float]:
-    """What many languages on one model cost: bytes, and seconds."""
+    """The cost of many languages on one model, in bytes and seconds."""
     model, code = method.model, CODES[-1]
     alone = Method(model, [code] * len(features))
 
@@ -216,7 +207,7 @@ def format_results(results: dict[str, Any]) -> str:
 
 
 def check_bounds(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Whether every method of one language is about as fast as the base, and faster than LoRA."""
+    """Checks that every method with one language is about as fast as the base, and faster than LoRA."""
     bounds = []
     for name, row in results["methods"].items():
         if not name.startswith("CLSR") or name == LANGUAGES:
@@ -234,14 +225,14 @@ def main() -> None:
     )
     parser.add_argument("--model", default=".cache/whisper-base", help="Whisper: folder or Hub id")
     parser.add_argument("--dataset", default=".cache/tuxpaint-ro", help="folder of recordings")
-    parser.add_argument("--adapters", nargs="*", default=[], help="folders of trained adapters to time, too")
+    parser.add_argument("--adapters", nargs="*", default=[], help="folders of trained adapters to time as well")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="recordings at a time, 8 at most")
     parser.add_argument("--new_tokens", type=int, default=64, help="tokens to generate")
     parser.add_argument("--rounds", type=int, default=10, help="timed runs of each method")
     parser.add_argument("--workloads", nargs="+", default=[ENCODER, GENERATION], choices=[ENCODER, GENERATION])
     parser.add_argument("--methods", nargs="+", help="only the base, LoRA and methods that contain one of these words")
     parser.add_argument(
-        "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", help="of all weights"
+        "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", help="dtype of all weights"
     )
     parser.add_argument("--compile", action="store_true", help="compile the forward of encoder and decoder")
     add_clock_argument(parser)

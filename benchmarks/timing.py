@@ -1,4 +1,4 @@
-"""How the benchmarks time things: interleaved, as ratios within a round; and on what machine."""
+"""Timing of benchmarks: interleaved steps, ratios within a round, bounds on ratios, and the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_clock_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu_time",
         action="store_true",
-        help="count CPU seconds instead of those on the clock: on a CPU that others use too, with OMP_NUM_THREADS=1",
+        help="count CPU time, not wall time: for a CPU shared with others, with OMP_NUM_THREADS=1",
     )
 
 
@@ -33,15 +33,22 @@ def time_steps(
     desc: str = "rounds",
 ) -> dict[str, list[float]]:
     """
-    Seconds of each step, by name and round.
+    Time steps, each once a round in random order, so that other load on the machine affects all alike.
 
-    In a round every step is taken once, in random order, so that what else the machine does falls on all alike.
+    Args:
+        steps (`dict[str, Callable]`): Steps by name.
+        rounds (`int`): Number of rounds.
+        clock (`Callable`, *optional*): Returns seconds.
+        desc (`str`, *optional*): Title of the progress bar.
+
+    Returns:
+        `dict[str, list[float]]`: Seconds by name, in the order of rounds.
     """
     seconds = {name: [] for name in steps}
     order = random.Random(0)
     for number in tqdm(range(rounds), desc=desc, unit="round", leave=False):
         for name in order.sample(list(steps), len(steps)):
-            torch.manual_seed(number)  # the same draws, such as which modules are skipped, whatever the step
+            torch.manual_seed(number)  # all steps draw the same, such as skipped modules
             synchronize()
             start = clock()
             steps[name]()
@@ -51,12 +58,13 @@ def time_steps(
 
 
 def synchronize() -> None:
+    """Waits for the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def ratio(seconds: dict[str, list[float]], name: str, reference: str) -> dict[str, float]:
-    """Median and quartiles of the rounds' ratios of a step's time to another's."""
+    """Median and quartiles over rounds of the ratio of a step's time to the time of `reference`."""
     quartiles = np.quantile(np.divide(seconds[name], seconds[reference]), [0.25, 0.5, 0.75])
     return dict(zip(("lower", "median", "upper"), quartiles.tolist(), strict=True))
 
@@ -66,6 +74,7 @@ def format_ratio(value: dict[str, float]) -> str:
 
 
 def check_bound(measured: float, method: str, reference: str, at_most: float) -> dict[str, Any]:
+    """Compares a measured ratio of two methods with the expected maximum."""
     return {
         "method": method,
         "reference": reference,
@@ -83,7 +92,7 @@ def format_bound(bound: dict[str, Any]) -> str:
 
 
 def machine(precision: str) -> dict[str, Any]:
-    """What a benchmark ran on."""
+    """Device, precision, cores, threads and versions of packages."""
     packages = ("torch", "transformers", "peft", "accelerate")
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

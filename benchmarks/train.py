@@ -1,12 +1,12 @@
 """
-Time training steps, and measure their memory: full fine-tuning, LoRA, CLSR, and CLSR with distillation.
+Measure time and memory of training steps: full fine-tuning, LoRA, CLSR, and CLSR with distillation.
 
     make bench-train
     python -m benchmarks.train --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
 
-Each method is a trainer as a user would set it up. In each round, every method takes one step on the same batch, in
-random order, so that what else the machine does falls on all alike; what counts is the ratios within a round. A step
-is all that `Trainer` does for one: fetch and collate the batch, forward, backward, clip gradients, optimizer step.
+Each method has a trainer as a user would set it up. Each round takes one step of every method on the same batch, in
+random order, so that other load on the machine affects all alike; compare the ratios within a round. A step is all
+that `Trainer` does for one: fetch and collate the batch, forward, backward, clip gradients, optimizer step.
 
 A dataset is a folder with `train/metadata.csv`: columns `file_name` (relative to it), `transcription` and `language`.
 """
@@ -34,16 +34,6 @@ from torch.autograd.profiler import profile
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from benchmarks.timing import (
-    MILLION,
-    add_clock_argument,
-    check_bound,
-    format_bound,
-    format_ratio,
-    machine,
-    ratio,
-    time_steps,
-)
 from peft_clsr import (
     CLSRConfig,
     DataCollatorSpeechSeq2SeqWithPadding,
@@ -55,13 +45,15 @@ from peft_clsr import (
 )
 from peft_clsr.distillation.losses import TeacherTargets, chunked_losses, cross_entropy_sum, distillation_sum
 
+from .timing import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
+
 FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
 LOW_RANK_BFLOAT16 = "CLSR, rank 32, bfloat16 autocast"
 LIVE, CACHED = "CLSR + KD, live teacher", "CLSR + KD, cached teacher"
-# Of a step's time: method, what it is compared with, and the ratio that must hold.
+# Method, reference, and the expected maximum of the ratio of their times of a step.
 BOUNDS = ((CLSR, LORA, 1.6), (CACHED, CLSR, 1.1))
 
-WARMUP_ROUNDS = 1  # makes the optimizer's states
+WARMUP_ROUNDS = 1  # creates the optimizer's states
 
 
 def prepare(path: str, processor: Any, num_examples: int) -> datasets.Dataset:
@@ -71,7 +63,7 @@ def prepare(path: str, processor: Any, num_examples: int) -> datasets.Dataset:
     recordings = table.add_column("audio", [str(folder / name) for name in table["file_name"]])
     dataset, _ = prepare_dataset(recordings, processor)
     if len(dataset) < num_examples:
-        raise SystemExit(f"{path} has {len(dataset)} examples that fit, {num_examples} are needed: fewer --rounds")
+        raise SystemExit(f"{path} has {len(dataset)} examples that fit, {num_examples} are needed: use fewer --rounds")
     return dataset.select(range(num_examples))
 
 
@@ -83,7 +75,7 @@ def build_trainers(
     folder: str,
     with_bfloat16: bool,
 ) -> dict[str, Seq2SeqTrainer]:
-    """A trainer for each method, with a student of its own; teachers are the unchanged base."""
+    """A trainer for each method, with its own copy of the student. Teachers are the unchanged base."""
     language = dataset["language"][0]
     settings = {
         "output_dir": folder,
@@ -134,7 +126,7 @@ def build_trainers(
 
 
 def training_steps(trainer: Seq2SeqTrainer) -> Iterator[None]:
-    """Trains; takes a step at each `next`. What `Trainer.train` does around a step, and nothing else."""
+    """Takes a training step at each `next`: what `Trainer.train` does for one, without logging and callbacks."""
     trainer.create_optimizer()
     model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     while True:
@@ -151,7 +143,7 @@ def training_steps(trainer: Seq2SeqTrainer) -> Iterator[None]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most memory that tensors made in `run` take together, beside those that were there before."""
+    """Peak memory of the tensors that `run` creates, without those that existed before."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -161,13 +153,13 @@ def peak_bytes(run: Callable[[], Any]) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(profile_memory=True) as profiler:
         run()
-    # The CPU's allocator keeps no count, but tells the profiler of all memory taken and given back.
+    # The CPU's allocator has no peak counter, but reports each allocation and release to the profiler.
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def held_bytes(trainer: Seq2SeqTrainer) -> int:
-    """What a method keeps between steps: weights, the optimizer's states, and what it has of a teacher."""
+    """Memory that a method keeps between steps: weights, optimizer states, and the teacher or its output layer."""
     modules = [trainer.model]
     teacher = getattr(trainer, "teacher_model", None)
     if teacher is not None:
@@ -180,8 +172,8 @@ def held_bytes(trainer: Seq2SeqTrainer) -> int:
 
 def kd_bytes(output_weight: torch.Tensor, positions: int) -> dict[str, int]:
     """
-    The memory that KD adds to CE, forward and backward, from decoder states at so many label positions: as the trainer
-    computes both, and by the same formulas on whole logits.
+    Memory that KD adds to cross-entropy, forward and backward, from decoder states at `positions` labels: in chunks,
+    as the trainer computes the losses, and with the same formulas on whole logits.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary, hidden = output_weight.shape
@@ -247,10 +239,10 @@ def main() -> None:
     parser.add_argument(
         "--with_bfloat16",
         action="store_true",
-        help=f"time {LOW_RANK_BFLOAT16!r} too: for CPUs that have such instructions, slow on others",
+        help=f"time {LOW_RANK_BFLOAT16!r} too; slow on CPUs without bfloat16 instructions",
     )
     parser.add_argument(
-        "--kd_labels", type=int, nargs=2, default=[16, 128], help="batch and tokens at which KD's memory is measured"
+        "--kd_labels", type=int, nargs=2, default=[16, 128], help="batch size and tokens for KD's memory"
     )
     parser.add_argument("--output", type=Path, default=Path("results/train.json"), help="where results are written")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """Conditional language-specific routing (CLSR) experts for Whisper, as a plugin of Hugging Face PEFT."""
 
-import os
 import sys
+from pathlib import Path
 
 import lazy_loader
 
@@ -13,9 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 def _is_command() -> bool:
     """True in `peft-clsr` and `python -m peft_clsr`, which register CLSR only for work: `--help` needs no torch."""
-    program = (
-        os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    )  # an embedded Python has no arguments
+    arguments = getattr(sys, "argv", None) or [""]  # an embedded Python has none
+    program = Path(arguments[0]).name  # not "peft-clsr.py", which is a user's script
     return program in ("peft-clsr", "peft-clsr.exe") or sys.orig_argv[1:3] == ["-m", __name__]
 
 

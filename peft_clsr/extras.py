@@ -8,7 +8,6 @@ from typing import Any
 _EXTRAS = {
     "datasets": "train",
     "jiwer": "train",
-    "pandas": "train",
     "soundfile": "train",
     "soxr": "train",
     "pysubs2": "transcribe",

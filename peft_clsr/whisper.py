@@ -31,6 +31,11 @@ def position_mask(frame_mask: torch.Tensor) -> torch.Tensor:
     return frame_mask[:, ::FRAMES_PER_POSITION]
 
 
+def context_seconds(feature_extractor: Any) -> float:
+    """The length of audio, in seconds, to which a `WhisperFeatureExtractor` pads or cuts."""
+    return feature_extractor.n_samples / feature_extractor.sampling_rate
+
+
 def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: float) -> None:
     """
     Shorten the context of a Whisper in place: the length of audio that one forward pass takes.
@@ -58,7 +63,7 @@ def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: f
         check_audio_context(model, seconds, getattr(model, "peft_config", {}))
     if processor is not None:
         extractor = processor.feature_extractor
-        _check_seconds(seconds, extractor.n_samples / extractor.sampling_rate, "processor")
+        _check_seconds(seconds, context_seconds(extractor), "processor")
         if not float(seconds).is_integer():
             # A loaded extractor computes n_samples = chunk_length * rate, and cannot pad to a float.
             raise ValueError(

@@ -40,7 +40,7 @@ def test_the_fixed_names_are_public():
 def test_importing_registers_the_method_and_loads_no_extra():
     loaded = run_python(
         "import sys, peft_clsr; from peft import PeftType; print(PeftType.CLSR.value)\n"
-        "names = ['datasets', 'jiwer', 'matplotlib', 'pysubs2', 'ctranslate2', 'faster_whisper']\n"
+        "names = ['datasets', 'jiwer', 'pandas', 'matplotlib', 'pysubs2', 'ctranslate2', 'faster_whisper']\n"
         "names += ['peft_clsr.distillation', 'peft_clsr.hub', 'peft_clsr.data']\n"
         "print([name for name in names if name in sys.modules])"
     )
@@ -75,8 +75,10 @@ def test_docs_import_from_the_package_itself(path):
             assert {part.split("#")[0].strip() for part in name.split(",")} <= {*peft_clsr.__all__, ""}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/*.py")), ids=lambda path: path.name)
 def test_examples_import_from_the_package_itself(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("peft_clsr.") for alias in node.names)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peft_clsr"):
             assert node.module == "peft_clsr" and {alias.name for alias in node.names} <= set(peft_clsr.__all__)

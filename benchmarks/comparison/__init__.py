@@ -1,1 +1,5 @@
-"""The paper's comparison of methods on real speech: its data, runs, results, tables and figures."""
+"""
+The paper's comparison of methods, on real speech. docs/results.md describes it.
+
+Three commands: `speech` prepares recordings, `compare` trains and measures runs, `report` makes tables and figures.
+"""

@@ -1,4 +1,4 @@
-"""The numbers of the comparison: error rates with bootstrap intervals over utterances, and shares of tokens."""
+"""Numbers of the comparison: error rates with bootstrap intervals over utterances, and shares of tokens."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison.grid import (
-    CHARACTERS,
-    METHODS,
-    RATES,
-    SPLITS,
-    STUDIED_LANGUAGE,
-    TUNING_SEED,
-    WORDS,
-    Result,
+from .errors import CHARACTERS, RATES, WORDS
+from .methods import METHODS, SPLITS, STUDIED_LANGUAGE, TUNING_SEED
+from .selection import (
     all_variations,
     by_cell,
     chosen,
     evaluation,
     in_order,
     label,
+    language_and_seed,
     languages_of,
     main_grid,
     method_of,
-    place,
     runs_of,
     settings_that_matter,
     tuning,
     with_split,
 )
+from .store import Result
 
 DRAWS = 2_000
 
@@ -41,9 +36,12 @@ DRAWS = 2_000
 @functools.lru_cache(maxsize=32)
 def resamples(language: str, split: str, utterances: int) -> np.ndarray:
     """
-    How often each utterance is in each bootstrap sample: integers, [1 + draws, utterances]. The first row is the data.
+    Draw bootstrap samples of utterances: the same for all methods, so that their differences are paired, and
+    independent between languages.
 
-    The same for all methods, so that differences between them are paired; independent between languages.
+    Returns:
+        `np.ndarray`: how often each utterance is in each sample, integers [1 + draws, utterances]. The first row is
+        the data itself, all ones.
     """
     generator = np.random.default_rng([utterances, *f"{language} {split}".encode()])
     draws = generator.multinomial(utterances, np.full(utterances, 1 / utterances), size=DRAWS)
@@ -52,20 +50,20 @@ def resamples(language: str, split: str, utterances: int) -> np.ndarray:
 
 def rate(runs: Sequence[Result], split: str, name: str = "wer") -> np.ndarray:
     """
-    The rate of a language's runs, mean over their seeds, in the data and in each bootstrap sample.
+    The error rate of a language's runs, mean over seeds, in the data and in each bootstrap sample.
 
-    Errors and words are pooled over utterances, which are resampled jointly for all seeds.
+    Errors and words are pooled over utterances. All seeds share the samples.
 
     Args:
-        runs (`Sequence[dict]`): Runs of one method and language, one a seed.
-        split (`str`): "validation", "test", "out_of_domain", or a language of "untouched".
+        runs (`Sequence[dict]`): Runs of one method and language, one for each seed.
+        split (`str`): "validation", "test", "out_of_domain", or a key of "untouched".
         name (`str`, defaults to "wer"): One of `RATES`.
 
     Returns:
-        `np.ndarray`: fractions, [1 + draws], the data's own first.
+        `np.ndarray`: fractions [1 + draws], that of the data first.
 
     Raises:
-        ValueError: the runs' utterances differ in number or in length.
+        ValueError: the runs were evaluated on different utterances.
     """
     first, *others = runs
     for other in others:
@@ -77,6 +75,10 @@ def rate(runs: Sequence[Result], split: str, name: str = "wer") -> np.ndarray:
 
 
 def check_same_utterances(one: Result, other: Result, split: str) -> None:
+    """
+    Raises:
+        ValueError: the utterances of the runs differ in number or in length.
+    """
     ours, theirs = (np.asarray(evaluation(run, split)["utterances"])[:, [WORDS, CHARACTERS]] for run in (one, other))
     if not np.array_equal(ours, theirs):
         raise ValueError(
@@ -86,19 +88,19 @@ def check_same_utterances(one: Result, other: Result, split: str) -> None:
 
 
 def difference(runs: Sequence[Result], reference: Sequence[Result], split: str, name: str = "wer") -> np.ndarray:
-    """`rate` of `runs` less that of `reference` on the same utterances, below 0 where `runs` are better."""
+    """`rate` of `runs` minus that of `reference` on the same utterances: below 0 if `runs` are better."""
     check_same_utterances(runs[0], reference[0], split)
     return rate(runs, split, name) - rate(reference, split, name)
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """The data's value, and the 95 % percentile interval of the bootstrap samples."""
+    """The value of the data, and the 95 % percentile interval of the bootstrap samples."""
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def gate_shares(runs: Sequence[Result], split: str) -> dict[str, dict[int, float]]:
-    """Share of tokens sent to the expert, mean over runs: "encoder" and "decoder" to layer to share."""
+    """Share of tokens sent to the expert, mean over runs, by "encoder" or "decoder" and layer."""
     shares: dict[str, dict[int, list[float]]] = {"encoder": {}, "decoder": {}}
     for run in runs:
         for module, share in run.get("gates", {}).get(split, {}).items():
@@ -113,7 +115,7 @@ def gate_shares(runs: Sequence[Result], split: str) -> dict[str, dict[int, float
 
 
 def mean_share(runs: Sequence[Result], split: str) -> float | None:
-    """Mean over runs and modules. `None` for methods without gates."""
+    """Share of tokens sent to the expert, mean over runs and modules. `None` for methods without gates."""
     shares = [share for run in runs for share in run.get("gates", {}).get(split, {}).values()]
     return float(np.mean(shares)) if shares else None
 
@@ -123,8 +125,9 @@ def mean_share(runs: Sequence[Result], split: str) -> float | None:
 
 def rates_by_cell(runs: Sequence[Result], split: str, name: str = "wer") -> dict[str, dict[str, dict[str, Any]]]:
     """
-    Label to language to the `interval` of its rate, "seeds" to the rate of each seed, and "spread", the lowest and the
-    highest of these. "mean", the macro average, stands where a label has all languages.
+    Error rates by label and language: the `interval`, "seeds" (rate by seed) and "spread" (lowest and highest seed).
+
+    Labels with all languages also have "mean", the macro average over languages.
     """
     runs = with_split(runs, split)
     cells = by_cell(runs)
@@ -139,7 +142,7 @@ def rates_by_cell(runs: Sequence[Result], split: str, name: str = "wer") -> dict
 def differences_by_cell(
     runs: Sequence[Result], reference: str, split: str, name: str = "wer"
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """As `rates_by_cell`, of the `difference` in a rate to the label `reference`, in the languages that both have."""
+    """`difference` in an error rate to the label `reference`, by label and language, if both have the language."""
     runs = with_split(runs, split)
     cells = by_cell(runs)
     languages = [language for language in languages_of(runs) if (reference, language) in cells]
@@ -154,7 +157,7 @@ def differences_by_cell(
 def with_mean(
     draws: dict[tuple[str, str], np.ndarray], rows: Sequence[str], languages: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """The intervals of the draws by row and language, and those of the mean of rows that have all languages."""
+    """Intervals by row and language, and of the mean over languages for rows that have all of them."""
     intervals: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         values = {language: draws[row, language] for language in languages if (row, language) in draws}
@@ -167,8 +170,9 @@ def with_mean(
 
 def untouched(results: Sequence[Result]) -> list[dict[str, Any]]:
     """
-    What the training of the main grid was not about: for each label and language, rates by what was measured, mean
-    over seeds. "own" stands for the run's own language. WER is an `interval` of fractions; chrF and BLEU are of 100.
+    Error rates of other languages and scores of translation, for each label and language of the main grid, mean over
+    seeds. "own" stands for the language that the run was trained on. WER is an `interval` of fractions; chrF and BLEU
+    are from 0 to 100.
     """
     measured = [run for run in main_grid(results) if run.get("untouched")]
     cells = by_cell(measured)
@@ -191,9 +195,9 @@ def untouched(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def mean_over_languages(runs: Sequence[Result], split: str, reference: Sequence[Result] | None = None) -> np.ndarray:
-    """WER of one label's runs, or its difference to that of other runs, mean over their languages: [1 + draws]."""
+    """WER of one label's runs, or its difference to that of `reference`, mean over their languages: [1 + draws]."""
     here, there = (
-        {lang: [r for r in some if place(r)[0] == lang] for lang in languages_of(runs)}
+        {lang: [r for r in some if r["settings"]["language"] == lang] for lang in languages_of(runs)}
         for some in (runs, reference or [])
     )
     if reference is None:
@@ -203,12 +207,12 @@ def mean_over_languages(runs: Sequence[Result], split: str, reference: Sequence[
 
 def variations(results: Sequence[Result]) -> list[dict[str, Any]]:
     """
-    What a change of settings does: for each label and change, the WER by split, and the difference to the label's main
+    The effect of changed settings: for each label and change, WER by split, and its difference to the label's main
     runs of the same languages and seeds.
     """
     groups: dict[tuple[str, str], dict[tuple[str, int], Result]] = {}
     for result, changed in all_variations(results):
-        groups.setdefault((label(result), json.dumps(changed, sort_keys=True)), {})[place(result)] = result
+        groups.setdefault((label(result), json.dumps(changed, sort_keys=True)), {})[language_and_seed(result)] = result
     order = in_order(results)
     rows = []
     for (row, changed), runs in sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])):
@@ -218,7 +222,7 @@ def variations(results: Sequence[Result]) -> list[dict[str, Any]]:
             continue
         entry: dict[str, Any] = {"method": row, "changed": json.loads(changed), "runs": shared}
         for split in SPLITS:
-            here, there = (with_split([some[where] for where in shared], split) for some in (runs, main))
+            here, there = (with_split([some[pair] for pair in shared], split) for some in (runs, main))
             if here and len(here) == len(there):
                 entry[split] = {
                     "wer": interval(mean_over_languages(here, split)),
@@ -230,51 +234,51 @@ def variations(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def swept_settings(results: Sequence[Result]) -> list[str]:
-    """The settings that some run changes alone."""
+    """Settings that at least one run changes without changing another."""
     return sorted({name for _, changed in all_variations(results) if len(changed) == 1 for name in changed})
 
 
 def sweep(results: Sequence[Result], setting: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """
-    Split to label to `point`s by value of the setting, or by "teacher", where a label has two values at least.
+    WER by value of a setting, or by "teacher": a `point` for each value, by split and label.
 
-    All points of a label are of the same languages and seeds, and all labels of the same languages.
+    Labels with one value are left out. The points of a label share languages and seeds; all labels share languages.
     """
     runs = [run for run, changed in all_variations(results) if set(changed) <= {setting}]
     runs = [run for run in runs if setting == "teacher" or setting in settings_that_matter(run)]
     numbers = {}
     for split in SPLITS:
-        # Label to value to language and seed to run.
+        # Runs by label, value, and (language, seed).
         cells: dict[str, dict[Any, dict[tuple[str, int], Result]]] = {}
         for run in with_split(runs, split):
             if setting == "teacher":
                 row, value = METHODS[method_of(run)[0]], method_of(run)[1] or "none"
             else:
                 row, value = label(run), run["settings"][setting]
-            cells.setdefault(row, {}).setdefault(value, {})[place(run)] = run
+            cells.setdefault(row, {}).setdefault(value, {})[language_and_seed(run)] = run
         several = {row: values for row, values in cells.items() if len(values) > 1}
         shared = {row: set.intersection(*map(set, values.values())) for row, values in several.items()}
-        languages = [{language for language, _ in places} for places in shared.values() if places]
+        languages = [{language for language, _ in pairs} for pairs in shared.values() if pairs]
         everywhere = set.intersection(*languages) if languages else set()
         order = [*in_order(runs), *METHODS.values()]
         numbers[split] = {
             row: [
-                {"setting": value} | point([several[row][value][where] for where in places], split)
+                {"setting": value} | point([several[row][value][pair] for pair in pairs], split)
                 for value in sorted(several[row], key=setting_order)
             ]
             for row in sorted(several, key=order.index)
-            if (places := sorted(where for where in shared[row] if where[0] in everywhere))
+            if (pairs := sorted(pair for pair in shared[row] if pair[0] in everywhere))
         }
     return {split: rows for split, rows in numbers.items() if rows}
 
 
 def setting_order(value: Any) -> tuple[bool, bool, Any]:
-    """By which the values of a setting are sorted: "none" first, no limit last."""
+    """Sort key for values of a setting: "none" first, `None` (no limit) last."""
     return value is None, value != "none", value
 
 
 def point(runs: Sequence[Result], split: str) -> dict[str, Any]:
-    """Runs as a point of a figure: means over languages and seeds."""
+    """A point of a figure: means over the languages and seeds of the runs."""
     return {
         "wer": interval(mean_over_languages(runs, split)),
         "share": mean_share(runs, split),
@@ -287,13 +291,16 @@ def point(runs: Sequence[Result], split: str) -> dict[str, Any]:
 
 def ranks(results: Sequence[Result], method: str, teacher: str | None) -> dict[int | None, list[Result]]:
     """
-    A method's runs on the studied language by rank, in all seeds: those with the chosen learning rate where it is of
-    that rank, else with that of the rank's lowest WER on the validation split.
+    A method's runs on the studied language by rank, in all seeds.
+
+    The chosen rank has the chosen learning rate. Other ranks have that of their lowest WER on the validation split.
     """
     own = [
-        run for run, changed in runs_of(results, method, teacher) if not changed and place(run)[0] == STUDIED_LANGUAGE
+        run
+        for run, changed in runs_of(results, method, teacher)
+        if not changed and run["settings"]["language"] == STUDIED_LANGUAGE
     ]
-    tried = [run for run in own if place(run)[1] == TUNING_SEED and "validation" in run["evaluations"]]
+    tried = [run for run in own if run["settings"]["seed"] == TUNING_SEED and "validation" in run["evaluations"]]
     choice = chosen(results, method, teacher)
     best: dict[int | None, Result] = {}
     for run in sorted(tried, key=lambda run: (tuning(run) != choice, run["evaluations"]["validation"]["wer"])):
@@ -302,7 +309,7 @@ def ranks(results: Sequence[Result], method: str, teacher: str | None) -> dict[i
 
 
 def by_parameters(results: Sequence[Result]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Split to label to `point`s by rank, see `ranks`, on the studied language."""
+    """WER on the studied language by trained parameters: a `point` for each rank (see `ranks`), by split and label."""
     numbers: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
     for method in dict.fromkeys(method_of(result) for result in results):
         for alike in ranks(results, *method).values():
@@ -322,20 +329,21 @@ def by_parameters(results: Sequence[Result]) -> dict[str, dict[str, list[dict[st
 
 
 def gates_by_language(results: Sequence[Result]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Label to split to language to `gate_shares`, in the main grid."""
-    return gates(dict(sorted(by_cell(main_grid(results)).items())))
+    """`gate_shares` of the main grid by label, split and language."""
+    return gates_by_line(dict(sorted(by_cell(main_grid(results)).items())))
 
 
 def gates_by_size(results: Sequence[Result]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Label to split to number of utterances trained on to `gate_shares`, on the studied language."""
+    """`gate_shares` on the studied language by label, split and number of training utterances."""
     groups: dict[tuple[str, int], list[Result]] = {}
     for run, changed in all_variations(results):
-        if set(changed) <= {"train_size"} and place(run)[0] == STUDIED_LANGUAGE:
+        if set(changed) <= {"train_size"} and run["settings"]["language"] == STUDIED_LANGUAGE:
             groups.setdefault((label(run), run["train_utterances"]), []).append(run)
-    return gates({(row, f"{size:,} utterances"): runs for (row, size), runs in sorted(groups.items())})
+    return gates_by_line({(row, f"{size:,} utterances"): runs for (row, size), runs in sorted(groups.items())})
 
 
-def gates(groups: dict[tuple[str, str], list[Result]]) -> dict[str, dict[str, dict[str, Any]]]:
+def gates_by_line(groups: dict[tuple[str, str], list[Result]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """`gate_shares` by label, split and line of a figure, for runs by label and line."""
     numbers: dict[str, dict[str, dict[str, Any]]] = {}
     for (row, line), runs in groups.items():
         for split in SPLITS:

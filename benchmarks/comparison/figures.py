@@ -1,4 +1,4 @@
-"""The figures of the comparison: from the numbers of `estimates.py`, which come back in what was drawn."""
+"""Figures of the comparison, drawn from the numbers of `estimates.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.comparison.estimates import (
+from .estimates import (
     by_parameters,
     gates_by_language,
     gates_by_size,
@@ -21,7 +21,9 @@ from benchmarks.comparison.estimates import (
     sweep,
     swept_settings,
 )
-from benchmarks.comparison.grid import SPLITS, Result, main_grid
+from .methods import SPLITS
+from .selection import main_grid
+from .store import Result
 
 STYLE = {
     "font.size": 9,
@@ -33,8 +35,8 @@ STYLE = {
     "lines.markersize": 5,
     "lines.linewidth": 1.4,
 }
-WIDTH, DPI = 8, 200  # inches, so that 9 points are 12 pixels on a screen that shows 800
-# Of Okabe and Ito (one is paler), told apart by the colour-blind; with a teacher darker. Markers tell the same again.
+WIDTH, DPI = 8, 200  # inches; at 800 pixels of width, 9 points are 12 pixels
+# Okabe and Ito's colours for the colour-blind (one is paler), darker with a teacher. Markers differ, too.
 LOOKS = {
     "zero-shot": ("#BBBBBB", "x"),
     "full fine-tuning": ("#666666", "v"),
@@ -65,15 +67,15 @@ SHARE = "tokens sent to\nthe expert, %"
 
 def draw_all(results: Sequence[Result], output_dir: Path, others: dict[str, Sequence[Result]]) -> dict[str, Any]:
     """
-    Draw every figure whose runs are there, as PNG, and say which are not.
+    Draw all figures as PNG. A figure without runs is left out, and a line is printed for it.
 
     Args:
         results (`Sequence[dict]`): Runs of one student.
         output_dir (`Path`): Where the PNG files go.
-        others (`dict`): Further students' runs by the student's name, of which the error rates are drawn.
+        others (`dict`): Runs of further students, by the student's name; only their error rates are drawn.
 
     Returns:
-        `dict[str, Any]`: file name to the numbers drawn.
+        `dict[str, Any]`: The numbers drawn, by file name.
     """
     sweeps = {name: sweep(results, name) for name in dict.fromkeys([*TITLES, *swept_settings(results)])}
     ablations = {name: numbers for name, numbers in sweeps.items() if name not in ("train_size", "gate_budget")}
@@ -107,7 +109,7 @@ def draw_all(results: Sequence[Result], output_dir: Path, others: dict[str, Sequ
 
 
 def rates_of(results: Sequence[Result]) -> dict[str, Any]:
-    """WER by split, label and language; without labels of one language where there are several."""
+    """WER by split, label and language. If there are several languages, labels with a single one are left out."""
     rates = {split: rates_by_cell(main_grid(results), split) for split in SPLITS}
     return {
         split: {row: cells for row, cells in rows.items() if len(cells) > 1 or max(map(len, rows.values())) == 1}
@@ -116,7 +118,7 @@ def rates_of(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def without_empty(numbers: Any) -> Any:
-    """Without empty parts at any depth."""
+    """Removes empty parts at any depth."""
     if not isinstance(numbers, dict):
         return numbers
     kept = {key: without_empty(value) for key, value in numbers.items()}
@@ -129,14 +131,14 @@ def slug(name: str) -> str:
 
 
 def look(label: str) -> dict[str, Any]:
-    """Colour and marker of a method. What is in parentheses, such as another teacher, does not change them."""
+    """Colour and marker of a method. The part in parentheses, such as another teacher, does not change them."""
     name = "zero-shot" if "zero-shot" in label else label.split(" (")[0]
     color, marker = LOOKS.get(name, ("#000000", "*"))
     return {"color": color, "marker": marker}
 
 
 def is_second(label: str) -> bool:
-    """Whether a method looks like another one but for hatching or dashes: other data or teacher, the whole context."""
+    """True for variants (other data, teacher or context), which have hatching or dashes in their method's look."""
     return label.endswith((" teacher)", " together", "(30 s)"))
 
 
@@ -145,7 +147,7 @@ def percent(value: float | None) -> float:
 
 
 def title_of(split: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The split, and the languages of its points."""
+    """The split, and the languages of its points in parentheses."""
     languages = {language for points in rows.values() for entry in points for language in entry["languages"]}
     return f"{SPLITS[split]} ({', '.join(sorted(languages))})"
 
@@ -180,7 +182,7 @@ def error_rates(numbers: dict[str, Any]) -> Figure:
     for panel, (split, rows) in zip(panels, numbers.items(), strict=True):
         languages = sorted({language for cells in rows.values() for language in cells} - {"mean"})
         groups = [*languages, *(["mean"] if any("mean" in cells for cells in rows.values()) else [])]
-        # A model cut to a short context may make more errors than there are words: its bar is cut, its value written.
+        # An untrained model on a short context can have a WER far above 100 %: cut its bar, and write the value.
         top = 115 * max(
             (cell["high"] for row, cells in rows.items() if "zero-shot" not in row for cell in cells.values()),
             default=max(cell["high"] for cells in rows.values() for cell in cells.values()),
@@ -201,14 +203,16 @@ def error_rates(numbers: dict[str, Any]) -> Figure:
                 edgecolor="white",
                 linewidth=0.5,
             )
-            shown = [(place, cells[group]) for place, group in zip(x, here, strict=True)]
-            shown = [(place, cell) for place, cell in shown if percent(cell["value"]) < top]
+            shown = [(position, cells[group]) for position, group in zip(x, here, strict=True)]
+            shown = [(position, cell) for position, cell in shown if percent(cell["value"]) < top]
             if shown:
-                places, intervals = zip(*shown, strict=True)
-                with_errors(panel, places, intervals, fmt="none", ecolor="#000000")
-            for place, height in zip(x, heights, strict=True):
+                positions, intervals = zip(*shown, strict=True)
+                with_errors(panel, positions, intervals, fmt="none", ecolor="#000000")
+            for position, height in zip(x, heights, strict=True):
                 if height >= top:
-                    panel.text(place, 1.02 * top, f"{height:.0f}", fontsize=7, rotation=90, ha="center", va="bottom")
+                    panel.text(
+                        position, 1.02 * top, f"{height:.0f}", fontsize=7, rotation=90, ha="center", va="bottom"
+                    )
         panel.set(xlim=(-0.6, len(groups) - 0.4), ylim=(0, top), ylabel=WER)
         panel.set_title(SPLITS[split], loc="left", pad=22)
         panel.set_xticks(range(len(groups)), groups)
@@ -219,7 +223,7 @@ def error_rates(numbers: dict[str, Any]) -> Figure:
 
 
 def sweep_panels(numbers: dict[str, Any]) -> Figure:
-    """WER by the value of a setting: a row for each setting, a column for each split; for a budget, shares below."""
+    """WER by value of a setting: a row for each setting, a column for each split. A budget has a row of shares."""
     rows = [(setting, "wer") for setting in numbers] + [("gate_budget", "share")] * ("gate_budget" in numbers)
     figure = Figure(figsize=(WIDTH, 0.7 + 2.1 * len(rows)), layout="constrained")
     panels = grid_of(figure, len(rows), len(SPLITS))
@@ -239,7 +243,7 @@ def draw_sweep(panel: Axes, methods: dict[str, list[dict[str, Any]]], setting: s
     """A line for each method."""
     entries = [entry for points in methods.values() for entry in points]
     for index, (row, points) in enumerate(methods.items()):
-        beside = index - (len(methods) - 1) / 2  # so that no interval hides another
+        beside = index - (len(methods) - 1) / 2  # side by side, so that no interval hides another
         if setting == "train_size":
             x = [entry["train_utterances"] * 1.02**beside for entry in points]
         else:
@@ -270,7 +274,7 @@ def values_of(entries: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def parameters(numbers: dict[str, Any]) -> Figure:
-    """WER by trained parameters, a panel for each split; a low-rank method's points carry their rank."""
+    """WER by trained parameters, a panel for each split; points of low-rank methods show their rank."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     (panels,) = grid_of(figure, 1, len(numbers))
     for panel, (split, rows) in zip(panels, numbers.items(), strict=True):
@@ -280,8 +284,8 @@ def parameters(numbers: dict[str, Any]) -> Figure:
             with_errors(panel, x, [entry["wer"] for entry in points], label=row, linestyle=style, **look(row))
             for entry in points:
                 if entry["rank"] is not None:
-                    place = entry["trained_parameters"], percent(entry["wer"]["value"])
-                    panel.annotate(f"{entry['rank']}", place, (4, 3), textcoords="offset points", fontsize=7)
+                    position = entry["trained_parameters"], percent(entry["wer"]["value"])
+                    panel.annotate(f"{entry['rank']}", position, (4, 3), textcoords="offset points", fontsize=7)
         panel.set_xscale("log")
         panel.set(xlabel="trained parameters (numbers: rank)", ylabel=WER)
         panel.set_title(title_of(split, rows))

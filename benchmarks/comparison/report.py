@@ -1,17 +1,18 @@
 """
-Tables and figures of the comparison, from the table of its runs.
+Make the tables and figures of the comparison from the results of its runs.
 
     python -m benchmarks.comparison.report
 
-reads `benchmarks/results/whisper-base` and writes into `docs/results`: `tables.md`, the figures as PNG, and
-`numbers.json` with every number that the figures show. Runs that are missing are left out, and named. The same results
-give the same files.
+reads the tables in `benchmarks/results`, and writes into `docs/results`: `tables.md`, the figures as PNG, and
+`numbers.json` with every number of the figures. Missing runs are left out and named. The same results give the same
+files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison.estimates import (
+from .estimates import (
     DRAWS,
     by_parameters,
     differences_by_cell,
@@ -30,8 +31,8 @@ from benchmarks.comparison.estimates import (
     untouched,
     variations,
 )
-from benchmarks.comparison.figures import draw_all
-from benchmarks.comparison.grid import (
+from .figures import draw_all
+from .methods import (
     GATE_SETTINGS,
     METHODS,
     SPLITS,
@@ -40,30 +41,31 @@ from benchmarks.comparison.grid import (
     TUNING_LANGUAGES,
     TUNING_SEED,
     Candidate,
-    Result,
+)
+from .selection import (
     all_variations,
     by_cell,
     chosen,
     in_order,
     is_trained_on_one,
     label,
+    language_and_seed,
     languages_of,
-    load,
     main_grid,
     main_settings,
     method_of,
     of_students,
-    place,
     tuning,
     tuning_runs,
     with_split,
 )
+from .store import TABLE, Result, load
 
 NONE = "-"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, and an empty one."""
+    """Lines of a Markdown table, and an empty line."""
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(line)} |" for line in lines] + [""]
 
@@ -79,7 +81,7 @@ def format_interval(cell: dict[str, float] | None, sign: str = "") -> str:
 
 
 def format_range(values: Sequence[float], digits: int = 0) -> str:
-    """The mean, with the lowest and the highest where they differ."""
+    """The mean, and the lowest and highest value if they differ."""
     lowest, mean, highest = (f"{value:,.{digits}f}" for value in (min(values), np.mean(values), max(values)))
     return mean if lowest == highest else f"{mean} ({lowest} to {highest})"
 
@@ -97,17 +99,17 @@ def format_tuning(pair: tuple[float | None, int | None]) -> str:
 
 
 def grid_section(results: Sequence[Result]) -> list[str]:
-    """The runs of the main grid, the settings that they share, and what is missing."""
+    """The runs of the main grid, the settings that they share, and missing runs."""
     grid = main_grid(results)
     cells = by_cell(grid)
     languages = languages_of(grid)
-    seeds = sorted({place(run)[1] for run in grid if is_trained_on_one(run)})
+    seeds = sorted({run["settings"]["seed"] for run in grid if is_trained_on_one(run)})
     rows, common = [], {}
     for row in in_order(grid):
         runs = [run for (name, _), some in cells.items() if name == row for run in some]
         columns = [row, str(len({run["name"] for run in runs}))]
         if is_trained_on_one(runs[0]):
-            here = {place(run) for run in runs}
+            here = {language_and_seed(run) for run in runs}
             absent = {lang: [f"{seed}" for seed in seeds if (lang, seed) not in here] for lang in languages}
             missing = [f"{lang} {' '.join(numbers)}" for lang, numbers in absent.items() if numbers]
             main = main_settings(results, *method_of(runs[0]))
@@ -173,7 +175,7 @@ def spread_table(runs: Sequence[Result], split: str) -> list[str]:
 
 
 def difference_tables(runs: Sequence[Result], split: str, name: str) -> list[str]:
-    """Differences to LoRA, to full fine-tuning, and of each method with a teacher to the same without."""
+    """Differences to LoRA, to full fine-tuning, and of each method with a teacher to the same method without."""
     lines, what_and_where = [], f"{name.upper()} {SPLITS[split]}"
     for reference in (METHODS["lora"], METHODS["full"]):
         rows = differences_by_cell(runs, reference, split, name)
@@ -220,7 +222,7 @@ def tuning_section(results: Sequence[Result]) -> list[str]:
         rates: dict[Candidate, dict[str, str]] = {}
         for run in tuning_runs(results, *methods[row]):
             rate = percent(run["evaluations"]["validation"]["wer"])
-            rates.setdefault(tuning(run), {})[place(run)[0]] = rate
+            rates.setdefault(tuning(run), {})[run["settings"]["language"]] = rate
         choice = chosen(results, *methods[row])
         for candidate in sorted(rates, key=lambda candidate: (candidate[1] or 0, candidate[0])):
             mark = "**" * (len(rates) > 1 and candidate == choice)
@@ -333,9 +335,9 @@ def gates_section(results: Sequence[Result]) -> list[str]:
     if not measured:
         return []
     rows, order = [], in_order(measured)
-    for run in sorted(measured, key=lambda run: (order.index(label(run)), place(run))):
-        logits = run["gate_logits"].values()
-        cells = [label(run), *map(str, place(run))]
+    for run in sorted(measured, key=lambda run: (order.index(label(run)), language_and_seed(run))):
+        logits = [gate for gate in run["gate_logits"].values() if gate["mean"] is not None]  # finite
+        cells = [label(run), *map(str, language_and_seed(run))]
         for split in SPLITS:
             rates = [run["evaluations"][split], *(rates[split] for rates in run["without_gates"].values())]
             cells += [percent(rate["wer"]) for rate in rates]
@@ -375,7 +377,7 @@ def format_tables(results: Sequence[Result]) -> str:
     lines = [
         "# Tables of the comparison",
         "",
-        "Generated by `python -m benchmarks.comparison.report` from `benchmarks/results`. Do not edit.",
+        "Made by `python -m benchmarks.comparison.report` from `benchmarks/results`; not to be edited.",
         "",
         f"Intervals are the 2.5 and 97.5 percentiles of {DRAWS:,} bootstrap samples of the utterances, the same",
         "samples for all methods and seeds; the spread over seeds is not in them.",
@@ -388,21 +390,10 @@ def format_tables(results: Sequence[Result]) -> str:
         lines += [f"## {student}", ""]
         for section in SECTIONS:
             lines += section(runs)
-        unused = {run["name"]: run["settings"] for run in runs if run["name"] not in used_names(runs)}
+        unused = sorted({run["name"] for run in runs} - used_names(runs))
         if unused:
-            lines += [
-                "### In no table",
-                "",
-                *(f"- {name} ({unused_settings(unused[name])})" for name in sorted(unused)),
-                "",
-            ]
+            lines += ["### In no table", "", *(f"- {name}" for name in unused), ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def unused_settings(settings: dict[str, Any]) -> str:
-    """The settings that tell the runs without a table apart."""
-    names = ("learning_rate", "rank", *GATE_SETTINGS[:1], "gate_noise")
-    return ", ".join(f"{name} {settings[name]}" for name in names if settings.get(name) is not None)
 
 
 def used_names(results: Sequence[Result]) -> set[str]:
@@ -427,38 +418,39 @@ SECTIONS = (
 
 
 def rounded(numbers: Any) -> Any:
-    """With fractions to six digits."""
+    """Numbers with six decimals, as JSON has them: not finite ones become `None`."""
     if isinstance(numbers, dict):
         return {key: rounded(value) for key, value in numbers.items()}
     if isinstance(numbers, list):
         return [rounded(value) for value in numbers]
-    return round(numbers, 6) if isinstance(numbers, float) else numbers
+    if isinstance(numbers, float):
+        return round(numbers, 6) if math.isfinite(numbers) else None
+    return numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        "--results_dir", type=Path, default=Path("benchmarks/results/whisper-base"), help="folder of the table"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("docs/results"), help="where tables and figures go")
+    parser.add_argument("--results_dir", type=Path, default=Path("benchmarks/results"), help="tables of runs")
+    parser.add_argument("--output_dir", type=Path, default=Path("docs/results"), help="folder for tables and figures")
     options = parser.parse_args(arguments)
 
     results = load(options.results_dir)
     if not results:
         parser.error(
-            f"{options.results_dir} has no runs.csv: run benchmarks.comparison.compare first, or name its folder"
+            f"no {options.results_dir}/*/{TABLE}: run python -m benchmarks.comparison.compare first, or name its "
+            "folder"
         )
     options.output_dir.mkdir(parents=True, exist_ok=True)
     numbers_file = options.output_dir / "numbers.json"
-    if numbers_file.exists():  # figures of runs that may be gone
+    if numbers_file.exists():  # remove the figures of an earlier report: their runs may be gone
         for name in json.loads(numbers_file.read_text(encoding="utf-8")):
             (options.output_dir / name).unlink(missing_ok=True)
     (options.output_dir / "tables.md").write_text(format_tables(results), encoding="utf-8")
     (_, runs), *others = of_students(results).items()
     numbers = draw_all(runs, options.output_dir, dict(others))
-    numbers_file.write_text(json.dumps(rounded(numbers), indent=1) + "\n", encoding="utf-8")
+    numbers_file.write_text(json.dumps(rounded(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{len({run['name'] for run in results})} runs: {options.output_dir}/tables.md, {len(numbers)} figures")
 
 

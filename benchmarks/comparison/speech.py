@@ -1,14 +1,14 @@
 """
-The speech of the comparison: recordings of five languages, split by text, and a second domain from a synthesizer.
+Prepare the speech of the comparison: recordings in five languages, and synthesized speech as a second domain.
 
     python -m benchmarks.comparison.speech --cache_dir .cache
 
-writes `.cache/compare/LANGUAGE/SPLIT` (`metadata.csv` beside the audio) as `benchmarks/splits/LANGUAGE.csv` lists it:
-the split, name and SHA-256 of each utterance, of its audio file where it was recorded, of its text where it is
-synthesized. `--list` makes these lists anew, by the rules below; the committed ones are those of all our numbers.
+writes `.cache/compare/LANGUAGE/SPLIT` (`metadata.csv` beside the audio). `benchmarks/splits/LANGUAGE.csv` lists the
+utterances: split, name and SHA-256, of the audio file for recordings, of the text for synthesized speech. All our
+numbers are of the committed lists; `--list` makes them again.
 
-Recorded: volunteers reading the descriptions of Tux Paint's stamps (GPL-2). Out of domain: espeak-ng, in four of its
-voices, speaking messages of command-line programs. It needs Debian's apt-get, dpkg and espeak-ng, and no root.
+Recordings: volunteers reading the descriptions of Tux Paint's stamps (GPL-2). Second domain: espeak-ng, in four of its
+voices, speaking messages of command-line programs. Needs apt-get, dpkg and espeak-ng of Debian, but no root.
 """
 
 from __future__ import annotations
@@ -39,22 +39,25 @@ from examples.demo.fetch import (
 
 SPLITS = Path(__file__).parents[1] / "splits"
 LANGUAGES = ("ro", "bg", "el", "be", "ca")
-UNTOUCHED_LANGUAGES = ("en", "es")  # never trained on: what an adapter of another language must not harm
-AUDIO_SECONDS = 3.0  # of context; longer utterances are left out
-SPLIT_SIZES = {"test": 100, "validation": 60, "train": None}  # in the order of the texts' hashes; the rest to train on
+UNTOUCHED_LANGUAGES = ("en", "es")  # never trained on: an adapter of another language must not harm them
+AUDIO_SECONDS = 3.0  # audio context; longer utterances are left out
+FULL_CONTEXT = 30.0  # seconds, Whisper's own
+SPLIT_SIZES = {"test": 100, "validation": 60, "train": None}  # by the order of the texts' hashes; the rest is "train"
 UNTOUCHED_UTTERANCES = 60
 OUT_OF_DOMAIN = "out_of_domain"
 OUT_OF_DOMAIN_UTTERANCES = 100
 CATALOGUES = ("coreutils", "apt", "grep", "sed")  # Debian packages whose messages the synthesizer speaks
-VOICES = ("", "+f2", "+m3", "+f4")  # espeak-ng's variants of a language's voice, by turns
-WORDS = range(2, 9)  # of a message
+VOICES = ("", "+f2", "+m3", "+f4")  # espeak-ng's variants of a language's voice, in turn
+WORDS = range(2, 9)  # words of a message
 
 
 def read_messages(packages: Path, language: str) -> dict[str, str]:
     """
-    Read the translated messages that can be spoken: SHA-256 of the text to the text.
+    Read the translated messages that can be spoken: plain sentences of a few words, without placeholders, digits,
+    brackets, or Latin words in another script.
 
-    These are plain sentences of a few words: no placeholders, digits, brackets, or Latin words in another script.
+    Returns:
+        `dict[str, str]`: SHA-256 of a text to the text, sorted.
     """
     letter = "[^\\W\\d_A-Za-z]" if language in ("bg", "el", "be") else "[^\\W\\d_]"
     plain = re.compile(rf"{letter}+(?:[ ,’'-]+{letter}+)*[.!?]?")
@@ -62,7 +65,7 @@ def read_messages(packages: Path, language: str) -> dict[str, str]:
     for package in CATALOGUES:
         for path in sorted((packages / package).glob(f"usr/share/locale/{language}/LC_MESSAGES/*.mo")):
             with open(path, "rb") as file:
-                catalogue = gettext.GNUTranslations(file)._catalog  # gettext has no other way to all messages
+                catalogue = gettext.GNUTranslations(file)._catalog  # gettext has no public way to list messages
             for source, text in catalogue.items():
                 text = " ".join(text.split()) if source and text != source else ""
                 if plain.fullmatch(text) and len(text.split()) in WORDS:
@@ -85,7 +88,7 @@ def synthesize(text: str, voice: str, target: Path) -> None:
 
 
 def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str, str]]:
-    """The rows of a language's list, by the rules."""
+    """The rows of a language's list."""
     chosen, _ = choose_recordings(stamps, language, AUDIO_SECONDS)
     sizes = SPLIT_SIZES if language in LANGUAGES else {"test": UNTOUCHED_UTTERANCES}
     rows, start = [], 0
@@ -114,10 +117,10 @@ def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str,
 
 def write_language(stamps: Path, packages: Path, language: str, target: Path) -> None:
     """
-    Write the splits of a language, as its list has them, to the folder `target`.
+    Write the splits of a language, as listed, to the folder `target`.
 
     Raises:
-        FetchError: a recording or message is missing, or another than the listed one.
+        FetchError: a recording or message is missing, or differs from the listed one.
     """
     if target.is_dir():
         print(f"{target}: already there")
@@ -144,9 +147,8 @@ def write_language(stamps: Path, packages: Path, language: str, target: Path) ->
                     digest = path and hashlib.sha256(path.read_bytes()).hexdigest()
                 if text is None or digest != row["sha256"]:
                     raise FetchError(
-                        f"{language}, {split}: {name} is missing from the Debian packages, or not the one listed: "
-                        "they are not those of Debian 12 (bookworm). Use that release, or make lists of your own with "
-                        "--list."
+                        f"{language}, {split}: {name} is missing from the Debian packages, or not the one listed. "
+                        "The lists are of Debian 12 (bookworm): use that release, or make your own lists with --list."
                     )
                 translation = "" if split == OUT_OF_DOMAIN else english_description(path)
                 rows.append(
@@ -158,7 +160,7 @@ def write_language(stamps: Path, packages: Path, language: str, target: Path) ->
 
 
 def english_description(recording: Path) -> str:
-    """What a recording says, in English: the first line of its stamp's description."""
+    """The English text of a recording: the first line of its stamp's description."""
     stamp = recording.name.rpartition("_desc")[0]
     lines = recording.with_name(f"{stamp}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     return " ".join(lines[0].split())
@@ -169,7 +171,7 @@ def main() -> None:
         description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
-    parser.add_argument("--list", action="store_true", help="make the lists in benchmarks/splits anew")
+    parser.add_argument("--list", action="store_true", help="make the lists in benchmarks/splits again")
     arguments = parser.parse_args()
     cache = arguments.cache_dir
     fetch_whisper(cache / "whisper-base")
@@ -189,7 +191,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # keep our lines in order with those of apt-get
+    sys.stdout.reconfigure(line_buffering=True)  # keeps our lines in order with those of apt-get
     try:
         main()
     except FetchError as error:

@@ -9,8 +9,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..languages import language_code
+from ..whisper import context_seconds
 from .audio import audio_name, read_audio
-from .features import context_seconds, example_features
+from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
 from .teacher_columns import STATES_COLUMN, TeacherColumns, unflatten_states
 
@@ -94,16 +95,16 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             for example, inputs in zip(examples, input_features, strict=True)
         ]
         labels = [self._labels(example) for example in examples]
-        batch = {
+        batch: dict[str, torch.Tensor | list[str]] = {
             "input_features": torch.stack(input_features),
             "attention_mask": torch.stack(attention_mask),
             "labels": _pad_labels(labels),
         }
-        languages = [example.get(self.language_column) or self.language for example in features]
+        languages: list[Any] = [example.get(self.language_column) or self.language for example in features]
         if any(languages):
             _check_complete("language", languages, "fill the column or give the collator language=... (such as 'ca')")
             batch["language"] = [language_code(language) for language in languages]
-        return batch | self._teacher_batch(examples, labels)
+        return {**batch, **self._teacher_batch(examples, labels)}
 
     def _labels(self, example: dict[str, Any]) -> torch.Tensor:
         if "labels" not in example:
@@ -120,7 +121,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     def _teacher_batch(self, examples: list[dict[str, Any]], labels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """The part of a batch for the teacher, from examples and their labels [tokens]."""
-        batch, columns = {}, self._teacher_columns
+        batch: dict[str, torch.Tensor] = {}
+        columns = self._teacher_columns
         cells = [example.get(STATES_COLUMN) for example in examples]
         features = [example.get("teacher_input_features") for example in examples]
         needs_features = columns is not None and columns.extractor is not None
@@ -132,8 +134,9 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             _check_complete(
                 "teacher_input_features", features, "prepare it with prepare_dataset(teacher_processor=...)"
             )
-            features = [torch.as_tensor(feature, dtype=torch.float32) for feature in features]
-            batch["teacher_input_features"] = torch.stack(features)
+            batch["teacher_input_features"] = torch.stack(
+                [torch.as_tensor(feature, dtype=torch.float32) for feature in features]
+            )
         if columns is not None and columns.vocabulary is not None:
             batch["teacher_labels"] = columns.vocabulary.teacher_labels(_pad_labels(labels))
         return batch

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..extras import require
 from ..languages import language_code
+from ..whisper import context_seconds
 from .audio import EmptyAudioError, audio_name, read_audio
-from .features import context_seconds, example_features
+from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
 from .teacher_columns import TeacherColumns
 
@@ -81,16 +82,14 @@ def prepare_dataset(
             The dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, or no
             item is left.
     """
-    require("datasets")
     if long_audio not in ("drop", "cut"):
         raise ValueError(f"long_audio {long_audio!r} is unknown: expected 'drop' or 'cut'")
     if len(dataset) == 0:
         split = "" if dataset.split is None else f" (split {str(dataset.split)!r})"
         raise ValueError(f"the dataset is empty{split}: check the name of the split, and what filtered it")
     _check_columns(dataset, language, audio_column, text_column, language_column)
-    encode_labels(
-        processor.tokenizer, "", language or "en", task
-    )  # a bad task or language fails here, not in a worker
+    # A bad task or language fails here, not in a worker.
+    encode_labels(processor.tokenizer, "", "en" if language is None else language, task)
     teacher_columns = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
     prepare = _ExamplePreparation(
         processor,
@@ -139,8 +138,7 @@ def _check_columns(
 
 def without_decoding(dataset: datasets.Dataset, audio_column: str) -> datasets.Dataset:
     """The dataset with undecoded audio. datasets would need FFmpeg, and one bad file would end the whole map."""
-    import datasets
-
+    datasets = require("datasets")
     feature = dataset.features[audio_column]
     if isinstance(feature, datasets.Audio) or getattr(feature, "dtype", None) == "string":
         return dataset.cast_column(audio_column, datasets.Audio(decode=False))
@@ -148,8 +146,7 @@ def without_decoding(dataset: datasets.Dataset, audio_column: str) -> datasets.D
 
 
 def _feature_types(processor: Any, teacher_columns: TeacherColumns | None) -> datasets.Features:
-    import datasets
-
+    datasets = require("datasets")
     extractor = processor.feature_extractor
     types = datasets.Features(
         {
@@ -190,7 +187,7 @@ class _ExamplePreparation:
         name = f"item {index}, {audio_name(example[self.audio_column])}"
         if not (example[self.text_column] or "").strip():
             return {**row, "outcome": "no_text", "problem": f"{name}: no text in column {self.text_column!r}"}
-        language = self.language or example[self.language_column]
+        language = example[self.language_column] if self.language is None else self.language
         try:
             labels = encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task)
         except ValueError as error:

@@ -9,11 +9,6 @@ import numpy as np
 from .teacher_columns import TeacherColumns
 
 
-def context_seconds(feature_extractor: Any) -> float:
-    """The length of audio, in seconds, to which a `WhisperFeatureExtractor` pads or cuts."""
-    return feature_extractor.n_samples / feature_extractor.sampling_rate
-
-
 def example_features(
     samples: np.ndarray, labels: list[int], processor: Any, teacher_columns: TeacherColumns | None = None
 ) -> dict[str, Any]:

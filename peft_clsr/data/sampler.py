@@ -81,21 +81,23 @@ class LanguageBatchSampler(Sampler[list[int]]):
             raise ValueError(f"there are {len(lengths)} lengths for {len(languages)} examples; expected one for each")
         if lengths is not None and not shuffle:
             raise ValueError("lengths change the order of examples, shuffle=False keeps it: leave one of them out")
-        members: dict[str, list[int]] = {}
+        by_language: dict[str, list[int]] = {}
         for index, language in enumerate(languages):
             if language is None:
                 raise ValueError(f"example {index} has no language: set it, or filter the example out")
-            members.setdefault(language, []).append(index)
+            by_language.setdefault(language, []).append(index)
         self.examples_per_batch = batch_size
         self.num_replicas = num_replicas
         self.lengths = None if lengths is None else list(lengths)
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
-        self._members = list(members.values())
+        self._members = list(by_language.values())
         most = max(map(len, self._members))
         # Rounded to 6 places first, as 25 · (7 / 25) is a little more than 7.
-        self._sizes = [math.ceil(round(most * (len(own) / most) ** (1 / temperature), 6)) for own in self._members]
+        self._sizes = [
+            math.ceil(round(most * (len(members) / most) ** (1 / temperature), 6)) for members in self._members
+        ]
 
     @property
     def sampler(self) -> LanguageBatchSampler:

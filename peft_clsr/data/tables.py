@@ -31,24 +31,36 @@ def read_table(path: str | Path) -> list[tuple[Path, dict[str, str]]]:
         are text, as a transcript may be "null" or "12".
 
     Raises:
-        ValueError: there is no row, no column of paths, or a row with more cells than columns.
+        ValueError:
+            There is no row, no column of paths, or a row with more cells than columns, or the file is not in UTF-8.
+        OSError: the file cannot be opened.
+
+    Example:
+
+    ```py
+    >>> read_table("recordings/train/metadata.csv")[0]
+    (PosixPath('recordings/train/0.wav'), {'file_name': '0.wav', 'transcription': 'Bon dia', 'language': 'ca'})
+    ```
     """
     path = Path(path)
-    if path.suffix == ".csv":
-        column, folder, dialect = "file_name", path.parent, {}
-    else:
+    dialect: dict[str, Any] = {}
+    column, folder = "file_name", path.parent
+    if path.suffix.lower() == ".tsv":
         column, folder, dialect = "path", path.parent / "clips", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="", **dialect)
-        columns = list(reader.fieldnames or [])
         rows = []
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"{path}, line {reader.line_num} has more cells than the {len(columns)} columns: quote "
-                    "text that has commas"
-                )
-            rows.append((folder / row.get(column, ""), row))
+        try:
+            columns = list(reader.fieldnames or [])
+            for row in reader:
+                if None in row:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num} has more cells than the {len(columns)} columns: quote text "
+                        "that has commas"
+                    )
+                rows.append((folder / row.get(column, ""), row))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read after line {reader.line_num}: {error}") from error
     if not rows or column not in columns:
         raise ValueError(
             f"{path} has {len(rows)} rows of {', '.join(columns)}; expected some, with a column {column!r}"
@@ -116,11 +128,14 @@ def load_recordings(
         loaded = datasets.load_dataset(**source, split=split, revision=revision)
     # A RuntimeError: the dataset is a script, which datasets 4 and later do not run.
     except (datasets.exceptions.DatasetsError, ConnectionError, FileNotFoundError, RuntimeError, ValueError) as error:
-        hint = f"; if it is a script, try --dataset_revision {CONVERTED_REVISION}" * isinstance(error, RuntimeError)
+        hint = ""
+        if isinstance(error, RuntimeError):
+            hint = f"; if it is a script, try another revision, --dataset_revision {CONVERTED_REVISION}"
         raise ValueError(
             f"no split {split!r} of dataset {str(folder)!r} ({error}): expected a folder with {split}/metadata.csv, "
             f"one with {split}.tsv and clips/, or a dataset that datasets.load_dataset reads, here or on the Hub; "
-            f"check --dataset, --dataset_config, --train_split and --eval_split{hint}"
+            "check the names of the dataset, its configuration (--dataset_config) and its splits (--train_split, "
+            f"--eval_split){hint}"
         ) from error
     return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
 
@@ -139,19 +154,15 @@ def _table_dataset(table: Path, code: str, audio_column: str, limit: int | None)
         if not rows:
             raise ValueError(f"{table} has no row of language {code!r}; it has {names}")
     # datasets caches features until a row changes, so a recording that was replaced must change its row.
-    rows = [
-        {
-            **row,
-            audio_column: str(file),
-            "modified": str(file.stat().st_mtime_ns) if file.is_file() else "",
-        }
+    cells = [
+        {**row, audio_column: str(file), "modified": str(file.stat().st_mtime_ns) if file.is_file() else ""}
         for file, row in rows[:limit]
     ]
     # A generator's rows are on disk, and so are the features made from them. from_list would keep both in memory.
     return datasets.Dataset.from_generator(
         _each_row,
-        features=datasets.Features({name: datasets.Value("string") for name in rows[0]}),
-        gen_kwargs={"rows": rows},
+        features=datasets.Features({name: datasets.Value("string") for name in cells[0]}),
+        gen_kwargs={"rows": cells},
     )
 
 

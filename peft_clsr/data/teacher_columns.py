@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..whisper import context_seconds
 from .vocabulary import VocabularyMap
 
 STATES_COLUMN = "teacher_states"
@@ -27,7 +28,7 @@ class TeacherColumns:
 
     def __init__(self, processor: Any, teacher_processor: Any) -> None:
         student, teacher = processor.feature_extractor, teacher_processor.feature_extractor
-        student_seconds, teacher_seconds = (one.n_samples / one.sampling_rate for one in (student, teacher))
+        student_seconds, teacher_seconds = context_seconds(student), context_seconds(teacher)
         if teacher_seconds < student_seconds:
             raise ValueError(
                 f"the teacher's processor has a context of {teacher_seconds:g} s, shorter than the student's of "

@@ -123,7 +123,8 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
         return tokenizer.batch_decode(np.where(tokens < 0, tokenizer.eos_token_id, tokens), skip_special_tokens=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        predictions, labels = prediction.predictions, prediction.label_ids
+        predictions: Any = prediction.predictions
+        labels: Any = prediction.label_ids
         if isinstance(predictions, tuple) or predictions.ndim != 2:
             raise ValueError(
                 "the predictions are outputs of the model, expected token ids [utterances, tokens]: set "

@@ -32,6 +32,7 @@ def gate_means(
     Returns:
         `dict[str, float]`: module name to the mean, in [0, 1].
     """
+    tuner: Any = model.base_model
     sums: dict[str, float] = {}
     tokens: dict[str, int] = {}
     with evaluation_mode(model), torch.inference_mode():
@@ -41,7 +42,7 @@ def gate_means(
             batch["input_features"] = batch["input_features"].to(model.dtype)
             decoder_mask = batch["labels"] != -100
             encoder_mask = position_mask(batch["attention_mask"]).bool()
-            with model.base_model.record_gates() as gates:
+            with tuner.record_gates() as gates:
                 model(**batch)
             for name, gate in gates.items():
                 mask = decoder_mask if module_side(name) == "decoder" else encoder_mask

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.comparison import estimates, figures, grid, report
-from benchmarks.comparison.store import write_store
+from benchmarks.comparison import estimates, figures, methods, report, selection
+from benchmarks.comparison.store import encode, load, write_table
 
 DEFAULTS = {
     "seed": 0,
@@ -35,10 +35,10 @@ def rates(errors, words=4):
 
 
 def made_up(method, language="ro", errors=(1, 0, 2, 1), **settings):
-    """A results.json as `compare.py` writes it, with the same errors in and out of domain and in validation."""
+    """A result as `compare` writes it, with the same errors in and out of domain and in validation."""
     if method in ("lora", "low-rank", "straight"):
         settings = {"rank": 64} | settings
-    settings = grid.METHOD_SETTINGS.get(method, {}) | settings
+    settings = methods.METHOD_SETTINGS.get(method, {}) | settings
     settings = DEFAULTS | {"learning_rate": LEARNING_RATES[method]} | settings
     result = {
         "settings": {"method": method, "language": language} | settings,
@@ -46,7 +46,7 @@ def made_up(method, language="ro", errors=(1, 0, 2, 1), **settings):
         "evaluations": {split: rates(errors) for split in ("validation", "test", "out_of_domain")},
         "gates": {},
     }
-    if method in grid.ROUTED:
+    if method in methods.ROUTED:
         shares = {f"model.{side}.layers.{layer}.fc1": 0.25 for side in ("encoder", "decoder") for layer in range(2)}
         result["gates"] = {"test": shares, "out_of_domain": shares}
     if method != "zero-shot":
@@ -58,7 +58,9 @@ def made_up(method, language="ro", errors=(1, 0, 2, 1), **settings):
 
 
 def write(folder, results):
-    write_store([{key: value for key, value in result.items() if key != "name"} for result in results], folder)
+    """Writes results as a table of whisper-base."""
+    named = [{key: value for key, value in result.items() if key != "name"} for result in results]
+    write_table(folder / "whisper-base", [encode(result, "main") for result in named])
     return folder
 
 
@@ -197,19 +199,19 @@ def test_chosen_is_the_candidate_of_the_lowest_validation_wer_mean_over_both_lan
     results += tried({(2e-3, 64): {"ro": none, "bg": none}}, seed=1)  # of seed 0,
     results += tried({(5e-4, 64): {"ro": none, "bg": none}}, train_size=100)  # with the main settings,
     results += tried({(1e-3, None): {"ro": none}}, "clsr")  # of the method
-    assert grid.chosen(results, "lora") == (2e-3, 32)
-    assert grid.chosen(results, "clsr") == (1e-3, None)  # the only one in use
-    assert grid.chosen(results, "clsr", "finetuned") is None
+    assert selection.chosen(results, "lora") == (2e-3, 32)
+    assert selection.chosen(results, "clsr") == (1e-3, None)  # the only one in use
+    assert selection.chosen(results, "clsr", "finetuned") is None
 
 
 def test_candidates_that_lack_a_language_do_not_count_and_ties_go_to_the_first():
     one, other, partial = (1e-3, 64), (2e-3, 64), (4e-3, 64)
-    assert grid.best_candidate({partial: {"ro": 0.0}, other: {"ro": 0.5, "bg": 0.5}}) == other
-    assert grid.best_candidate({one: {"ro": 0.25, "bg": 0.5}, other: {"ro": 0.5, "bg": 0.25}}) == one
-    assert grid.best_candidate({other: {"ro": 0.5, "bg": 0.25}, one: {"ro": 0.25, "bg": 0.5}}) == other
-    assert grid.best_candidate({one: {"ro": 0.1}, other: {"bg": 0.1}, partial: {}}) is None
+    assert selection.best_candidate({partial: {"ro": 0.0}, other: {"ro": 0.5, "bg": 0.5}}) == other
+    assert selection.best_candidate({one: {"ro": 0.25, "bg": 0.5}, other: {"ro": 0.5, "bg": 0.25}}) == one
+    assert selection.best_candidate({other: {"ro": 0.5, "bg": 0.25}, one: {"ro": 0.25, "bg": 0.5}}) == other
+    assert selection.best_candidate({one: {"ro": 0.1}, other: {"bg": 0.1}, partial: {}}) is None
     results = tried({one: {"ro": [1] * 4}, other: {"ro": [2] * 4}})
-    assert grid.chosen(results, "lora") is None and grid.main_grid(results) == []
+    assert selection.chosen(results, "lora") is None and selection.main_grid(results) == []
 
 
 def test_tuning_has_a_column_a_language_and_the_choice_in_bold():
@@ -244,7 +246,10 @@ def test_a_rank_has_the_chosen_learning_rate_or_that_of_its_lowest_validation_we
     )
     results += tried({(2e-3, 64): {"ro": one}}, seed=1)
     by_rank = estimates.ranks(results, "lora", None)
-    assert {rank: [(grid.tuning(run)[0], *grid.place(run)) for run in runs] for rank, runs in by_rank.items()} == {
+    assert {
+        rank: [(selection.tuning(run)[0], *selection.language_and_seed(run)) for run in runs]
+        for rank, runs in by_rank.items()
+    } == {
         32: [(1e-3, "ro", 0)],
         64: [(2e-3, "ro", 0), (2e-3, "ro", 1)],
     }
@@ -252,17 +257,17 @@ def test_a_rank_has_the_chosen_learning_rate_or_that_of_its_lowest_validation_we
 
 def test_main_grid_has_each_method_with_its_own_tuning_and_the_main_settings_only():
     results = whole_grid()
-    main = grid.main_grid(results)
+    main = selection.main_grid(results)
     assert len(main) == 2 + 4 * 4
     assert {run["settings"]["train_size"] for run in main} == {400}
     assert {run["settings"]["rank"] for run in main if run["settings"]["method"] == "lora"} == {64}
-    cells = grid.by_cell(main)
+    cells = selection.by_cell(main)
     assert [run["settings"]["seed"] for run in cells["CLSR + KD", "bg"]] == [0, 1]
 
 
 def test_settings_that_a_method_does_not_use_do_not_part_its_runs():
     results = [made_up("lora", gate_budget=0.9), made_up("lora", "ca"), made_up("clsr", kd_weight=9.0)]
-    assert len(grid.main_grid(results)) == 3
+    assert len(selection.main_grid(results)) == 3
 
 
 def test_labels_tell_teachers_contexts_and_students_apart():
@@ -272,13 +277,13 @@ def test_labels_tell_teachers_contexts_and_students_apart():
         made_up("low-rank", teacher="base"),
         made_up("clsr", decoder_layers=3),
     ]
-    assert grid.in_order(results) == [
+    assert selection.in_order(results) == [
         "whisper-base, zero-shot (30 s)",
         "CLSR",
         "low-rank CLSR + KD",
         "low-rank CLSR + KD (base teacher)",
     ]
-    assert list(grid.of_students(results)) == ["whisper-base", "whisper-base with 3 decoder layers"]
+    assert list(selection.of_students(results)) == ["whisper-base", "whisper-base with 3 decoder layers"]
 
 
 def test_straight_through_is_a_method_of_its_own_and_as_a_change_is_compared_with_low_rank():
@@ -286,16 +291,16 @@ def test_straight_through_is_a_method_of_its_own_and_as_a_change_is_compared_wit
     results = [made_up("low-rank"), made_up("low-rank", errors=(1, 1, 1, 2), **changed)]
     results += [made_up("low-rank", "ca"), made_up("straight"), made_up("straight", teacher="finetuned")]
     rows = ["low-rank CLSR", "CLSR, straight-through", "CLSR, straight-through + KD"]
-    assert grid.in_order(results) == rows
-    assert len(grid.main_grid(results)) == 4
+    assert selection.in_order(results) == rows
+    assert len(selection.main_grid(results)) == 4
     (entry,) = estimates.variations(results)
     assert (entry["method"], entry["changed"]) == (rows[0], changed)
     assert entry["test"]["to_main"]["value"] == 1 / 16
 
 
 def test_methods_look_different():
-    alone = [name for method, name in grid.METHODS.items() if method not in ("zero-shot", "low-rank")]
-    rows = [*alone, "low-rank CLSR", *(f"{grid.METHODS[method]} + KD" for method in grid.ROUTED)]
+    alone = [name for method, name in methods.METHODS.items() if method not in ("zero-shot", "low-rank")]
+    rows = [*alone, "low-rank CLSR", *(f"{methods.METHODS[method]} + KD" for method in methods.ROUTED)]
     looks = [tuple(figures.look(row).values()) for row in ("whisper-base, zero-shot (3 s)", *rows)]
     for each in zip(*looks, strict=True):
         assert len(set(each)) == len(rows) + 1 == 9
@@ -303,21 +308,21 @@ def test_methods_look_different():
 
 def test_same_run_twice_is_refused():
     with pytest.raises(ValueError, match="are the same run \\(LoRA, ro, seed 0\\): remove one"):
-        grid.by_cell([made_up("lora"), made_up("lora", gate_budget=0.9)])
+        selection.by_cell([made_up("lora"), made_up("lora", gate_budget=0.9)])
 
 
 def test_rates_that_are_not_those_of_the_utterances_are_refused(tmp_path):
     result = made_up("lora")
     result["evaluations"]["test"]["wer"] = 0.2
     with pytest.raises(ValueError, match="the wer of 'test' is 0.2, but its utterances give 0.250000"):
-        grid.load(write(tmp_path, [result]))
+        load(write(tmp_path, [result]))
 
 
 def test_run_of_all_languages_counts_in_each(tmp_path):
     result = made_up("full", "all")
     result["evaluations"] = {"ro test": rates((1, 1)), "ca test": rates((2, 2))}
-    results = grid.load(write(tmp_path, [result, made_up("full", errors=(2, 0))]))
-    rows = estimates.rates_by_cell(grid.main_grid(results), "test")
+    results = load(write(tmp_path, [result, made_up("full", errors=(2, 0))]))
+    rows = estimates.rates_by_cell(selection.main_grid(results), "test")
     together = rows["full fine-tuning of all languages together"]
     assert (together["ro"]["value"], together["ca"]["value"], together["mean"]["value"]) == (0.25, 0.5, 0.375)
     assert rows["full fine-tuning"]["ro"]["value"] == 0.25
@@ -343,7 +348,7 @@ def test_changes_of_several_settings_are_compared_with_the_main_run():
 def test_mean_over_languages_stands_only_where_all_are_there():
     results = [run for run in whole_grid() if run["settings"]["method"] != "lora"]
     results += [made_up("lora", errors=(1, 0, 2, seed), seed=seed) for seed in (0, 1)]
-    rows = estimates.rates_by_cell(grid.main_grid(results), "test")
+    rows = estimates.rates_by_cell(selection.main_grid(results), "test")
     assert "mean" in rows["CLSR"] and set(rows["LoRA"]) == {"ro"}
     assert rows["LoRA"]["ro"]["spread"] == [3 / 16, 4 / 16]
 
@@ -400,7 +405,7 @@ def test_report_of_a_grid_has_all_tables_and_figures_and_the_same_bytes_again(tm
 
 def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
     kept = [run for run in whole_grid() if run["settings"]["method"] != "clsr" or run["settings"]["train_size"] == 200]
-    kept = [run for run in kept if (run["settings"]["method"], *grid.place(run)) != ("lora", "bg", 1)]
+    kept = [run for run in kept if (run["settings"]["method"], *selection.language_and_seed(run)) != ("lora", "bg", 1)]
     write(tmp_path / "results", kept)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.png").write_bytes(b"")
@@ -418,5 +423,5 @@ def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
 def test_nothing_to_report_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main(["--results_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    assert "run benchmarks.comparison.compare first" in capsys.readouterr().err
+    assert "run python -m benchmarks.comparison.compare first" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

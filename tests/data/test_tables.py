@@ -1,5 +1,7 @@
 """Tables of recordings, as the commands read them."""
 
+import os
+
 import pytest
 
 datasets = pytest.importorskip("datasets")
@@ -48,6 +50,33 @@ def test_a_bad_table_is_named(folder, text, error):
         read_table(table)
 
 
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"file_name\na.wav\n\xff.wav\n", "after line .*utf-8"),
+        (b"file_name\na.wav\n" + b"b" * 200_000 + b"\n", "after line 2: field larger than"),
+    ],
+    ids=["no UTF-8", "large cell"],
+)
+def test_a_file_that_is_no_table_is_named(folder, content, error):
+    (folder / "some.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"some.csv cannot be read {error}"):
+        read_table(folder / "some.csv")
+
+
+def test_only_a_tsv_is_read_as_that_of_common_voice(folder):
+    (folder / "METADATA.CSV").write_text("file_name\na.wav\n")
+    (folder / "TRAIN.TSV").write_text("path\na.mp3\n")
+    assert [file for file, _ in read_table(folder / "METADATA.CSV")] == [folder / "a.wav"]
+    assert [file for file, _ in read_table(folder / "TRAIN.TSV")] == [folder / "clips" / "a.mp3"]
+
+
+def test_a_relative_table_gives_relative_paths_and_an_absolute_name_stays(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "some.csv").write_text(f"file_name\n../a.wav\n{folder / 'b.wav'}\n")
+    assert [str(file) for file, _ in read_table("some.csv")] == ["../a.wav", str(folder / "b.wav")]
+
+
 def test_recordings_of_one_language_are_loaded(folder):
     rows = ["file_name,transcription,language", "a.wav,un,Catalan", "b.wav,unu,ro", "c.wav,dos,ca_es"]
     (folder / "train" / "metadata.csv").write_text("\n".join(rows) + "\n")
@@ -61,6 +90,26 @@ def test_recordings_of_one_language_are_loaded(folder):
         load_recordings(folder, "ca", "test")
     with pytest.raises(ValueError, match="did you mean 'catalan'"):
         load_recordings(folder, "catalann", "train")
+
+
+def test_a_recording_that_was_replaced_changes_its_row(folder):
+    (folder / "train" / "metadata.csv").write_text("file_name,transcription\na.wav,un\nb.wav,dos\n")
+    recording = folder / "train" / "a.wav"
+    loaded = []
+    for time in (5, 7):
+        recording.write_bytes(b"")
+        os.utime(recording, ns=(time, time))
+        loaded.append(load_recordings(folder, "ca", "train"))
+    assert [recordings["modified"][:] for recordings in loaded] == [["5", ""], ["7", ""]]
+    assert loaded[0]._fingerprint != loaded[1]._fingerprint
+    assert loaded[0].cache_files  # the rows are on the disk
+
+
+def test_a_folder_of_parquet_files_is_loaded(folder):
+    rows = {"transcription": ["un", "dos", "tres"]}
+    datasets.Dataset.from_dict(rows).to_parquet(folder / "data" / "ca" / "test.parquet")
+    recordings = load_recordings(folder / "data", "ca", "test", config="ca", limit=2)
+    assert recordings["transcription"][:] == ["un", "dos"]
 
 
 def test_the_language_stands_in_the_name_of_the_folder(folder):
