@@ -123,5 +123,5 @@ compare-smoke: $(TEST_ENV)
 		--output_dir runs/smoke/compare/report
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/smoke
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache runs/smoke
 	find . -name __pycache__ -type d -not -path './$(CACHE)/*' -prune -exec rm -rf {} +

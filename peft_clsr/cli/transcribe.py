@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from .help import HelpFormatter
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
     from ..inference.recordings import Recording
 
 DESCRIPTION = "transcribe recordings with a Whisper and its language experts"
@@ -73,13 +76,16 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         _check(arguments)
         language = candidates[0] if len(candidates) == 1 else None
         recordings = find_recordings(arguments.inputs, arguments.output_dir, arguments.output_format, language)
-        existing = [recording for recording in recordings if recording.output and recording.output.exists()]
-        if existing and not arguments.overwrite:
-            print(f"{len(existing)} of {len(recordings)} have a transcript, which is kept (--overwrite replaces it)")
-            recordings = [recording for recording in recordings if not recording.output.exists()]
+        pending = [recording for recording in recordings if not (recording.output and recording.output.exists())]
+        if len(pending) < len(recordings) and not arguments.overwrite:
+            existing = len(recordings) - len(pending)
+            print(f"{existing} of {len(recordings)} have a transcript, which is kept (--overwrite replaces it)")
+            recordings = pending
             if not recordings:
                 return 0
-        languages = _needed_languages(recordings, candidates)
+        languages: set[str | None] = {recording.language for recording in recordings}
+        if None in languages and candidates:
+            languages = languages - {None} | set(candidates)
         dtype = getattr(torch, arguments.dtype)
         model, processor = load_with_experts(arguments.model, arguments.adapters, languages, dtype)
         model = model.to(arguments.device).eval()
@@ -119,16 +125,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--device {arguments.device} cannot be used: {error}") from error
 
 
-def _needed_languages(recordings: list[Recording], candidates: list[str]) -> set[str]:
-    """The languages whose experts are needed. Empty for all."""
-    given = {recording.language for recording in recordings}
-    if None in given and not candidates:
-        return set()
-    return given - {None} | (set(candidates) if None in given else set())
-
-
 def _transcribe_all(
-    model: object, processor: object, recordings: list[Recording], candidates: list[str], arguments: argparse.Namespace
+    model: WhisperForConditionalGeneration | PeftModel,
+    processor: WhisperProcessor,
+    recordings: list[Recording],
+    candidates: list[str],
+    arguments: argparse.Namespace,
 ) -> int:
     """Transcribe and write all recordings. Returns the number of transcripts."""
     from tqdm import tqdm
@@ -152,9 +154,10 @@ def _transcribe_all(
     count = 0
     for path, transcript in transcripts:
         text = format_transcript(transcript, arguments.output_format, path, arguments.task)
-        if outputs[path] is None:
+        output = outputs[path]
+        if output is None:
             tqdm.write(f"{path}: {' '.join(text.split())}")
         else:
-            write_text(outputs[path], text)
+            write_text(output, text)
         count += 1
     return count

@@ -14,7 +14,7 @@ from ..hub.record import HubLanguage, read_languages
 
 
 def load_with_experts(
-    model_name: str, sources: Sequence[str], languages: Collection[str], dtype: torch.dtype = torch.float32
+    model_name: str, sources: Sequence[str], languages: Collection[str | None], dtype: torch.dtype = torch.float32
 ) -> tuple[WhisperForConditionalGeneration | PeftModel, WhisperProcessor]:
     """
     Load a Whisper with the experts of some languages, and its processor.
@@ -22,7 +22,7 @@ def load_with_experts(
     Args:
         model_name (`str`): The base model: Hub id or folder.
         sources (`Sequence[str]`): As in [`choose_experts`].
-        languages (`Collection[str]`): Codes of the languages to load. Empty for all.
+        languages (`Collection[str]`): Codes of the languages that the recordings have. `None`: also any other.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of the base model.
 
     Raises:
@@ -32,18 +32,21 @@ def load_with_experts(
         model_type = AutoConfig.from_pretrained(model_name).model_type
         if model_type != "whisper":
             raise ValueError(f"it is a {model_type}, expected a Whisper")
-        model = WhisperForConditionalGeneration.from_pretrained(model_name, dtype=dtype)
+        model: WhisperForConditionalGeneration | PeftModel = WhisperForConditionalGeneration.from_pretrained(
+            model_name, dtype=dtype
+        )
         processor = WhisperProcessor.from_pretrained(model_name)
     except (ValueError, OSError) as error:
         raise ValueError(f"--model {model_name} cannot be used: {error}") from error
     known = getattr(model.generation_config, "lang_to_id", None)
     if not known:
         raise ValueError(f"--model {model_name} knows no languages, expected a multilingual Whisper")
-    unknown = sorted(language for language in languages if f"<|{language}|>" not in known)
+    codes = {language for language in languages if language is not None}
+    unknown = sorted(code for code in codes if f"<|{code}|>" not in known)
     if unknown:
         raise ValueError(f"the model {model_name} has no token for the language {', '.join(unknown)}")
 
-    for source, language in choose_experts(sources, languages):
+    for source, language in choose_experts(sources, set() if None in languages else codes):
         name = language.subfolder or language.code
         if not Path(source).is_dir():
             model = load_language(model, source, name)

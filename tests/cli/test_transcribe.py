@@ -446,6 +446,13 @@ def test_a_table_does_not_lead_out_of_the_output_dir(run, recordings, tmp_path):
 # ---------------------------------------------------------------- what is refused
 
 
+def test_a_language_that_the_model_lacks_is_named_beside_recordings_of_unknown_language(run, recordings, generated):
+    table = recordings / "metadata.csv"
+    table.write_text("file_name,language\na.wav,yo\ne.wav,\n")
+    status, printed = run(inputs=[table])
+    assert status == 2 and "no token for the language yo" in printed.err and not generated
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -8,6 +8,12 @@ root=$(pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
+# Relative links do not work on PyPI.
+if grep -nE '\]\(' README.md | sed -E 's/\]\((https?:|#)//g' | grep -E '\]\('; then
+    echo "README.md: these links must be absolute" >&2
+    exit 1
+fi
+
 mkdir "$scratch/sdist"
 tar -xzf "$dist"/peft_clsr-*.tar.gz -C "$scratch/sdist" --strip-components 1
 (cd "$scratch/sdist" && PYTHONPATH="$scratch/sdist" "$PYTHON" -m pytest -q --collect-only | tail -n 1)
