@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import error_rates, load_recordings, prepare_dataset, push_language, transcribe
+from peft_clsr import error_rates, load_recordings, prepare_dataset, push_language, set_audio_context, transcribe
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="openai/whisper-base")
@@ -20,6 +20,9 @@ processor = WhisperProcessor.from_pretrained(options.model)
 whisper = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
 language = options.language
 model = PeftModel.from_pretrained(whisper, options.adapters, subfolder=language, adapter_name=language)
+seconds = model.peft_config[language].max_audio_seconds
+if seconds is not None:  # trained at a shorter context, at which the base model is measured, too
+    set_audio_context(None, processor, seconds)
 test_set, _ = prepare_dataset(load_recordings(options.dataset, language, "test"), processor, language)
 
 

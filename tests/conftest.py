@@ -108,3 +108,13 @@ def readable_whisper(tiny_whisper):
         return model
 
     return build
+
+
+@pytest.fixture
+def inputs():
+    """Inputs of two samples for `tiny_whisper()`."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(2, 80, 100, generator=generator),
+        "decoder_input_ids": torch.randint(0, 200, (2, 6), generator=generator),
+    }

@@ -1,4 +1,4 @@
-"""What tests of all rooms share: settings without randomness, random adapters, noise."""
+"""Shared by tests of all rooms: settings without randomness, random adapters, noise."""
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ def clsr(base, adapters=("ca",), **config):
 
 
 @torch.no_grad()
-def randomize(model, adapter=None, seed=5, scale=0.1, gate_scale=None):
+def randomize(model, adapter=None, *, seed=5, scale=0.1, gate_scale=None):
     """Moves gates and experts of an adapter, or of all, away from their start, the shared FFN."""
     generator = torch.Generator().manual_seed(seed)
+    moved = False
     for name, parameter in model.named_parameters():
         if "clsr_" in name and (adapter is None or f".{adapter}." in f"{name}."):
             deviation = gate_scale if gate_scale is not None and "gate" in name else scale
             parameter.add_((torch.randn(parameter.shape, generator=generator) * deviation).to(parameter.dtype))
+            moved = True
+    assert moved, f"there is no adapter {adapter!r} to move"
     return model
 
 
@@ -37,6 +40,14 @@ def random_clsr(base, *adapters, **config):
     for adapter in adapters:
         randomize(model, adapter, seed=sum(map(ord, adapter)), scale=0.3)
     return model.eval()
+
+
+@torch.no_grad()
+def logits_of(model, inputs, adapter=None):
+    """Logits of a forward pass, after a switch to `adapter` if one is named."""
+    if adapter is not None:
+        model.set_adapter(adapter)
+    return model(**inputs).logits
 
 
 def noise(seconds, rate=16000, seed=0):

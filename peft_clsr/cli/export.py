@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .help import HelpFormatter
+from .table import markdown_table
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,7 +27,7 @@ example:
 
 
 def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, epilog=_EPILOG)
     add = parser.add_argument_group("model and recordings").add_argument
     add("--base", required=True, help="the Whisper that the adapter was trained on: Hub id or folder")
     add("--adapter", required=True, help="an adapter folder, or a repository of languages on the Hub")
@@ -164,16 +164,15 @@ def _load_model(arguments: argparse.Namespace, code: str) -> PeftModel:
 
 
 def _modules_table(frozen: FrozenRouting) -> str:
-    """What each module became, and why, as a Markdown table."""
-    lines = ["| module | to the expert, % | of padding, % | became |", "|---|---|---|---|"]
+    """Each module's share of tokens for the expert, and its decision, as a Markdown table."""
+    rows = []
     for key, share in frozen.shares.items():
         padding = f"{100 * frozen.padding_shares[key]:.1f}" if key in frozen.padding_shares else ""
-        lines.append(f"| {key} | {100 * share:.1f} | {padding} | {frozen.decisions[key]} |")
-    return "\n".join(lines)
+        rows.append([key, f"{100 * share:.1f}", padding, frozen.decisions[key]])
+    return markdown_table(["module", "to the expert, %", "of padding, %", "became"], rows)
 
 
 def _rates_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     """Error rates in percent, as a Markdown table."""
-    lines = ["| model | WER % | CER % |", "|---|---|---|"]
-    lines += [f"| {name} | {100 * rates['wer']:.1f} | {100 * rates['cer']:.1f} |" for name, rates in rows]
-    return "\n".join(lines)
+    cells = [[name, *(f"{100 * rates[rate]:.1f}" for rate in ("wer", "cer"))] for name, rates in rows]
+    return markdown_table(["model", "WER %", "CER %"], cells)

@@ -109,7 +109,7 @@ def checkpoints_folder(output_dir: str | Path, language: str) -> Path:
 
 
 def remove_checkpoints(output_dir: str | Path, language: str) -> None:
-    """Remove the checkpoints of a language. What else is in their folder stays, such as logs."""
+    """Remove the checkpoints of a language. Other files in their folder stay, such as logs."""
     folder = checkpoints_folder(output_dir, language)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -19,7 +19,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class DataArguments:
-    """What to train, on which recordings, and what to do with the results."""
+    """Models, recordings and the folder of results."""
 
     _argument_group_name = "model and data"
 

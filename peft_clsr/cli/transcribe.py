@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .help import HelpFormatter
-
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -33,7 +31,7 @@ examples:
 
 
 def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("inputs", nargs="+", type=Path, help="recordings, folders of them, and tables metadata.csv")
     add = parser.add_argument_group("model and languages").add_argument
     add("--model", required=True, help="base Whisper: Hub id or folder")

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
+from ..files import write_text
 from ..hub.card import START, language_card
 from ..hub.push import LANGUAGE_FILES, README, describe_adapter, push_folder
 from ..hub.record import read_languages
@@ -76,7 +77,7 @@ class LanguagePublisher:
         repo_id = self.hub_model_id or self.args.hub_model_id or output_dir.absolute().name
         # A card without START is PEFT's empty template, written by each save.
         text = language_card(read_languages(output_dir), repo_id, existing if START in existing else None)
-        path.write_bytes(text.encode("utf-8"))
+        write_text(path, text)
 
     def push_to_hub(
         self,

@@ -200,7 +200,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             inputs (`dict`):
                 The collator's batch: `input_features`, `labels` and further inputs of the model; `language`,
                 `teacher_states`, `teacher_input_features` and `teacher_labels`, if there are any.
-            return_outputs (`bool`, *optional*, defaults to `False`): Whether to return the model's outputs too.
+            return_outputs (`bool`, *optional*, defaults to `False`): Return the model's outputs, too.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Label tokens of all batches (and processes) of the step. By default, the batch is a step of its own.
 

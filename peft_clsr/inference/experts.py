@@ -23,7 +23,7 @@ def load_with_experts(
         model_name (`str`): The base model: Hub id or folder.
         sources (`Sequence[str]`): As in [`choose_experts`].
         languages (`Collection[str]`): Codes of the languages that the recordings have. `None`: also any other.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of the base model.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): The base model's.
 
     Raises:
         ValueError: model or experts cannot be loaded or do not fit, or the model does not know a language.

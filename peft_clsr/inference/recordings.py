@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.audio import audio_seconds
 from ..data.tables import read_table
 from ..languages import language_code
 from .subtitles import SUFFIXES
@@ -27,13 +26,11 @@ class Recording:
         path (`Path`): The file.
         output (`Path`, *optional*): The file for its transcript. By default it is printed.
         language (`str`, *optional*): Its language as Whisper's code, if known.
-        seconds (`float`): Its length by its header; 0 if that cannot be read.
     """
 
     path: Path
     output: Path | None
     language: str | None
-    seconds: float
 
 
 def find_recordings(
@@ -46,7 +43,7 @@ def find_recordings(
         inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables `metadata.csv`.
         output_dir (`Path`, *optional*): The folder for transcripts. A recording keeps its relative path there.
         output_format (`str`): "text", "srt", "vtt" or "json".
-        language (`str`, *optional*): Of recordings whose table gives none.
+        language (`str`, *optional*): For recordings whose table gives none.
 
     Raises:
         ValueError: an input does not exist, there is no recording, or two transcripts would be one file.
@@ -87,8 +84,7 @@ def find_recordings(
                 )
             if other != path:
                 continue  # the same file, given twice
-        seconds = audio_seconds({"path": str(path)}) or 0.0
-        recordings.append(Recording(path, output, recording_language, seconds))
+        recordings.append(Recording(path, output, recording_language))
     return recordings
 
 

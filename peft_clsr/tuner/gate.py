@@ -32,7 +32,7 @@ def noise_deviation(progress: float | None, gate_noise: float, straight_through:
     Args:
         progress (`float` or `None`): Progress of training, in [0, 1]. `None`, if it is unknown, means no noise.
         gate_noise (`float`): The highest deviation.
-        straight_through (`bool`): Whether gates are 0 or 1 in training.
+        straight_through (`bool`): True if gates are 0 or 1 in training, too.
 
     Returns:
         `float`: at least 0.

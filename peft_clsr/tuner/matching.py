@@ -12,12 +12,12 @@ from .config import CLSRConfig
 
 
 def is_projection(config: CLSRConfig, key: str) -> Any:
-    """Whether the module `key` is an input or output projection (truthy), by PEFT's rules for `target_modules`."""
+    """Truthy if the module `key` is an input or output projection by PEFT's rules for `target_modules`."""
     return check_target_module_exists(config, key) or is_output_projection(config, key)
 
 
 def is_output_projection(config: CLSRConfig, key: str) -> Any:
-    """Whether the module `key` is an output projection (truthy), by PEFT's rules for `target_modules`."""
+    """Truthy if the module `key` is an output projection by PEFT's rules for `target_modules`."""
     outputs = copy.copy(config)
     outputs.target_modules = config.output_modules
     return check_target_module_exists(outputs, key)

@@ -1,5 +1,5 @@
 """
-What the layers of a model share during a forward. These objects are neither modules nor buffers, so never saved.
+State that the layers of a model share during a forward. These objects are neither modules nor buffers, so never saved.
 
 - `FFNRoute`: the path of each token, passed from the input to the output projection of one FFN;
 - `RoutingState`: settings and gate values of all FFNs of a model.
@@ -134,7 +134,7 @@ class RoutingState:
             name (`str`): Name of the module.
             gate_values (`torch.Tensor`): [batch, tokens] in [0, 1] (leading dimensions of the FFN's input).
             config (`CLSRConfig`): The adapter's.
-            is_trained (`bool`): Whether the gate's weights require a gradient.
+            is_trained (`bool`): True if the gate's weights require a gradient.
         """
         if self.recorded is not None:
             self.recorded[name] = gate_values.detach()

@@ -47,15 +47,6 @@ def reference(model, tensors, language="catalan"):
     return model, ffns
 
 
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "input_features": torch.randn(2, 80, 100, generator=generator),
-        "decoder_input_ids": torch.randint(0, 200, (2, 6), generator=generator),
-    }
-
-
 @torch.no_grad()
 def logits_of(model, inputs):
     return model.eval()(**inputs).logits

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import SMALL, random_clsr, randomize
+from helpers import SMALL, logits_of, random_clsr, randomize
 from peft import (
     AutoPeftModel,
     LoraConfig,
@@ -27,22 +27,6 @@ from peft_clsr import CLSRConfig, CLSRLayer
 @pytest.fixture
 def whisper(tiny_whisper):
     return lambda: tiny_whisper(init_std=0.2)
-
-
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "input_features": torch.randn(2, 80, 100, generator=generator),
-        "decoder_input_ids": torch.randint(0, 200, (2, 6), generator=generator),
-    }
-
-
-@torch.no_grad()
-def logits_of(model, inputs, adapter=None):
-    if adapter is not None:
-        model.set_adapter(adapter)
-    return model(**inputs).logits
 
 
 # ---------------------------------------------------------------- PEFT

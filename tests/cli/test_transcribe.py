@@ -298,7 +298,7 @@ def test_only_adapters_of_the_languages_are_loaded(run, experts, monkeypatch, tm
 
 def test_adapters_of_a_repository_are_used(run, hub, base, experts, recordings, tmp_path):  # noqa: F811
     model = get_peft_model(base.build(), CLSRConfig(language="ca", **QUIET), adapter_name="ca")
-    push_language(randomize(model, 5), "me/experts", "ca")
+    push_language(randomize(model), "me/experts", "ca")
     arguments = ("--language", "ca", "--output_format", "json")
     assert run(*arguments, "--adapters", "me/experts")[0] == 0
     assert {transcript["adapter"] for transcript in read_json(tmp_path / "out").values()} == {"ca"}

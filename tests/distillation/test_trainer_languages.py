@@ -97,7 +97,7 @@ def test_generation_takes_the_language_and_the_expert_of_each_sample(tiny_whispe
     dataset = spoken(tiny_processor.tokenizer, 6, ("ca", "bg"))
     model = clsr(tiny_whisper(init_std=0.2), ("ca", "bg"))
     for seed in range(6):
-        randomize(model, seed)
+        randomize(model, seed=seed)
     options = {"predict_with_generate": True, "generation_max_length": 12, "generation_num_beams": 2}
     trainer = distiller(model, None, tmp_path, dataset=dataset, eval_dataset=dataset, **options)
     mixed = trainer.predict(dataset).predictions

@@ -546,9 +546,10 @@ def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypa
 def test_the_command_exports_at_the_context_of_the_adapter_or_of_the_base(export, tmp_path, arguments, positions):
     status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "majority", *arguments)
     assert status == 0, printed
-    for line in ("| with the expert, routed | ", "| frozen | ", "| frozen, faster-whisper float32 | "):
-        assert line in printed
-    assert f"| {MODULES[1]} | 0.0 | 0.0 | shared |" in printed
+    rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
+    names = {row[1] for row in rows if len(row) > 2}
+    assert {"with the expert, routed", "frozen", "frozen, faster-whisper float32"} <= names
+    assert ["", MODULES[1], "0.0", "0.0", "shared", ""] in rows
     assert json.loads((tmp_path / "out" / "whisper" / "config.json").read_text())["max_source_positions"] == positions
     names = {path.name for path in (tmp_path / "out" / "ctranslate2").iterdir()}
     assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= names

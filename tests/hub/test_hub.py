@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from helpers import QUIET, randomize
+from helpers import QUIET, logits_of, randomize
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -50,15 +50,6 @@ def whisper(tiny_whisper):
     return build
 
 
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "input_features": torch.randn(2, 80, 100, generator=generator),
-        "decoder_input_ids": torch.randint(0, 200, (2, 6), generator=generator),
-    }
-
-
 def experts(base, *languages, seed=5, **config):
     """A model with trained-looking adapters, each of other weights."""
     config = {**QUIET, "gate_dim": 8, **config}
@@ -68,14 +59,7 @@ def experts(base, *languages, seed=5, **config):
             model = get_peft_model(base, settings, adapter_name=language)
         else:
             model.add_adapter(language, settings)
-    return randomize(model, seed).eval()
-
-
-@torch.no_grad()
-def logits_of(model, inputs, adapter=None):
-    if adapter is not None:
-        model.set_adapter(adapter)
-    return model(**inputs).logits
+    return randomize(model, seed=seed).eval()
 
 
 def card_of(hub, repo=REPO, revision="main"):

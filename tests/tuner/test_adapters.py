@@ -2,28 +2,12 @@
 
 import pytest
 import torch
-from helpers import SMALL, random_clsr, randomize
+from helpers import SMALL, logits_of, random_clsr, randomize
 from peft import LoraConfig, get_layer_status, get_model_status, get_peft_model, inject_adapter_in_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from peft_clsr import CLSRConfig, CLSRLayer
-
-
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "input_features": torch.randn(2, 80, 100, generator=generator),
-        "decoder_input_ids": torch.randint(0, 200, (2, 6), generator=generator),
-    }
-
-
-@torch.no_grad()
-def logits_of(model, inputs, adapter=None):
-    if adapter is not None:
-        model.set_adapter(adapter)
-    return model(**inputs).logits
 
 
 def adapter_parameters(model, adapter):

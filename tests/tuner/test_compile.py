@@ -23,11 +23,7 @@ def model(request, tiny_whisper):
     base = tiny_whisper(init_std=0.2)
     model = get_peft_model(base, CLSRConfig(gate_dim=8, expert_rank=request.param, **QUIET), adapter_name="ca")
     model.add_adapter("uk", CLSRConfig(gate_dim=8, **QUIET))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "clsr_" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model.eval()
+    return randomize(model, scale=0.3).eval()
 
 
 def make_inputs(model, batch=3, tokens=6):

@@ -10,6 +10,7 @@ from versions import adapters_on_the_disk
 
 from peft_clsr import CLSRConfig
 
+CA = {"seed": sum(map(ord, "ca")), "scale": 0.3}  # random weights of the adapter "ca"
 ON_CPU = (
     *(f"model.encoder.{name}" for name in ("conv1", "conv2", "embed_positions", "layer_norm", "layers.0")),
     *(f"model.decoder.{name}" for name in ("embed_tokens", "embed_positions", "layer_norm", "layers.1")),
@@ -78,7 +79,7 @@ def test_experts_on_an_offloaded_base_start_as_the_shared_network(plain, offload
 
 
 def test_an_adapter_trained_on_an_offloaded_base_loads_on_a_plain_one(plain, offloaded, inputs):
-    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca").train()
+    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca", **CA).train()
     model(**inputs).loss.backward()
     assert all((p.grad is not None) == ("clsr_" in name) for name, p in model.named_parameters())
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
@@ -89,7 +90,7 @@ def test_an_adapter_trained_on_an_offloaded_base_loads_on_a_plain_one(plain, off
 
 
 def test_unloading_leaves_the_offloaded_base(plain, offloaded, inputs):
-    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca").eval()
+    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca", **CA).eval()
     assert not torch.allclose(logits_of(model, inputs), logits_of(plain(), inputs), atol=1e-3)
     base = model.unload()
     assert base.model.encoder.layers[1].fc1.weight.is_meta

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomize
 from peft import get_peft_model
 
 from peft_clsr import CLSRConfig
@@ -17,11 +18,7 @@ def model(tiny_whisper):
     model = get_peft_model(base, CLSRConfig(language="ca", gate_dim=8), adapter_name="ca")
     model.add_adapter("uk", CLSRConfig(language="uk", gate_dim=4, expert_rank=2))
     model.add_adapter("far", CLSRConfig(gate_dim=8, exclude_modules=r".*encoder.*"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "clsr_" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model.eval()
+    return randomize(model, scale=0.3).eval()
 
 
 def make_inputs(model, batch=5, tokens=6):

@@ -117,7 +117,7 @@ def layers(model):
 
 
 def randomize(model, adapter="default", seed=5):
-    return helpers.randomize(model, adapter, seed, scale=0.3, gate_scale=0.5)
+    return helpers.randomize(model, adapter, seed=seed, scale=0.3, gate_scale=0.5)
 
 
 @torch.no_grad()
