@@ -20,6 +20,7 @@ from .evaluation.error_rates import error_rates as error_rates
 from .evaluation.error_rates import make_compute_metrics as make_compute_metrics
 from .evaluation.gates import gate_means as gate_means
 from .evaluation.mode import evaluation_mode as evaluation_mode
+from .evaluation.normalization import normalize_text as normalize_text
 from .evaluation.plots import plot_gate_means as plot_gate_means
 from .evaluation.transcripts import transcribe as transcribe
 from .export.freeze import FrozenRouting as FrozenRouting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,25 @@ def read_json(path: str | Path) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or integers of thousands of digits
         raise ValueError(f"{path} cannot be read as JSON ({error}): get the file again") from error
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """
+    JSON of a value. NaN and infinities become `null`, as JSON has no such numbers.
+
+    Args:
+        value: What `json.dumps` takes.
+        options: Of `json.dumps`, such as `indent`.
+    """
+    return json.dumps(_without_nan(value), allow_nan=False, **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..evaluation.normalization import rate_to_read
 
 RESULTS_HEADER = ["language", "utterances", "model", "WER %", "CER %", "trained parameters", "gate mean"]
 
@@ -16,6 +18,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in [header, rule, *rows]
     )
+
+
+def rate_cells(rates: Mapping[str, Any], language: str) -> list[str]:
+    """WER and CER in percent. The WER is left out of languages that put no spaces between words."""
+    read = [rate for rate in ("wer", "cer") if rate == "cer" or rate_to_read(language) == "wer"]
+    return [f"{100 * rates[rate]:.1f}" if rate in read else "" for rate in ("wer", "cer")]
+
+
+def rates_text(rates: Mapping[str, Any], language: str) -> str:
+    """WER and CER in a sentence, as [`rate_cells`]."""
+    cells = zip(("WER", "CER"), rate_cells(rates, language), strict=True)
+    return ", ".join(f"{name} {cell} %" for name, cell in cells if cell)
 
 
 def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
@@ -46,7 +60,7 @@ def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
             language,
             str(row[key]["utterances"]),
             name,
-            *(f"{100 * row[key][rate]:.1f}" for rate in ("wer", "cer")),
+            *rate_cells(row[key], language),
             *more,
         ]
         for key, (name, *more) in names.items()

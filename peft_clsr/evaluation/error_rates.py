@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import EvalPrediction
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ..extras import require
+from .normalization import normalize_text, rate_to_read
+
+logger = logging.getLogger(__name__)
 
 
 def error_rates(
@@ -19,27 +22,30 @@ def error_rates(
     references: Sequence[str],
     languages: Sequence[str] | None = None,
     language: str = "all",
-) -> dict[str, dict[str, float | int]]:
+) -> dict[str, dict[str, Any]]:
     """
     Compute word and character error rates by language, over all utterances of a language together.
 
-    Both sides are normalized by transformers' `BasicTextNormalizer`: lower case, no punctuation or symbols, nothing in
-    brackets. Diacritics stay, as they distinguish words. English gets the same normalizer: its own needs a spelling
-    table and would make languages incomparable.
+    Both sides are normalized by [`normalize_text`]: no case, punctuation or brackets; marks and apostrophes stay in
+    their words. Chinese, Cantonese, Japanese, Thai, Lao, Burmese, Khmer and Tibetan put no spaces between words, so
+    spaces do not count there, an utterance is one word, and the CER is the rate to read.
+
+    A reference that normalizes to nothing, such as "♪", is skipped, counted, and named in a warning.
 
     Args:
         predictions (`Sequence[str]`): Hypotheses.
         references (`Sequence[str]`): Correct transcripts, in the same order.
         languages (`Sequence[str]`, *optional*): Language of each utterance.
-        language (`str`, *optional*, defaults to `"all"`): The key of the result without `languages`.
+        language (`str`, *optional*, defaults to `"all"`): The language of all utterances, and the key of the result,
+            without `languages`.
 
     Returns:
-        `dict`: language to `{"wer", "cer", "utterances", "skipped"}`. Rates are fractions, 0.25 for 25 %, and may be
-        above 1. `skipped` counts references that normalize to nothing (such as "♪"), `utterances` the scored ones. If
-        no utterance is scored, the rates are NaN.
+        `dict`: language to `{"wer", "cer", "rate", "utterances", "skipped"}`. Rates are fractions, 0.25 for 25 %, and
+        may be above 1. `rate` is the one to read, "wer" or "cer". `utterances` counts the scored references, `skipped`
+        the others. If no utterance is scored, the rates are NaN.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: the lengths differ, or a prediction or reference is no text (`None`, NaN): its row is named.
 
     Example:
 
@@ -48,6 +54,31 @@ def error_rates(
     0.3333333333333333
     ```
     """
+    rates, skipped = _rates_and_skipped(predictions, references, languages, language)
+    _warn_of_skipped(skipped, len(references))
+    return rates
+
+
+def check_references(references: Sequence[str], language: str) -> None:
+    """
+    Check that there is something to score, before the work.
+
+    Raises:
+        ValueError: a reference is no text, or all normalize to nothing.
+    """
+    _check_texts("reference", references)
+    if not any(normalize_text(reference, language) for reference in references):
+        first = f" (row 0 is {references[0]!r})" if len(references) else ""
+        raise ValueError(
+            f"none of the {len(references)} references in {language!r} can be scored: without punctuation, symbols "
+            f"and brackets nothing is left{first}. Check the column of transcripts"
+        )
+
+
+def _rates_and_skipped(
+    predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None, language: str
+) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """The rates, and the rows of references that normalize to nothing."""
     jiwer = require("jiwer")
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references: give one each")
@@ -55,12 +86,16 @@ def error_rates(
         languages = [language] * len(references)
     elif len(languages) != len(references):
         raise ValueError(f"{len(languages)} languages for {len(references)} references: give one each")
+    _check_texts("prediction", predictions)
+    _check_texts("reference", references)
 
-    normalize = BasicTextNormalizer(remove_diacritics=False)
     pairs: dict[str, list[tuple[str, str]]] = {key: [] for key in languages} or {language: []}
-    for prediction, reference, key in zip(predictions, references, languages, strict=True):
-        pairs[key].append((normalize(reference).strip(), normalize(prediction).strip()))
-    rates: dict[str, dict[str, float | int]] = {}
+    skipped = []
+    for row, (prediction, reference, key) in enumerate(zip(predictions, references, languages, strict=True)):
+        pairs[key].append((normalize_text(reference, key), normalize_text(prediction, key)))
+        if not pairs[key][-1][0]:
+            skipped.append(row)
+    rates: dict[str, dict[str, Any]] = {}
     for key, utterances in pairs.items():
         scored = [pair for pair in utterances if pair[0]]
         wer = cer = math.nan
@@ -71,10 +106,28 @@ def error_rates(
         rates[key] = {
             "wer": wer,
             "cer": cer,
+            "rate": rate_to_read(key),
             "utterances": len(scored),
             "skipped": len(utterances) - len(scored),
         }
-    return rates
+    return rates, skipped
+
+
+def _check_texts(kind: str, texts: Sequence[str]) -> None:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{kind} {row} is {text!r}, expected text: give its transcript, or leave the row out")
+
+
+def _warn_of_skipped(rows: list[int], total: int) -> None:
+    if rows:
+        first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        logger.warning(
+            "%d of %d references are not scored, as nothing but punctuation, symbols or brackets is in them: rows %s",
+            len(rows),
+            total,
+            first,
+        )
 
 
 def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -86,10 +139,11 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
 
     Returns:
         `Callable`: takes an `EvalPrediction` with `predictions` and `label_ids` [utterances, tokens], -100 for
-        padding. It returns "wer" and "cer", the means over languages, and "wer_ca", "cer_ca" for each language, all
-        fractions as in [`error_rates`]. The language token in the labels of an utterance gives its language. Languages
-        whose references all normalize to nothing are left out. It raises a `ValueError` if no language is left, if
-        labels have no language token, or if predictions are logits.
+        padding. It returns "wer" and "cer", the means over languages, "error_rate", the mean of each language's rate
+        to read, and "wer_ca", "cer_ca" for each language, all fractions as in [`error_rates`]. The language token in
+        the labels of an utterance gives its language. Languages whose references all normalize to nothing are left
+        out. It raises a `ValueError` if no language is left, if labels have no language token, or if predictions are
+        logits.
 
     Example:
 
@@ -100,7 +154,7 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
     ...     eval_strategy="epoch",
     ...     save_strategy="epoch",
     ...     load_best_model_at_end=True,
-    ...     metric_for_best_model="wer",
+    ...     metric_for_best_model="error_rate",
     ...     greater_is_better=False,
     ... )
     >>> trainer = DistillationTrainer(
@@ -118,6 +172,8 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
     language_ids = {tokenizer.convert_tokens_to_ids(f"<|{code}|>"): code for code in LANGUAGES}
     language_ids.pop(tokenizer.unk_token_id, None)  # of languages that the tokenizer does not know
     language_ids.pop(None, None)
+
+    warned: list[bool] = []
 
     def decode(tokens: np.ndarray) -> list[str]:
         return tokenizer.batch_decode(np.where(tokens < 0, tokenizer.eos_token_id, tokens), skip_special_tokens=True)
@@ -139,13 +195,16 @@ def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str,
                     "(prepare_dataset and the collator do)"
                 )
             languages.append(code)
-        rates = error_rates(decode(predictions), decode(labels), languages)
+        rates, skipped = _rates_and_skipped(decode(predictions), decode(labels), languages, "")
+        if not warned and skipped:  # once, and not at each evaluation
+            _warn_of_skipped(skipped, len(labels))
+            warned.append(True)
         scored = {code: row for code, row in rates.items() if row["utterances"]}
         if not scored:
             raise ValueError(
                 f"none of the {len(labels)} references can be scored: all normalize to nothing (such as '♪')"
             )
-        metrics = {}
+        metrics = {"error_rate": sum(row[row["rate"]] for row in scored.values()) / len(scored)}
         for name in ("wer", "cer"):
             metrics[name] = sum(row[name] for row in scored.values()) / len(scored)
             metrics |= {f"{name}_{code}": row[name] for code, row in scored.items()}

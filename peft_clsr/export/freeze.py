@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from ..evaluation.error_rates import error_rates
+from ..evaluation.error_rates import check_references, error_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.transcripts import transcribe
 from ..extras import require
@@ -120,6 +120,7 @@ def freeze_routing(
     name, code = _find_adapter(model, language)
     _check_layers(model, name)
     _check_dataset(dataset, code, model.config.max_source_positions)
+    check_references(dataset["text"][:], code)
 
     model = copy.deepcopy(model)
     model.base_model.enable_adapter_layers()

@@ -134,9 +134,14 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
             metric_value=round(100 * rates[metric], 2),
         )
         for test_set, rates in language.results.items()
-        for metric in ("wer", "cer")
+        for metric in _metrics(language)
         if metric in rates
     ]
+
+
+def _metrics(language: HubLanguage) -> tuple[str, ...]:
+    """The rates that a card shows: a WER says nothing about a language without spaces between words."""
+    return ("wer", "cer") if language.rate == "wer" else ("cer",)
 
 
 def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> list[str]:
@@ -158,7 +163,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
             details = [str(rates[key]) for key in ("config", "split") if key in rates]
             details += [f"{rates['utterances']} utterances"] if "utterances" in rates else []
             name = f"{test_set} ({', '.join(details)})" if details else test_set
-            errors = [_percent(rates, metric) for metric in ("wer", "cer")]
+            errors = [_percent(rates, metric) if metric in _metrics(language) else "" for metric in ("wer", "cer")]
             lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors]) + " |")
     lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
     trained = [language for language in languages if language.training]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
@@ -17,7 +16,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from ..checkpoints.configs import is_clsr, read_config
-from ..files import read_json, write_text
+from ..evaluation.normalization import rate_to_read
+from ..files import json_text, read_json, write_text
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 
@@ -94,6 +94,16 @@ class HubLanguage:
         """WER, as a fraction, on the first test set that has one."""
         return next((rates["wer"] for rates in self.results.values() if "wer" in rates), None)
 
+    @property
+    def rate(self) -> Literal["wer", "cer"]:
+        """The rate to read: "cer" for languages that put no spaces between words."""
+        return rate_to_read(self.code)
+
+    @property
+    def error_rate(self) -> float | None:
+        """The rate to read, as a fraction, on the first test set that has it."""
+        return next((rates[self.rate] for rates in self.results.values() if self.rate in rates), None)
+
 
 def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """
@@ -136,7 +146,7 @@ def training_summary(args: TrainingArguments) -> dict[str, Any]:
 def write_record(folder: Path, base_ffn: Mapping[str, Any], **known: Any) -> None:
     """Write `language.json` into the folder of a saved adapter. The weights' hash in it ties it to these weights."""
     record = {"weights_sha256": sha256_of(folder / SAFETENSORS_WEIGHTS_NAME), "base_ffn": dict(base_ffn), **known}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    text = json_text(record, indent=2, ensure_ascii=False) + "\n"
     write_text(folder / RECORD_NAME, text)
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from peft_clsr import error_rates, gate_means, make_compute_metrics, transcribe
+from peft_clsr.evaluation import normalization
+from peft_clsr.evaluation.error_rates import check_references
 
 
 def test_error_rates_are_those_counted_by_hand():
@@ -46,6 +48,44 @@ def test_references_that_normalize_to_nothing_are_skipped_and_counted():
     assert error_rates([""], ["a b"])["all"]["wer"] == 1.0
 
 
+def test_rows_that_are_not_scored_are_named(caplog):
+    pytest.importorskip("jiwer")
+    error_rates(["la la", "a b"], ["♪ (music)", "a c"], ["ro", "ro"])
+    assert "1 of 2 references are not scored" in caplog.text and "rows 0" in caplog.text
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), 3])
+def test_a_missing_text_is_an_error_that_names_the_row(missing):
+    pytest.importorskip("jiwer")
+    with pytest.raises(ValueError, match="reference 1 is .*expected text"):
+        error_rates(["a", "b"], ["a", missing])
+    with pytest.raises(ValueError, match="prediction 0 is .*expected text"):
+        error_rates([missing, "b"], ["a", "b"])
+
+
+def test_nothing_to_score_is_known_before_the_work():
+    check_references(["...", "a"], "ca")
+    with pytest.raises(ValueError, match=r"none of the 2 references in 'ca' can be scored.*row 0 is '\.\.\.'"):
+        check_references(["...", "[noise]"], "ca")
+    with pytest.raises(ValueError, match="reference 1 is None"):
+        check_references(["...", None], "ca")
+
+
+def test_the_rate_to_read_is_that_of_the_language():
+    pytest.importorskip("jiwer")
+    rates = error_rates(["a b", "你 好"], ["a c", "你，号"], ["ca", "zh"])
+    assert rates["ca"]["rate"] == "wer" and rates["zh"]["rate"] == "cer"
+    assert (rates["ca"]["wer"], rates["zh"]["cer"], rates["zh"]["wer"]) == (1 / 2, 1 / 2, 1.0)
+
+
+def test_the_mean_takes_the_rate_to_read_of_each_language(tiny_processor, evaluated, monkeypatch):
+    unspaced = normalization.UNSPACED_LANGUAGES | {"ro"}  # the tiny tokenizer knows no other
+    monkeypatch.setattr(normalization, "UNSPACED_LANGUAGES", unspaced)
+    metrics = make_compute_metrics(tiny_processor)(evaluated(("ca", " a b", " a c"), ("ro", " a b c", " a bd")))
+    assert (metrics["wer_ca"], metrics["cer_ro"]) == (1 / 2, 1 / 3)
+    assert metrics["error_rate"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
 def test_lists_of_other_lengths_are_refused():
     pytest.importorskip("jiwer")
     with pytest.raises(ValueError, match="1 predictions for 2 references"):
@@ -79,14 +119,14 @@ def test_metrics_are_means_over_languages_not_utterances(tiny_processor, evaluat
     metrics = make_compute_metrics(tiny_processor)(
         evaluated(("ca", " a b", " a b"), ("ro", " a b c d", " a x y z"), ("ca", " a b", " a c"), ("ca", "", " ♪!"))
     )
-    assert metrics == pytest.approx(
-        {"wer_ca": 1 / 4, "wer_ro": 3 / 4, "wer": 1 / 2, "cer_ca": 1 / 6, "cer_ro": 3 / 7, "cer": (1 / 6 + 3 / 7) / 2}
-    )
+    expected = {"wer_ca": 1 / 4, "wer_ro": 3 / 4, "cer_ca": 1 / 6, "cer_ro": 3 / 7, "cer": (1 / 6 + 3 / 7) / 2}
+    assert metrics == pytest.approx({**expected, "wer": 1 / 2, "error_rate": 1 / 2})
 
 
 def test_a_language_without_a_scorable_reference_is_left_out(tiny_processor, evaluated):
     compute_metrics = make_compute_metrics(tiny_processor)
     assert compute_metrics(evaluated(("ca", " a", " a"), ("ro", " la", " ♪"))) == {
+        "error_rate": 0.0,
         "wer": 0.0,
         "wer_ca": 0.0,
         "cer": 0.0,
