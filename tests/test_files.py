@@ -1,10 +1,11 @@
 """Small files: read with a limit, written completely or not at all."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, read_json, write_text
+from peft_clsr.files import MAX_JSON_BYTES, json_text, read_json, write_text
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -47,3 +48,8 @@ def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
         read_json(path)
     path.write_bytes(b'{"a": [1]}')
     assert read_json(path) == {"a": [1]}
+
+
+def test_json_has_no_nan():
+    value = {"a": [1.5, float("nan"), (float("inf"), "NaN")], "b": None}
+    assert json.loads(json_text(value), parse_constant=pytest.fail) == {"a": [1.5, None, [None, "NaN"]], "b": None}

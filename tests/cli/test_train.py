@@ -158,6 +158,14 @@ def test_bad_arguments_are_named_and_nothing_is_written(run, tmp_path, arguments
     assert not (tmp_path / "out").exists()
 
 
+def test_a_test_set_without_a_word_is_refused_before_training(run, recordings, tmp_path):
+    table = recordings / "test" / "metadata.csv"
+    table.write_text("".join(f"{line}\n" for line in ("file_name,transcription,language", "0.wav,...,ro")))
+    status, printed = run()
+    assert status == 2 and "none of the 1 references in 'ro' can be scored" in printed
+    assert "train_runtime" not in printed and not (tmp_path / "out" / "results.json").exists()
+
+
 def test_a_dataset_that_is_neither_folder_nor_on_the_hub_is_named(run, tmp_path):
     status, printed = run(dataset="nobody/nothing")
     assert status == 2 and "nobody/nothing" in printed and not (tmp_path / "out").exists()

@@ -32,7 +32,7 @@ from peft_clsr import (
     save_language,
     update_model_card,
 )
-from peft_clsr.hub.card import write_folder_card
+from peft_clsr.hub.card import language_card, write_folder_card
 
 REPO = "me/experts"
 BASE = "me/tiny-whisper"
@@ -603,6 +603,16 @@ def test_the_card_says_what_is_known(hub, whisper, tmp_path):
     assert "(ca/gate_means.png)" in text and hub.files(REPO)["ca/gate_means.png"].startswith(b"\x89PNG")
     pushed = b"\n".join(hub.files(REPO).values())
     assert b"secret_place" not in pushed and b"hf_mine" not in pushed
+
+
+def test_the_card_of_a_language_without_spaces_has_no_wer():
+    language = HubLanguage("th", "Thai", "th", results={"my/set": {"wer": 1.0, "cer": 0.1, "base_cer": 0.2}})
+    text = language_card([language], REPO)
+    assert rows_of(text)[0][-2:] == ["", "10.0 (20.0)"]
+    assert [(result.metric_name, result.metric_value) for result in ModelCard(text).data.eval_results] == [
+        ("CER (th)", 10.0)
+    ]
+    assert (language.rate, language.error_rate) == ("cer", 0.1)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
