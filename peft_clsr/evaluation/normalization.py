@@ -29,6 +29,9 @@ _DROPPED = dict.fromkeys(
         *map(ord, "\u115f\u1160\u3164\uffa0"),  # Hangul fillers
     ]
 )
+# Malayalam chillus have two spellings: letter, virama and joiner, and a letter of their own.
+_CHILLUS = re.compile("([\u0d15\u0d23\u0d28\u0d30\u0d32\u0d33])\u0d4d\u200d")
+_CHILLU_OF = dict(zip("\u0d15\u0d23\u0d28\u0d30\u0d32\u0d33", "\u0d7f\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e", strict=True))
 _REPLACED = {**_APOSTROPHES, **_MIDDLE_DOTS, **_DROPPED}
 _GERSHAYIM = re.compile(r"(?<=[\u05d0-\u05ea])[\"\u05f4\u201d](?=[\u05d0-\u05ea])")
 _NOT_SPOKEN = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
@@ -73,7 +76,7 @@ def normalize_text(text: str, language: str = "") -> str:
     if primary in _DOTTED_I:
         text = text.replace("İ", "i").replace("I", "ı")
     text = unicodedata.normalize("NFC", text.lower().replace("i\u0307", "i"))
-    text = _GERSHAYIM.sub("\u05f4", text)
+    text = _CHILLUS.sub(lambda match: _CHILLU_OF[match[1]], _GERSHAYIM.sub("\u05f4", text))
     kept = text if text.isascii() and text.isalnum() else _keep_words(text, primary in _LETTER_APOSTROPHES)
     return kept.replace(" ", "") if primary in UNSPACED_LANGUAGES else " ".join(kept.split())
 
