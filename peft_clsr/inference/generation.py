@@ -59,23 +59,24 @@ class PromptRouting:
         self.model, self.routing = model, routing
         self.start_token = model.generation_config.decoder_start_token_id
         self.languages = {token_id: token[2:-2] for token, token_id in tokens.items()}
-        layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
+        with routing.calls.lock:  # no adapter is added meanwhile
+            layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
         self.adapters = {name: config for layer in layers for name, config in layer.clsr_config.items()}
         # With transformers' own adapters, one of another method may be active too.
         self.active = next((name for name in layers[0].active_adapters if name in self.adapters), None)
         self.adapter_of = functools.cache(self._adapter_of)
-        self.outer_names = routing.adapter_names  # of an enclosing call
         self.prompt_names: list[str] | None = None  # the adapter of each sample, as read from the prompts
+        self.call = ExitStack()
         self.current_samples = ExitStack()  # holds `use_adapter_per_sample` of the samples that run now
 
     def __enter__(self) -> None:
         self.token = _current_call.set(self)
-        self.prompt_names = self.routing.adapter_names = None
+        self.call.enter_context(self.routing.calls.enter(adapter_names=None))  # not those of an enclosing call
 
     def __exit__(self, *exception: Any) -> None:
         self.current_samples.close()
+        self.call.close()
         _current_call.reset(self.token)
-        self.routing.adapter_names = self.outer_names
 
     def set_prompts(self, prompts: torch.Tensor) -> None:
         """Route the samples that run next by their decoder prompts [samples, tokens]."""
