@@ -191,10 +191,11 @@ def _warn_of_unused_adapter(
     if active is None or _is_disabled(model):
         return
     own = adapter_languages(adapters)[active]
-    for language in set(languages) - routing.warned_of - {None, own}:
-        if inference_adapter(adapters, language, active) is not None:
-            continue
-        routing.warned_of.add(language)
+    served_by_base = {code for code in set(languages) if code and not inference_adapter(adapters, code, active)}
+    with routing.calls.lock:  # once, also in several threads
+        news = served_by_base - routing.warned_of
+        routing.warned_of |= news
+    for language in sorted(news):
         warnings.warn(
             f"generate got no language, and {source} {language!r}, which has no adapter. So the base model answers, "
             f"not the active adapter {active!r} (the model has adapters for {', '.join(map(repr, adapters))}). If the "

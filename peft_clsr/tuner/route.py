@@ -188,7 +188,10 @@ class RoutingState:
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
         """Compute the sums of the gate values and the budget loss, and in training add it to the loss."""
         gates = self.forward_gates
-        gate_values_of_modules, gates.values = gates.values, None  # a recomputation in the backward pass must not count
+        gate_values_of_modules, gates.values = (
+            gates.values,
+            None,
+        )  # a recomputation in the backward pass must not count
         if not gate_values_of_modules:
             return None
         if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in gates.trained):
