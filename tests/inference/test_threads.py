@@ -261,19 +261,19 @@ def test_adapters_may_be_added_and_activated_while_others_generate(model):
 
 
 def test_calls_of_a_compiled_model_take_turns(model):
-    expected = {language: generate(model, language, cache_implementation="static") for language in LANGUAGES}
+    """One FFN is compiled, as that is quick."""
+    languages = ["ca", "fr", "ro"]
+    expected = [generate(model, language) for language in languages]
     torch._dynamo.reset()
-    whisper = model.get_base_model()
-    whisper.forward = torch.compile(whisper.forward, backend="eager")
-    generate(model, "ca", cache_implementation="static")  # compiles
+    layer = model.get_base_model().model.decoder.layers[0]
+    for module in (layer.fc1, layer.fc2):
+        module.compile(backend="eager", dynamic=True)
+    generate(model, "ca")  # compiles
     try:
-        alone, together = in_threads(
-            lambda language: generate(model, language, cache_implementation="static"), LANGUAGES, times=3
-        )
+        alone, together = in_threads(lambda language: generate(model, language), languages, times=8)
     finally:
-        del whisper.forward
         torch._dynamo.reset()
-    assert all(torch.equal(tokens, expected[language]) for tokens, language in zip(alone, LANGUAGES, strict=True))
+    assert all(torch.equal(tokens, own) for tokens, own in zip(alone, expected, strict=True))
     assert_same_tokens(alone, together)
 
 
