@@ -19,7 +19,8 @@ from transformers import Seq2SeqTrainer
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from ..languages import adapter_of_language
+from ..inference.label_prompt import prompt_of_labels
+from ..languages import adapter_languages, adapter_of_language
 from ..tuner.adapter_names import adapter_folder
 from ..tuner.layer import CLSRLayer
 from .arguments import DistillationTrainingArguments
@@ -412,14 +413,31 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             loss = self.compute_loss(model, inputs).detach()
         if prediction_loss_only:
             return loss, None, None
+        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
         names = ("input_features", "attention_mask", "language")
         generation_inputs = {name: inputs[name] for name in names if name in inputs}
-        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
+        given = gen_kwargs or getattr(self, "_gen_kwargs", {})
+        prompt = self._generation_prompt(inputs["labels"], adapter_names) | generation_inputs
+        generation_inputs = {name: value for name, value in prompt.items() if name not in given}
         with self._tuner.route_samples(adapter_names):
             _, tokens, _ = super().prediction_step(
                 model, generation_inputs, False, ignore_keys=ignore_keys, **gen_kwargs
             )
         return loss, tokens, inputs["labels"]
+
+    def _generation_prompt(self, labels: torch.Tensor, adapter_names: list[str]) -> dict[str, Any]:
+        """The language and task of a batch for `generate`: those of the labels, else the language of the adapter."""
+        config = self.model.generation_config
+        lang_to_id = getattr(config, "lang_to_id", None)
+        if not lang_to_id:  # the model knows English only
+            return {}
+        languages, task = prompt_of_labels(labels, lang_to_id, getattr(config, "task_to_id", None) or {})
+        if languages is None and getattr(config, "language", None) is None:
+            known = adapter_languages(self._tuner.peft_config)
+            languages = [known[name] for name in adapter_names]
+        if languages is None or None in languages:
+            return {}
+        return {"language": languages} | ({} if task is None or getattr(config, "task", None) else {"task": task})
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._evaluation_sums.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,13 +19,16 @@ from .mode import evaluation_mode
 @contextmanager
 def _without_generation_warnings() -> Iterator[None]:
     """Hide transformers' warnings at each batch about arguments that Whisper's `generate` passes to itself."""
-    logger = logging.getLogger("transformers.generation.utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger, thread = logging.getLogger("transformers.generation.utils"), threading.get_ident()
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
+    logger.addFilter(is_shown)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_shown)
 
 
 def transcribe(

@@ -18,6 +18,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from ..data.audio import audio_seconds, read_audio
 from ..languages import inference_adapter
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
+from .generation import warn_of_unused_adapter
+from .sampling import seeded_sampling
 from .subtitles import Transcript
 
 logger = logging.getLogger(__name__)
@@ -136,25 +138,25 @@ def transcribe_waveforms(
         languages = [given or code for given, code in zip(languages, detected, strict=True)]
     progress = tqdm(disable=True) if progress is None else progress
     before = progress.n
-    torch.manual_seed(0)  # the same batch gives the same text, also when it is sampled
 
     def update_progress(frames: torch.Tensor) -> None:  # [recordings, 2]: finished frames of each, and all frames
         finished = frames[:, 0] * extractor.hop_length / extractor.sampling_rate
         progress.update(before + int(finished.minimum(torch.tensor(seconds)).sum()) - progress.n)
 
-    outputs = model.generate(
-        input_features=features,
-        attention_mask=mask,
-        language=languages,
-        task=task,
-        return_timestamps=True,
-        return_segments=True,
-        num_beams=num_beams,
-        # A window whose text repeats itself is decoded again, sampling at ever higher temperatures.
-        temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        compression_ratio_threshold=1.35,
-        monitor_progress=update_progress,
-    )
+    with seeded_sampling():  # the same batch gives the same text, also when it is sampled
+        outputs = model.generate(
+            input_features=features,
+            attention_mask=mask,
+            language=languages,
+            task=task,
+            return_timestamps=True,
+            return_segments=True,
+            num_beams=num_beams,
+            # A window whose text repeats itself is decoded again, sampling at ever higher temperatures.
+            temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+            compression_ratio_threshold=1.35,
+            monitor_progress=update_progress,
+        )
     progress.update(before + round(sum(seconds)) - progress.n)
     adapters = getattr(model, "peft_config", {})
     return [
@@ -204,7 +206,9 @@ def detect_languages(model: torch.nn.Module, features: torch.Tensor, candidates:
     frames = model.config.max_source_positions * FRAMES_PER_POSITION
     ids = model.detect_language(features, generation_config=config, num_segment_frames=frames)
     codes = {token_id: token[2:-2] for token, token_id in config.lang_to_id.items()}
-    return [codes[token_id] for token_id in ids.tolist()]
+    languages = [codes[token_id] for token_id in ids.tolist()]
+    warn_of_unused_adapter(model, languages)
+    return languages
 
 
 def make_segments(

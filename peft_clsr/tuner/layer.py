@@ -124,7 +124,7 @@ class CLSRLayer(BaseTunerLayer):
         """The adapters to route by: the active one, or those of the samples. Empty if only the base layer is used."""
         if self.disable_adapters:
             return []
-        names = self.route.routing.adapter_names
+        names = self.route.routing.calls.current(self.training).adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))
         return [name for name in names if name in self.clsr_config]
 
@@ -151,7 +151,7 @@ class CLSRLayer(BaseTunerLayer):
         """
         if not self.training:
             return result
-        unused = [adapter_name] if self.route.is_skipped else []
+        unused = [adapter_name] if self.route.tokens.is_skipped else []
         if _is_distributed():
             unused += [name for name in self.clsr_config if name != adapter_name]
         return with_zero_gradients(result, [p for p in self.adapter_parameters(unused) if p.requires_grad])
@@ -177,27 +177,29 @@ class InputLinear(nn.Module, CLSRLayer):
             `torch.Tensor`: soft: [..., 2 · out_features], the shared half, then the expert's ([..., out_features] if
             the module is skipped); hard: [..., out_features], rows in the order of the route.
         """
-        adapter_names, route = self._routed_adapters(), self.route
+        adapter_names = self._routed_adapters()
+        if torch.compiler.is_compiling():
+            self.route.routing.calls.is_compiled = True
         if not adapter_names:
-            route.clear()
+            self.route.start()
             result = self.base_layer(x, *args, **kwargs)
             return self._zero_gradients_of_unused(result, None)
         if self._offloaded:
             self._load_offloaded(adapter_names, x.device)
         if self.owns_gate:
-            route.clear()
-            route.paths = [None, *adapter_names]
+            self.route.start().paths = [None, *adapter_names]
             if self.training:
                 soft_routing.choose(self, x, adapter_names[0])
             else:
                 hard_routing.choose(self, x, adapter_names)
-        if not route.is_set:
+        tokens = self.route.tokens
+        if not tokens.is_set:
             raise RuntimeError(
-                f"an input projection was called before {route.name!r}, which owns the gate of its FFN; the gate "
+                f"an input projection was called before {self.route.name!r}, which owns the gate of its FFN; the gate "
                 "belongs to the first input projection of its module, so register the projections in the order of "
                 "their use"
             )
-        if route.is_soft:
+        if tokens.is_soft:
             result = soft_routing.project_input(self, x, adapter_names[0])
             return self._zero_gradients_of_unused(result, adapter_names[0])
         return hard_routing.project_input(self, x)
@@ -220,19 +222,19 @@ class OutputLinear(nn.Module, CLSRLayer):
         Returns:
             `torch.Tensor`: [..., out_features], tokens in their own order.
         """
-        route = self.route
-        if not route.is_set:
+        tokens = self.route.tokens
+        if not tokens.is_set:
             result = self.base_layer(x, *args, **kwargs)
             return self._zero_gradients_of_unused(result, None)
         if self._offloaded:
-            self._load_offloaded(route.paths[1:], x.device)
-        adapter_name = route.paths[1]
-        if route.is_soft:
+            self._load_offloaded(tokens.paths[1:], x.device)
+        adapter_name = tokens.paths[1]
+        if tokens.is_soft:
             result = soft_routing.project_output(self, x, adapter_name)
         else:
             result = hard_routing.project_output(self, x)
         result = self._zero_gradients_of_unused(result, adapter_name)
-        route.clear()
+        tokens.clear()
         return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,9 +69,11 @@ class CLSRModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_adapter_name(adapter_name)  # saving makes a folder of this name
         _check_adapter_name_is_not_in_model(model, adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        # Not in _post_injection_hook, which PEFT calls for the first adapter only.
-        cut_audio_context(model, self.routing, self.peft_config, adapter_name)
+        layer = next((module for module in model.modules() if isinstance(module, CLSRLayer)), None)
+        with nullcontext() if layer is None else layer.route.routing.calls.lock:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            # Not in _post_injection_hook, which PEFT calls for the first adapter only.
+            cut_audio_context(model, self.routing, self.peft_config, adapter_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, without the hook for the budget loss
@@ -245,7 +247,8 @@ class CLSRModel(BaseTuner):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
+        with self.routing.calls.lock:
+            super().delete_adapter(adapter_name)
         if not any(getattr(config, "max_audio_seconds", None) for config in self.peft_config.values()):
             restore_audio_context(self.model, self.routing)
 
@@ -273,12 +276,12 @@ class CLSRModel(BaseTuner):
         Raises:
             RuntimeError: there was no such forward, the adapter was off, or the batch had several adapters.
         """
-        return self._require_forward(self.routing.budget_loss)
+        return self._require_forward(self.routing.forward_gates.budget_loss)
 
     def gate_mean(self) -> torch.Tensor:
         """The mean gate value that [`budget_loss`] compares to the budget: scalar float32 in [0, 1], without graph."""
-        total = self._require_forward(self.routing.gate_sums).detach().sum()
-        return total / self.routing.gate_counts.sum().clamp(min=1)
+        gates = self.routing.forward_gates
+        return self._require_forward(gates.sums).detach().sum() / gates.counts.sum().clamp(min=1)
 
     @staticmethod
     def _require_forward(value: torch.Tensor | None) -> torch.Tensor:
@@ -324,11 +327,9 @@ class CLSRModel(BaseTuner):
         >>> gates["model.encoder.layers.0.fc1"].mean()
         ```
         """
-        outer, self.routing.recorded = self.routing.recorded, {}
-        try:
-            yield self.routing.recorded
-        finally:
-            self.routing.recorded = outer
+        gates: dict[str, torch.Tensor] = {}
+        with self.routing.calls.enter(recorded=gates):
+            yield gates
 
 
 def _check_adapter_name_is_not_in_model(model: nn.Module, adapter_name: str) -> None:
