@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from ..languages import adapter_of_language
 from ..tuner.adapter_names import adapter_folder
 from ..tuner.layer import CLSRLayer
+from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
 from .batches import batch_sampler, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
@@ -52,7 +53,9 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     only the adapter of that language. Adapters are found by name or by the `language` of their config.
 
     Args:
-        model ([`~peft.PeftModel`]): The student: a Whisper with CLSR adapters.
+        model ([`~peft.PeftModel`] or [`~transformers.PreTrainedModel`]):
+            The student: a Whisper with CLSR adapters. One whose adapters were added by transformers' own `add_adapter`
+            is wrapped in a `PeftModel`, which shares their weights and saves in PEFT's folders.
         args ([`DistillationTrainingArguments`]): Arguments.
         teacher_model ([`~transformers.PreTrainedModel`] or [`TeacherStates`], *optional*):
             One of: another Whisper, also inside a `PeftModel`; `model` itself, so that its shared FFNs teach without a
@@ -95,11 +98,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         teacher_processor: Any | None = None,
         **kwargs: Any,
     ) -> None:
-        if not hasattr(getattr(model, "base_model", None), "budget_loss"):
-            raise ValueError(
-                f"the model is a {type(model).__name__} without a CLSR adapter: wrap it with "
-                "get_peft_model(model, CLSRConfig(...)) first"
-            )
+        model = as_peft_model(model)
         if not isinstance(args, DistillationTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}, expected DistillationTrainingArguments")
         if kwargs.get("compute_loss_func") is not None:

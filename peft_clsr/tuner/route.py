@@ -10,6 +10,7 @@ Which adapter each sample takes is set by `samples.use_adapter_per_sample`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,13 +105,16 @@ class RoutingState:
         self._reset()
         self.__dict__.update(state)
 
-    def attach(self, model: nn.Module) -> None:
-        """Hook the forward of the base model, and set `model.clsr_routing` for its `generate`; once."""
+    def attach(self, model: nn.Module, checks: Callable) -> None:
+        """
+        Hook the forward of the base model, also with `checks`, and set `model.clsr_routing` for its `generate`; once.
+        """
         if not self._hooks:
             model.clsr_routing = self
             self._hooks = [
                 model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 model.register_forward_hook(self._after_forward, with_kwargs=True),
+                model.register_forward_hook(checks),
             ]
 
     def detach(self, model: nn.Module) -> None:
@@ -126,7 +130,9 @@ class RoutingState:
         """True if gate values are recorded or counted in this forward."""
         return self.recorded is not None or self._gates is not None
 
-    def add_gate_values(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool) -> None:
+    def add_gate_values(
+        self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool, counts: bool = True
+    ) -> None:
         """
         Store the gate values of a module, if they are asked for.
 
@@ -135,10 +141,11 @@ class RoutingState:
             gate_values (`torch.Tensor`): [batch, tokens] in [0, 1] (leading dimensions of the FFN's input).
             config (`CLSRConfig`): The adapter's.
             is_trained (`bool`): True if the gate's weights require a gradient.
+            counts (`bool`, *optional*, defaults to `True`): False if the values are no part of the budget.
         """
         if self.recorded is not None:
             self.recorded[name] = gate_values.detach()
-        if self._gates is not None:
+        if self._gates is not None and counts:
             # Store only. Any op here would break checkpoint recomputation.
             self._gates.append((name, gate_values, config))
             if is_trained:
