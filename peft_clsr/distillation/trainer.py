@@ -21,11 +21,13 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..inference.label_prompt import prompt_of_labels
 from ..languages import adapter_languages, adapter_of_language
-from ..tuner.adapter_names import adapter_folder
+from ..tuner.adapter_names import adapter_folder, short_repr
 from ..tuner.layer import CLSRLayer
+from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
 from .batches import batch_sampler, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
+from .finite import FiniteChecks, finite_examples, finite_states, finite_targets
 from .logged_sums import LoggedSums
 from .losses import TeacherTargets, chunked_losses
 from .output_layer import output_layer, replaced_output_layer
@@ -53,7 +55,9 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     only the adapter of that language. Adapters are found by name or by the `language` of their config.
 
     Args:
-        model ([`~peft.PeftModel`]): The student: a Whisper with CLSR adapters.
+        model ([`~peft.PeftModel`] or [`~transformers.PreTrainedModel`]):
+            The student: a Whisper with CLSR adapters. One whose adapters were added by transformers' own `add_adapter`
+            is wrapped in a `PeftModel`, which shares their weights and saves in PEFT's folders.
         args ([`DistillationTrainingArguments`]): Arguments.
         teacher_model ([`~transformers.PreTrainedModel`] or [`TeacherStates`], *optional*):
             One of: another Whisper, also inside a `PeftModel`; `model` itself, so that its shared FFNs teach without a
@@ -72,7 +76,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         ValueError:
             the model has no CLSR adapter; a `compute_loss_func` is given; the teacher does not fit; the training
             dataset is empty, lacks the language column, or has a language without an adapter; several GPUs without
-            `accelerate launch`.
+            `accelerate launch`. In `train`: a batch, the teacher, the student or a gradient is NaN or infinite; the
+            step is not made, so the weights are the last good ones.
 
     Example:
 
@@ -96,11 +101,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         teacher_processor: Any | None = None,
         **kwargs: Any,
     ) -> None:
-        if not hasattr(getattr(model, "base_model", None), "budget_loss"):
-            raise ValueError(
-                f"the model is a {type(model).__name__} without a CLSR adapter: wrap it with "
-                "get_peft_model(model, CLSRConfig(...)) first"
-            )
+        model = as_peft_model(model)
         if not isinstance(args, DistillationTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}, expected DistillationTrainingArguments")
         if kwargs.get("compute_loss_func") is not None:
@@ -129,6 +130,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         self._training_sums, self._evaluation_sums = LoggedSums(), LoggedSums()
         self._batches_to_count: list[dict[str, Any]] = []  # of an accumulated step, until its gates are counted
         self._adapters_of_step: set[str] = set()
+        self._finite = FiniteChecks(self.accelerator)
 
     # ------------------------------------------------------------------ languages
 
@@ -221,13 +223,21 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
                 processes = self.accelerator.num_processes // self.get_tp_size()
         num_labels = num_labels.clamp(min=1)
 
+        flags = self._finite.flags = {}
+        for name in ("input_features", "teacher_input_features"):
+            if inputs.get(name) is not None:
+                flags[name.replace("teacher_", "teacher's ").replace("_", " ")] = finite_examples(inputs[name])
         targets = self._teacher_targets(inputs, labels, model.training)
+        if targets is not None:
+            flags["teacher's decoder states"] = finite_targets(targets, labels != -100)
         outputs, losses = self._student_losses(model, inputs, labels, adapter_names, targets, return_outputs)
         weighted_sum, ce_sum, kd_sum = losses
         gates = self._budget.batch_gates(adapter_names)
         budget_losses = self._budget.losses(gates, is_whole_step)
         budget_loss = self._budget.weighted_sum(budget_losses).to(weighted_sum.device)
         loss = processes * (weighted_sum / num_labels + budget_loss)
+        for name, value in (("cross-entropy", ce_sum), ("distillation loss", kd_sum), ("budget loss", budget_loss)):
+            flags[name] = value.detach().isfinite()
 
         if model.training:
             ce_loss, kd_loss = processes * ce_sum / num_labels, processes * kd_sum / num_labels
@@ -304,6 +314,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         if targets is not None and targets.output_layer is None:  # the student is its own teacher
             targets = replace(targets, output_layer=partial(F.linear, weight=weight, bias=bias))
         is_label = labels != -100
+        self._finite.flags["student's decoder states"] = finite_states(hidden_states.detach(), is_label)
         return chunked_losses(
             hidden_states[is_label],
             weight,
@@ -339,10 +350,25 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         # Around the backward pass too: gradient checkpointing runs the forward again there.
         with self._tuner.route_samples(adapter_names):
             loss = super().training_step(model, inputs, *args, **kwargs)
+        self._finite.end_batch(inputs["labels"])
         if self.accelerator.sync_gradients:
+            self._finite.end_step(self.state.global_step, self._describe_example)
             self._budget.end_step()
             self._drop_gradients_of_absent_adapters()
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # Trainer calls it before each step
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._finite.check_gradients(grad_norm, self.state.global_step)
+        return grad_norm
+
+    def _describe_example(self, labels: torch.Tensor) -> str:
+        """The text of an example, or its labels [tokens] if there is no tokenizer, for an error message."""
+        tokens = labels[labels != -100].tolist()
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        if hasattr(tokenizer, "decode"):
+            return f"its text is {short_repr(tokenizer.decode(tokens, skip_special_tokens=True))}"
+        return f"its labels are {short_repr(tokens)}"
 
     def _run_for_gates(self, model: nn.Module, batch: dict[str, Any]) -> list[str]:
         """Run the student on a batch for its gates alone; returns the adapter of each example."""

@@ -32,7 +32,9 @@ def choose(layer: CLSRLayer, x: torch.Tensor, adapter_names: list[str]) -> None:
         choice = _choose_by_sample(layer, x, sample_names, adapter_names)
     if route.routing.is_collecting:
         config = layer.clsr_config[adapter_names[0]]
-        route.routing.add_gate_values(route.name, (choice > 0).float(), config, is_trained=False)
+        # In training these gates are frozen, and the budget is for those that are trained.
+        counts = not layer.training
+        route.routing.add_gate_values(route.name, (choice > 0).float(), config, is_trained=False, counts=counts)
 
     has_full_expert = any(name in layer.clsr_expert for name in adapter_names)
     # Under torch.compile, sizes of groups would be shapes that depend on data.

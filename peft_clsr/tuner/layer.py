@@ -1,7 +1,7 @@
 """
 The two projections of a feed-forward network (FFN), each with the shared weight and an expert's.
 
-`soft_routing` computes them in training, `hard_routing` in evaluation; a projection by one path is in `expert`.
+`soft_routing` computes them in training, `hard_routing` in evaluation and where the adapter is frozen; a projection by one path is in `expert`.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class CLSRLayer(BaseTunerLayer):
         self.reset_clsr_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.train(self.base_layer.training)  # new modules are in training mode, and the base may not be
 
     @torch.no_grad()
     def reset_clsr_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
@@ -120,13 +121,19 @@ class CLSRLayer(BaseTunerLayer):
                 if adapter_name in getattr(self, modules):
                     getattr(self, modules)[adapter_name].to(device)
 
-    def _routed_adapters(self) -> list[str]:
+    def routed_adapters(self) -> list[str]:
         """The adapters to route by: the active one, or those of the samples. Empty if only the base layer is used."""
         if self.disable_adapters:
             return []
         names = self.route.routing.calls.current(self.training).adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))
         return [name for name in names if name in self.clsr_config]
+
+    def is_frozen(self, adapter_name: str) -> bool:
+        """True if no weight of an adapter in this layer is trained. Weights that FSDP gathered count as trained."""
+        experts = [getattr(self, name) for name in self.adapter_layer_names]
+        weights = [modules[adapter_name].weight for modules in experts if adapter_name in modules]
+        return not any(weight.requires_grad or not isinstance(weight, nn.Parameter) for weight in weights)
 
     def gate_logits(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """Gate logits, float32 [...], of the tokens of `x` [..., in_features]. Only for a layer that owns the gate."""
@@ -177,7 +184,7 @@ class InputLinear(nn.Module, CLSRLayer):
             `torch.Tensor`: soft: [..., 2 · out_features], the shared half, then the expert's ([..., out_features] if
             the module is skipped); hard: [..., out_features], rows in the order of the route.
         """
-        adapter_names = self._routed_adapters()
+        adapter_names = self.routed_adapters()
         if torch.compiler.is_compiling():
             self.route.routing.calls.is_compiled = True
         if not adapter_names:
@@ -188,7 +195,7 @@ class InputLinear(nn.Module, CLSRLayer):
             self._load_offloaded(adapter_names, x.device)
         if self.owns_gate:
             self.route.start().paths = [None, *adapter_names]
-            if self.training:
+            if self.training and not self.is_frozen(adapter_names[0]):
                 soft_routing.choose(self, x, adapter_names[0])
             else:
                 hard_routing.choose(self, x, adapter_names)

@@ -17,8 +17,11 @@ from .audio_context import cut_audio_context, resolve_audio_context, restore_aud
 from .config import CLSRConfig
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
 from .matching import check_ffns, is_output_projection, is_projection
+from .progress import set_gate_progress
 from .route import FFNRoute, RoutingState
 from .samples import use_adapter_per_sample
+from .training_checks import TrainingChecks
+from .wrapping import is_wrapping
 
 
 class CLSRModel(BaseTuner):
@@ -60,13 +63,16 @@ class CLSRModel(BaseTuner):
         self.routing = next((layer.route.routing for layer in layers), None) or RoutingState()
 
     def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
-        self.routing.attach(model)
+        self.routing.attach(model, TrainingChecks(self.routing))
+        self.training = model.training
         # Without this, k accumulated batches would give k times the gradient: Trainer assumes that a model with
         # **kwargs divides its loss by the label tokens of all k batches, and does not divide it by k. Neither Whisper
         # nor the budget loss does so.
         model.accepts_loss_kwargs = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if is_wrapping.get():
+            return  # transformers' own `add_adapter` has put the layers into the model
         check_adapter_name(adapter_name)  # saving makes a folder of this name
         _check_adapter_name_is_not_in_model(model, adapter_name)
         layer = next((module for module in model.modules() if isinstance(module, CLSRLayer)), None)
@@ -297,17 +303,15 @@ class CLSRModel(BaseTuner):
         Set the progress of training, which scales the noise on gate logits.
 
         The noise rises from 0 to `gate_noise`. For straight-through gates it falls from `gate_noise` to 0 in the first
-        half of training. Without this call there is no noise.
+        half of training. Without this call there is no noise. [`set_gate_progress`] does the same for any model.
 
         Args:
-            progress (`float`): In [0, 1]; 0 at the start. [`GateScheduleCallback`] calls this in each step.
+            progress (`float`): In [0, 1]; 0 at the start.
 
         Raises:
             ValueError: `progress` is outside [0, 1].
         """
-        if not 0 <= progress <= 1:
-            raise ValueError(f"gate progress is {progress}, expected in [0, 1]: give step / number of training steps")
-        self.routing.gate_progress = float(progress)
+        set_gate_progress(self, progress)
 
     @contextmanager
     def record_gates(self) -> Iterator[dict[str, torch.Tensor]]:

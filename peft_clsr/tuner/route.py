@@ -11,6 +11,7 @@ What belongs to one call or one forward is kept apart by thread (`calls`). Which
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,13 +140,16 @@ class RoutingState:
         """The gates of this thread's last forward."""
         return self._forward_gates.get()
 
-    def attach(self, model: nn.Module) -> None:
-        """Hook the forward of the base model, and set `model.clsr_routing` for its `generate`; once."""
+    def attach(self, model: nn.Module, checks: Callable) -> None:
+        """
+        Hook the forward of the base model, also with `checks`, and set `model.clsr_routing` for its `generate`; once.
+        """
         if not self._hooks:
             model.clsr_routing = self
             self._hooks = [
                 model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 model.register_forward_hook(self._after_forward, with_kwargs=True),
+                model.register_forward_hook(checks),
             ]
 
     def detach(self, model: nn.Module) -> None:
@@ -161,7 +165,9 @@ class RoutingState:
         """True if gate values are recorded or counted in this forward."""
         return self.calls.current().recorded is not None or self.forward_gates.values is not None
 
-    def add_gate_values(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool) -> None:
+    def add_gate_values(
+        self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool, counts: bool = True
+    ) -> None:
         """
         Store the gate values of a module, if they are asked for.
 
@@ -170,11 +176,12 @@ class RoutingState:
             gate_values (`torch.Tensor`): [batch, tokens] in [0, 1] (leading dimensions of the FFN's input).
             config (`CLSRConfig`): The adapter's.
             is_trained (`bool`): True if the gate's weights require a gradient.
+            counts (`bool`, *optional*, defaults to `True`): False if the values are no part of the budget.
         """
         recorded, gates = self.calls.current().recorded, self.forward_gates
         if recorded is not None:
             recorded[name] = gate_values.detach()
-        if gates.values is not None:
+        if gates.values is not None and counts:
             # Store only. Any op here would break checkpoint recomputation.
             gates.values.append((name, gate_values, config))
             if is_trained:

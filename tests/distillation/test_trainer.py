@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import clsr, randomize
+from helpers import SMALL, clsr, randomize
 from training import (
     PARTS,
     adapter_weights,
@@ -18,24 +18,20 @@ from training import (
 )
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from peft_clsr import (
-    CLSRModel,
-    DistillationTrainer,
-    DistillationTrainingArguments,
-    GateScheduleCallback,
-)
+from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments, GateScheduleCallback
+from peft_clsr.distillation import callbacks
 
 
 @pytest.fixture
 def progress_calls(monkeypatch):
-    """What `set_gate_progress` was called with."""
-    calls, original = [], CLSRModel.set_gate_progress
+    """What the callback gave `set_gate_progress`."""
+    calls, original = [], callbacks.set_gate_progress
 
-    def record(self, progress):
+    def record(model, progress):
         calls.append(progress)
-        return original(self, progress)
+        return original(model, progress)
 
-    monkeypatch.setattr(CLSRModel, "set_gate_progress", record)
+    monkeypatch.setattr(callbacks, "set_gate_progress", record)
     return calls
 
 
@@ -444,6 +440,76 @@ def test_plain_seq2seq_trainer_trains_gates_and_experts(readable_whisper, tmp_pa
     after = base_state(model)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(not torch.equal(p, adapter_before[name]) for name, p in adapter_weights(model).items())
+
+
+def by_transformers(base, adapters=("ca",), **config):
+    """`clsr`, but with transformers' own `add_adapter`."""
+    torch.manual_seed(0)
+    for adapter in adapters:
+        base.add_adapter(CLSRConfig(**{**SMALL, **config}), adapter)
+    base.set_adapter(adapters[0])
+    return base
+
+
+def test_a_model_of_transformers_own_add_adapter_is_trained_as_a_peft_model(
+    readable_whisper, tmp_path, progress_calls
+):
+    def train(model, folder):
+        trainer = distiller(
+            model,
+            readable_whisper(seed=1),
+            folder,
+            max_steps=4,
+            save_strategy="steps",
+            save_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            eval_dataset=make_dataset(size=4),
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+        )
+        trainer.train()
+        return trainer
+
+    weights = []
+    for make, folder in ((clsr, tmp_path / "a"), (by_transformers, tmp_path / "b")):
+        model = make(readable_whisper(), ["ca"], gate_noise=1.0)
+        train(model, folder)
+        weights.append({name.removeprefix("base_model.model."): p for name, p in adapter_weights(model).items()})
+        assert (folder / "checkpoint-4" / "ca" / "adapter_model.safetensors").is_file()
+    assert progress_calls[:4] == progress_calls[-4:] == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4])
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-6, rtol=1e-5)
+
+    model.save_pretrained(tmp_path / "own")  # the model itself has the trained weights, and saves them as ever
+    again = readable_whisper()
+    again.load_adapter(str(tmp_path / "own"), "ca")
+    for name, parameter in adapter_weights(again).items():
+        assert torch.equal(parameter, weights[1][name])
+
+
+def test_languages_of_transformers_own_add_adapter_are_trained_each_by_its_batches(readable_whisper, tmp_path):
+    model = by_transformers(readable_whisper(), ("ca", "fr"))
+    before = adapter_weights(model)
+    dataset = make_dataset(languages=("fr",))
+    trainer = distiller(model, None, tmp_path, dataset, max_steps=1)
+    trainer.train()
+    changed = {name for name, p in adapter_weights(model).items() if not torch.equal(p, before[name])}
+    assert changed and all(".fr." in name for name in changed)
+    assert [*trainer.model.peft_config] == ["ca", "fr"] and trainer.model.get_base_model() is model
+
+
+def test_plain_seq2seq_trainer_schedules_the_noise_of_transformers_own_add_adapter(
+    readable_whisper, tmp_path, progress_calls
+):
+    model = by_transformers(readable_whisper(), gate_noise=1.0)
+    before = adapter_weights(model)
+    args = make_args(Seq2SeqTrainingArguments, tmp_path, max_steps=2)
+    callback = GateScheduleCallback()
+    Seq2SeqTrainer(model, args, train_dataset=make_dataset(), data_collator=collate, callbacks=[callback]).train()
+    assert progress_calls == [0, 0.5] and model.clsr_routing.gate_progress == 0.5
+    assert any(not torch.equal(p, before[name]) for name, p in adapter_weights(model).items())
 
 
 # ---------------------------------------------------------------- schedule, resuming, generation
