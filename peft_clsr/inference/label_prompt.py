@@ -25,8 +25,11 @@ def prompt_of_labels(
     languages = {token_id: token for token, token_id in lang_to_id.items()}
     tasks = {token_id: task for task, token_id in task_to_id.items()}
     starts = labels[:, :3].tolist()
-    of_samples = [next((languages[token] for token in start[:2] if token in languages), None) for start in starts]
-    if None in of_samples or not of_samples:
-        return None, None
+    of_samples: list[str] = []
+    for start in starts:
+        language = next((languages[token] for token in start[:2] if token in languages), None)
+        if language is None:
+            return None, None
+        of_samples.append(language)
     found = {next((tasks[token] for token in start if token in tasks), None) for start in starts}
     return of_samples, found.pop() if len(found) == 1 else None

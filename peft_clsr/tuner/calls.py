@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -74,11 +74,12 @@ class Calls:
     def enter(self, **changes: Any) -> Iterator[Call]:
         """Within this context, the running call is the current one with `changes`."""
         if torch.compiler.is_compiling():
-            outer, self._latest = self._latest, self._latest.replace(**changes)
+            enclosing = self._latest
+            self._latest = enclosing.replace(**changes)
             try:
                 yield self._latest
             finally:
-                self._latest = outer
+                self._latest = enclosing
             return
         with self.lock if self.is_compiled else nullcontext():
             outer = _running.get().get(self)
@@ -96,7 +97,14 @@ class Calls:
         self._latest = call or _NO_CALL
 
 
-State = TypeVar("State")
+class _ForwardState(Protocol):
+    @property
+    def is_set(self) -> bool: ...
+
+    def clear(self) -> None: ...
+
+
+State = TypeVar("State", bound=_ForwardState)
 
 
 class PerThread(Generic[State]):

@@ -49,6 +49,8 @@ def _route_modules_to_save(model: nn.Module, routing: RoutingState) -> None:
 class RoutedModulesToSave(ModulesToSaveWrapper):
     """A `ModulesToSaveWrapper` where each sample takes the module of its adapter."""
 
+    clsr_routing: Any  # the `RoutingState` of the model
+
     def _sample_names(self) -> list[str] | None:
         names = self.clsr_routing.calls.current(self.training).adapter_names
         return None if names is None else [name if name in self.modules_to_save else BASE for name in names]

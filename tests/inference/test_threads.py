@@ -15,6 +15,7 @@ from peft import get_peft_model
 from transformers import pipeline
 
 from peft_clsr import CLSRConfig, transcribe
+from peft_clsr.inference.transcribe import transcribe_waveforms
 
 LANGUAGES = ["ca", "fr", "bg", "ro"]  # no adapter for Bulgarian
 
@@ -221,6 +222,23 @@ def test_the_pipeline_works_in_threads(model, tiny_processor):
     assert len(set(alone)) == len(alone)
     for expected, results in zip(alone, together, strict=True):
         assert set(results) == {expected}
+
+
+def test_windows_that_are_sampled_give_the_same_text_in_threads(model, tiny_processor):
+    """The text of a random model repeats itself, so each window is sampled, at five temperatures."""
+    tiny_processor.tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(51)])
+    model.generation_config.max_length = 16
+    before = torch.get_rng_state()
+
+    def hear(language):
+        transcript = transcribe_waveforms(model, tiny_processor, [noise(0.3)], [language])[0]
+        return tuple(tuple(segment.items()) for segment in transcript.segments)
+
+    alone, together = in_threads(hear, LANGUAGES[:2], times=3)
+    assert len(set(alone)) == len(alone)
+    for expected, results in zip(alone, together, strict=True):
+        assert set(results) == {expected}
+    assert torch.equal(torch.get_rng_state(), before)  # the draws of others are not disturbed
 
 
 def test_transcripts_of_a_model_in_training_mode_are_made_in_evaluation_mode(model, tiny_processor):
