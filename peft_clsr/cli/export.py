@@ -82,6 +82,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from ..export.ctranslate2 import MAX_NEW_TOKENS, save_and_convert, transcribe_with_faster_whisper
     from ..export.freeze import freeze_routing
     from ..languages import adapter_of_language, language_code
+    from ..sources import check_source, check_whisper
     from ..whisper import POSITIONS_PER_SECOND, set_audio_context
 
     code = language_code(arguments.language)
@@ -92,6 +93,9 @@ def _export(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 to {MAX_NEW_TOKENS}, CTranslate2's limit"
         )
+    check_whisper(arguments.base, "--base", [code])
+    check_source(arguments.adapter, "--adapter", "an adapter")
+    check_source(arguments.dataset.replace("{language}", code), "--dataset", "a dataset")
     raw = load_recordings(
         arguments.dataset,
         code,

@@ -18,6 +18,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from ..data.audio import audio_seconds, read_audio
 from ..languages import inference_adapter
+from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from .subtitles import Transcript
 from .windows import each_window
@@ -62,6 +63,9 @@ def transcribe_files(
     Yields:
         `tuple[Path, Transcript]`: each readable recording and its transcript.
 
+    Raises:
+        ValueError: the model cannot be told a language.
+
     Example:
 
     ```py
@@ -69,6 +73,7 @@ def transcribe_files(
     ...     print(path, transcript.language, transcript.text)
     ```
     """
+    check_model_languages(model)
     rate = processor.feature_extractor.sampling_rate
     recordings = [
         (Path(path), language, audio_seconds({"path": str(path)}) or 0.0)
@@ -142,6 +147,7 @@ def transcribe_waveforms(
         on_window (`Callable`, *optional*): Gets the position of a waveform and its transcript so far, after each
             window.
     """
+    check_model_languages(model)
     extractor = processor.feature_extractor
     features, mask = make_features(waveforms, extractor, model.config.max_source_positions / POSITIONS_PER_SECOND)
     features, mask = features.to(model.device, model.dtype), mask.to(model.device)

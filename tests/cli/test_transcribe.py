@@ -13,8 +13,9 @@ import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
 from helpers import QUIET, randomize
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import (
+    GenerationConfig,
     GenerationMixin,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -634,7 +635,56 @@ def test_a_model_that_is_no_multilingual_whisper_is_named(run, base, tmp_path):
     status, printed = run()
     assert status == 2 and "it is a bart, expected a Whisper" in printed.err
     WhisperConfig(**config).save_pretrained(base.folder)
-    settings = json.loads((base.folder / "generation_config.json").read_text())
-    (base.folder / "generation_config.json").write_text(json.dumps({**settings, "lang_to_id": None}))
+    path = base.folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "lang_to_id": None, "is_multilingual": False}))
     status, printed = run()
-    assert status == 2 and "expected a multilingual Whisper" in printed.err
+    assert status == 2 and "knows English only, expected a multilingual Whisper" in printed.err
+
+
+def test_an_outdated_generation_config_is_named_and_the_remedy_works(run, base, generated):
+    """Multilingual models fine-tuned in 2022 or 2023 have a generation config without languages."""
+    path = base.folder / "generation_config.json"
+    current = GenerationConfig.from_pretrained(base.folder)
+    path.unlink()
+    status, printed = run("--language", "ro")
+    assert status == 2 and not generated
+    assert f"--model {base.folder} is a multilingual Whisper with an outdated generation config" in printed.err
+    assert (
+        f'GenerationConfig.from_pretrained("openai/whisper-small").save_pretrained({str(base.folder)!r})'
+        in printed.err
+    )
+    current.save_pretrained(base.folder)
+    assert run("--language", "ro")[0] == 0
+
+
+def test_what_is_no_base_model_and_no_adapter_is_named_with_the_option_to_give_it(run, base, experts, tmp_path):
+    folder = experts("ca")
+    for given, what in ((folder / "ca", "an adapter"), (folder, "a folder of adapters")):
+        status, printed = run("--model", given)
+        assert status == 2 and f"--model {given} is {what}, expected a whole Whisper: give --model" in printed.err
+        assert f"and --adapters {given}" in printed.err
+    status, printed = run("--adapters", base.folder)
+    assert status == 2 and f"{base.folder} holds no adapter of a language: it is a whole model" in printed.err
+    get_peft_model(base.build(), LoraConfig(target_modules=["fc1"])).save_pretrained(tmp_path / "lora")
+    status, printed = run("--adapters", tmp_path / "lora")
+    assert status == 2 and "lora is an adapter of the method LORA. Merge it into its base model" in printed.err
+    get_peft_model(base.build(), CLSRConfig(**QUIET)).save_pretrained(tmp_path / "nameless")
+    status, printed = run("--adapters", tmp_path / "nameless")
+    assert status == 2 and "names no language, and 'nameless' is none" in printed.err
+
+
+def test_a_mistyped_path_is_named_with_the_nearest_one(run, base, experts, tmp_path):
+    status, printed = run("--model", tmp_path / "bose")
+    assert status == 2
+    assert (
+        f"--model '{tmp_path}/bose' does not exist, expected a Whisper: a folder; did you mean '{tmp_path}/base'?"
+        in printed.err
+    )
+    experts("ca")
+    status, printed = run("--adapters", tmp_path / "expert" / "ca")
+    assert status == 2 and f"did you mean '{tmp_path}/experts/ca'?" in printed.err
+    status, printed = run("--model", base.folder / "config.json")
+    assert status == 2 and "config.json is a file, expected a Whisper: a folder" in printed.err
+    status, printed = run("--model", "~/no/such/model")
+    assert status == 2 and "'~' is for the shell only" in printed.err
