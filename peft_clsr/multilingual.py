@@ -48,13 +48,15 @@ def check_languages(config: Any, generation_config: Any, owner: str, source: str
     if not missing:
         return
     current = f'GenerationConfig.from_pretrained("{_official_name(config)}")'
+    folder = source if source is not None and os.path.isdir(source) else "FOLDER"
+    save = f"""save the current one in it: python -c 'from transformers import GenerationConfig; {current}"""
+    save += f""".save_pretrained("{folder}")'"""
     if source is None:
         remedy = f"take the current one: model.generation_config = transformers.{current}"
+    elif folder == source:
+        remedy = save
     else:
-        folder = source if os.path.isdir(source) else "FOLDER"
-        remedy = f"save the current one in its folder: transformers.{current}.save_pretrained({folder!r})"
-        if folder != source:
-            remedy = f"download it (hf download {source} --local-dir FOLDER), {remedy}, and give the folder"
+        remedy = f"download it, hf download {source} --local-dir FOLDER, {save}, and give the folder"
     raise ValueError(
         f"{owner} is a multilingual Whisper with an outdated generation config, which lacks the languages "
         f"({', '.join(missing)}); {remedy}"

@@ -19,7 +19,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..tuner.adapter_names import check_adapter_name, check_subfolder
 from ..tuner.config import CLSRConfig
+from .base_model import warn_of_other_base
 from .checks import check_adapter_folder, check_weights, check_weights_for
 from .configs import is_clsr, is_clsr_file, read_config
 
@@ -51,6 +53,16 @@ def register_guards() -> None:
     save_and_load.torch_load = _guard_pickle(save_and_load.torch_load)
 
 
+@contextmanager
+def already_checked() -> Iterator[None]:
+    """Do not check again what the functions named above load in this block."""
+    token = _in_guarded_call.set(True)
+    try:
+        yield
+    finally:
+        _in_guarded_call.reset(token)
+
+
 def _guard(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
     """`load`, which first calls `check` with its arguments by name. `check` may change them."""
     signature = inspect.signature(load)
@@ -65,11 +77,8 @@ def _guard(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
             return load(*args, **kwargs)  # raises the error of wrong arguments itself
         call.apply_defaults()
         check(call.arguments)
-        token = _in_guarded_call.set(True)
-        try:
+        with already_checked():
             return load(*call.args, **call.kwargs)
-        finally:
-            _in_guarded_call.reset(token)
 
     return guarded
 
@@ -130,9 +139,11 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
 def _check_folder(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> None:
     """Check an adapter with the caller's config, or with the folder's if there is none."""
     if config is None:
-        check_adapter_folder(folder, model)
+        config = check_adapter_folder(folder, model)
     else:
         check_weights(folder, config, model)
+    if model is not None:
+        warn_of_other_base(model, config.base_model_name_or_path, folder)
 
 
 def _clsr_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str | None) -> Path | None:

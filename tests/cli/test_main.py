@@ -207,8 +207,8 @@ def test_a_mistyped_option_is_named_with_the_nearest_one(arguments, named, capsy
 
 
 def test_negative_numbers_and_values_after_an_equals_sign_are_values(command):
-    options = command("--rate", "-1e-3", "--name=--half")
-    assert (options.rate, options.name) == (-0.001, "--half")
+    options = command("--rate", "-0.5", "--name=--half")
+    assert (options.rate, options.name) == (-0.5, "--half")
 
 
 def test_options_are_not_recognized_by_their_beginnings(command, tmp_path, capsys):
