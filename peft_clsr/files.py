@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,25 @@ def read_json(path: str | Path) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or integers of thousands of digits
         raise ValueError(f"{path} cannot be read as JSON ({error}): get the file again") from error
+
+
+def check_output_folder(folder: str | Path, option: str) -> None:
+    """
+    Check that a folder is there or can be made, and that files can be written in it. Nothing is made.
+
+    Args:
+        folder (`str` or `Path`): The folder.
+        option (`str`): Where the user gave it, such as "--output_dir"; for the message.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        where = "" if nearest == Path(folder) else f" would be in {nearest}, which"
+        raise ValueError(f"{option} {folder}{where} is a file, expected a folder, which need not exist")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {folder} cannot be used: you may not write to {nearest}; choose another folder")
 
 
 def write_text(path: str | Path, text: str) -> None:

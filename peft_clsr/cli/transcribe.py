@@ -105,6 +105,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number, a folder or a combination of arguments that cannot be used."""
     import torch
 
+    from ..files import check_output_folder
+
     for name in ("batch_size", "num_beams"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
@@ -112,10 +114,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.output_format != "text":
             raise ValueError(f"--output_format {arguments.output_format} is written to files: give an --output_dir")
     else:
-        try:
-            arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"--output_dir {arguments.output_dir} is a file, expected a folder") from error
+        check_output_folder(arguments.output_dir, "--output_dir")
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.device is None:
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
