@@ -10,7 +10,6 @@ _EXTRAS = {
     "jiwer": "train",
     "soundfile": "train",
     "soxr": "train",
-    "pysubs2": "transcribe",
     "matplotlib": "plots",
     "ctranslate2": "export",
     "faster_whisper": "export",

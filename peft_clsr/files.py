@@ -1,9 +1,11 @@
-"""Reading and writing of small files."""
+"""Reading and writing of small files, and hashes of large ones."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,25 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_output_folder(folder: str | Path, option: str) -> None:
+    """
+    Check that a folder is there or can be made, and that files can be written in it. Nothing is made.
+
+    Args:
+        folder (`str` or `Path`): The folder.
+        option (`str`): Where the user gave it, such as "--output_dir"; for the message.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        where = "" if nearest == Path(folder) else f" would be in {nearest}, which"
+        raise ValueError(f"{option} {folder}{where} is a file, expected a folder, which need not exist")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {folder} cannot be used: you may not write to {nearest}; choose another folder")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write text in UTF-8 as [`write_bytes`] does."""
     write_bytes(path, text.encode("utf-8"))
@@ -68,3 +89,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -21,7 +21,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..tuner.adapter_names import check_adapter_name, check_subfolder
 from ..tuner.config import CLSRConfig
+from .base_model import warn_of_other_base
 from .checks import check_adapter_folder, check_weights, check_weights_for
 from .configs import is_clsr, is_clsr_file, read_config
 from .saving import check_save_of_peft, check_save_of_transformers
@@ -57,6 +59,16 @@ def register_guards() -> None:
     PreTrainedModel.save_pretrained = _guard(PreTrainedModel.save_pretrained, check_save_of_transformers)
 
 
+@contextmanager
+def already_checked() -> Iterator[None]:
+    """Do not check again what the functions named above load in this block."""
+    token = _in_guarded_call.set(True)
+    try:
+        yield
+    finally:
+        _in_guarded_call.reset(token)
+
+
 def _guard(function: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
     """`function`, which first calls `check` with its arguments by name. `check` may change them."""
     signature = inspect.signature(function)
@@ -71,11 +83,8 @@ def _guard(function: Callable, check: Callable[[dict[str, Any]], None]) -> Calla
             return function(*args, **kwargs)  # raises the error of wrong arguments itself
         call.apply_defaults()
         check(call.arguments)
-        token = _in_guarded_call.set(True)
-        try:
+        with already_checked():
             return function(*call.args, **call.kwargs)
-        finally:
-            _in_guarded_call.reset(token)
 
     return guarded
 
@@ -136,9 +145,11 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
 def _check_folder(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> None:
     """Check an adapter with the caller's config, or with the folder's if there is none."""
     if config is None:
-        check_adapter_folder(folder, model)
+        config = check_adapter_folder(folder, model)
     else:
         check_weights(folder, config, model)
+    if model is not None:
+        warn_of_other_base(model, config.base_model_name_or_path, folder)
 
 
 def _clsr_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str | None) -> Path | None:

@@ -42,6 +42,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--threshold", type=float, default=0.95, help="share of tokens that decides a module")
     add(
         "--undecided",
+        choices=["loss", "majority", "routed"],
         default="loss",
         help="what other modules become: by their 'loss', by the 'majority' of their tokens, or 'routed' as before",
     )
@@ -72,8 +73,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     """Freeze, convert, check, and print the results. Returns the exit status, 1 if a module stays routed."""
     import torch
+    from ctranslate2.specs import model_spec
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+    from ..checkpoints.checks import check_adapter_folder
     from ..data.audio import read_audio
     from ..data.dataset import prepare_dataset
     from ..data.tables import load_recordings
@@ -81,17 +84,36 @@ def _export(arguments: argparse.Namespace) -> int:
     from ..evaluation.transcripts import transcribe
     from ..export.ctranslate2 import MAX_NEW_TOKENS, save_and_convert, transcribe_with_faster_whisper
     from ..export.freeze import freeze_routing
+    from ..files import check_output_folder
     from ..languages import adapter_of_language, language_code
+    from ..sources import check_source, check_whisper
     from ..whisper import POSITIONS_PER_SECOND, set_audio_context
 
     code = language_code(arguments.language)
     output_dir = arguments.output_dir
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"--output_dir {output_dir} is not an empty folder: give another one, or remove it")
+    check_output_folder(output_dir, "--output_dir")
+    if not 0.5 < arguments.threshold <= 1:
+        raise ValueError(f"--threshold is {arguments.threshold}, expected above 0.5 and at most 1")
+    for name in ("batch_size", "max_samples"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
+    known = model_spec.ACCEPTED_MODEL_TYPES
+    if arguments.quantization not in known:
+        raise ValueError(f"--quantization is {arguments.quantization!r}, expected one of {', '.join(known)}")
     if not 1 <= arguments.max_new_tokens <= MAX_NEW_TOKENS:
         raise ValueError(
             f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 to {MAX_NEW_TOKENS}, CTranslate2's limit"
         )
+    check_whisper(arguments.base, "--base", [code])
+    check_source(arguments.adapter, "--adapter", "an adapter")
+    check_source(arguments.dataset.replace("{language}", code), "--dataset", "a dataset")
+    if Path(arguments.adapter).is_dir():
+        try:
+            check_adapter_folder(arguments.adapter)
+        except ValueError as error:
+            raise ValueError(f"--adapter {arguments.adapter} cannot be used: {error}") from error
     raw = load_recordings(
         arguments.dataset,
         code,

@@ -22,15 +22,22 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     from ..hub.pull import list_languages
     from ..hub.record import read_languages
+    from ..sources import check_source, did_you_mean
 
     folder = Path(arguments.source)
+    try:
+        check_source(arguments.source, "SOURCE", "adapters")
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
     try:
         if folder.is_dir():
             languages = read_languages(folder)
         else:
             languages = list_languages(arguments.source, revision=arguments.revision)
     except (OSError, ValueError) as error:  # the Hub's errors are of both kinds
-        parser.exit(2, f"error: no languages of {arguments.source}: {error}\n")
+        parser.exit(
+            2, f"error: {arguments.source} is no folder here{did_you_mean(arguments.source)}; on the Hub: {error}\n"
+        )
     if not languages:
         parser.exit(2, f"error: {arguments.source} has no adapter of a language\n")
     header = ["language", "name", "folder", "base model", "expert", "MB", "error rate"]

@@ -8,7 +8,7 @@ import importlib
 import sys
 from types import ModuleType
 
-from .config_file import arguments_in_file, split_config
+from .config_file import arguments_in_file, nearest_option, split_config
 from .help import HelpFormatter
 
 PROG = "peft-clsr"
@@ -57,6 +57,7 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
             first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
             positional, options = arguments_in_file(config, parser)
             arguments = positional + arguments[:first] + options + arguments[first:]
+        _check_names(parser, arguments)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
 
@@ -69,6 +70,26 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
         if "peft_clsr[" not in str(error):  # no extra of ours
             raise
         parser.exit(2, f"error: {error}\n")
+
+
+def _check_names(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Raise a `ValueError` for an option that the command does not have."""
+    for argument in arguments:
+        if argument == "--":
+            return
+        # A dash copied from a web page may be a longer one.
+        if argument[:1] in ("-", "–", "—") and len(argument) > 1 and not _is_number(argument):
+            name = argument.partition("=")[0]
+            if name not in parser._option_string_actions:
+                raise ValueError(f"unrecognized arguments: {argument}{nearest_option(name, parser)}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parser(command: ModuleType, name: str, everything: bool = False) -> argparse.ArgumentParser:

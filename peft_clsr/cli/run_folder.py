@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..files import json_text, write_text
+from ..files import check_output_folder, json_text, write_text
 from .train_options import TrainOptions, expert_config
 
 RESULTS = "results.json"
@@ -47,8 +47,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     """
     data, output_dir = options.data, options.output_dir
     settings = settings_of(options)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder, which need not exist")
+    check_output_folder(output_dir, "--output_dir")
     path = output_dir / RESULTS
     if not path.exists():
         for language in data.languages:

@@ -27,6 +27,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     try:
         # Everything that can be wrong with the options, before anything is loaded or written.
         from ..languages import language_code
+        from ..sources import check_source, check_whisper
 
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
         if unknown:
@@ -38,6 +39,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         if training.process_index == 0:
             logging.getLogger("peft_clsr").setLevel(logging.INFO)
         configs = dataset_configs(data, spellings)
+        check_whisper(data.student, "--student", data.languages)
+        if data.teacher is not None:
+            check_whisper(data.teacher, "--teacher", data.languages)
+        for language in data.languages:
+            check_source(data.dataset.replace("{language}", language), "--dataset", "a dataset")
         results = open_results(options)
         for language, dataset_config in zip(data.languages, configs, strict=True):
             earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)

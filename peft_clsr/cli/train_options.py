@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -187,12 +188,40 @@ def check_options(
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
     if data.max_audio_seconds is not None and data.max_audio_seconds < 0:
         raise ValueError(f"--max_audio_seconds is {data.max_audio_seconds}, expected at least 0")
+    _check_numbers(data, training)
+    if expert.exclude_modules is not None:
+        try:
+            re.compile(expert.exclude_modules)
+        except re.error as error:
+            raise ValueError(
+                f"--exclude_modules {expert.exclude_modules!r} is no regular expression ({error}), expected "
+                "one such as '.*encoder.*'"
+            ) from error
     if training.resume_from_checkpoint not in (None, "true", "True"):
         raise ValueError(
             f"--resume_from_checkpoint is {training.resume_from_checkpoint!r}, expected 'true': each language goes on "
             "from the last checkpoint in its own folder under --output_dir"
         )
     return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
+
+
+def _check_numbers(data: DataArguments, training: DistillationTrainingArguments) -> None:
+    """Raise a `ValueError` for a number that cannot be used, whose error would come after the work has begun."""
+    at_least_1 = {
+        name: getattr(arguments, name)
+        for arguments, names in (
+            (data, ("max_train_samples", "max_eval_samples", "max_new_tokens")),
+            (training, ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")),
+        )
+        for name in names
+    }
+    for name, value in at_least_1.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected at least 1")
+    for name in ("learning_rate", "num_train_epochs"):
+        value = getattr(training, name)
+        if not value > 0 and not (name == "num_train_epochs" and training.max_steps > 0):
+            raise ValueError(f"--{name} is {value}, expected more than 0")
 
 
 def expert_config(expert: ExpertArguments) -> dict[str, Any]:

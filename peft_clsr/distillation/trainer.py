@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..inference.label_prompt import prompt_of_labels
 from ..languages import adapter_languages, adapter_of_language
+from ..multilingual import check_model_languages
 from ..tuner.adapter_names import adapter_folder, short_repr
 from ..tuner.layer import CLSRLayer
 from ..tuner.wrapping import as_peft_model
@@ -118,6 +119,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         self._trained_adapters = trained_adapters(model, kwargs.get("train_dataset"), args.language_column)
         self._set_trainable(model)
         super().__init__(model=model, args=args, **kwargs)
+        if args.predict_with_generate and getattr(model.generation_config, "is_multilingual", True):
+            check_model_languages(model)  # before the training, not at the first evaluation
         # Trainer then counts the label tokens of a step and passes their number to compute_loss.
         self.model_accepts_loss_kwargs = True
         if not any(isinstance(callback, GateScheduleCallback) for callback in self.callback_handler.callbacks):

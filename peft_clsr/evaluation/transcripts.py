@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..multilingual import check_model_languages
 from .mode import evaluation_mode
 
 
@@ -62,7 +63,12 @@ def transcribe(
 
     Returns:
         `list[str]`: one transcript an example, in order, without surrounding spaces.
+
+    Raises:
+        ValueError: the dataset is not prepared, or the model cannot be told a language.
     """
+    check_model_languages(model)
+    _check_prepared(dataset)
     if max_new_tokens is None:
         max_new_tokens = model.config.max_target_positions - 4
 
@@ -88,3 +94,20 @@ def transcribe(
             transcripts += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
             progress.update(len(input_features))
     return transcripts
+
+
+def _check_prepared(dataset: Any) -> None:
+    """Raise a `ValueError` for a dataset that [`prepare_dataset`] has not made."""
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, Mapping):
+        raise ValueError(
+            f"the dataset is a dict of the splits {', '.join(columns)}: give one, dataset[{[*columns][-1]!r}]"
+        )
+    if columns is None and len(dataset):
+        example = dataset[0]
+        columns = list(example) if isinstance(example, Mapping) else type(example).__name__
+    if columns is not None and "input_features" not in columns:
+        raise ValueError(
+            f"the dataset has no column 'input_features', only {columns}: prepare it first, dataset, _ = "
+            "prepare_dataset(dataset, processor, language)"
+        )

@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..checkpoints.base_model import is_hub_id
 from ..files import write_text
-from .base_model import is_hub_id
 from .record import PLOT_NAME, HubLanguage, read_languages
 
 README = "README.md"
@@ -157,7 +157,7 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
     for language in languages:
         expert = "full" if language.rank is None else f"rank {language.rank}"
         size = "" if language.size is None else f"{language.size / 1e6:.1f} MB"
-        base = language.base_model if is_hub_id(language.base_model) else ""  # no local paths
+        base = language.base_model if is_hub_id(language.base_model) else "not on the Hub"  # no local paths
         row = [f"{language.name} ({language.code})", language.subfolder, base, expert, size]
         for test_set, rates in language.results.items() or [("", {})]:
             details = [str(rates[key]) for key in ("config", "split") if key in rates]

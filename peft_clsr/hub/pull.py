@@ -12,13 +12,15 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
+from ..checkpoints.base_model import check_base_model
 from ..checkpoints.checks import check_adapter_folder
 from ..checkpoints.configs import is_clsr, read_config
+from ..checkpoints.guards import already_checked
 from ..checkpoints.weights import weights_path
+from ..files import sha256_of
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
-from .base_model import check_base_model
-from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_languages, read_record, sha256_of
+from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_languages, read_record
 
 
 def list_languages(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubLanguage]:
@@ -130,10 +132,11 @@ def load_language(
     was_wrapped = isinstance(model, PeftModel)
     try:
         for name, folder in folders.items():
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), name, is_trainable=is_trainable)
-            else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
+            with already_checked():
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(folder), name, is_trainable=is_trainable)
+                else:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
     except ValueError:  # each fits alone, but not together, such as with different max_audio_seconds
         if was_wrapped:
             for name in folders.keys() & model.peft_config.keys():

@@ -21,12 +21,12 @@ from transformers import TrainingArguments
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
+from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
 from ..evaluation.plots import plot_gate_means
 from ..files import MAX_JSON_BYTES, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
-from .base_model import ffn_identity
 from .card import README, language_card, read_card, write_folder_card
 from .record import (
     LANGUAGE_FILES,
@@ -197,6 +197,7 @@ def push_folder(
     pushed = read_languages(directory)
     if not pushed:
         raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
+    _warn_of_local_bases(pushed)
     # PEFT saves the adapter "default" in the folder itself. On the Hub, every language has its own folder.
     files = {
         f"{language.subfolder or language.code}/{name}": directory / language.subfolder / name
@@ -204,7 +205,14 @@ def push_folder(
         for name in LANGUAGE_FILES
         if (directory / language.subfolder / name).is_file()
     }
-    pushed = [replace(language, subfolder=language.subfolder or language.code) for language in pushed]
+    pushed = [
+        replace(
+            language,
+            subfolder=language.subfolder or language.code,
+            base_model=language.base_model if is_hub_id(language.base_model) else None,
+        )
+        for language in pushed
+    ]
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the user's name in it
     if revision is not None and not revision.startswith("refs/"):
@@ -245,7 +253,7 @@ def _commit(
             by_folder = {language.subfolder: language for language in (*languages, *pushed)}
             languages = sorted(by_folder.values(), key=lambda language: (language.code, language.subfolder))
             text = language_card(languages, repo_id, card)
-            operations = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
+            operations = [CommitOperationAdd(path, _published(file)) for path, file in files.items()]
             operations.append(CommitOperationAdd(README, text.encode("utf-8")))
             return api.create_commit(
                 repo_id,
@@ -263,6 +271,28 @@ def _commit(
             logger.warning(f"{repo_id}: {reason}, trying again ({attempt} of {_ATTEMPTS - 1})")
             time.sleep(random.uniform(0.5, 1) * min(2.0**attempt, 16) / 2)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _warn_of_local_bases(languages: Sequence[HubLanguage]) -> None:
+    """Warn once of adapters whose base model is a folder of this machine."""
+    bases = {language.base_model for language in languages if language.base_model}
+    for base in sorted(name for name in bases if not is_hub_id(name)):
+        logger.warning_once(
+            f"the base model {base!r} is a folder of this machine. Its path is not published, as others lack it. "
+            "If the model is on the Hub, write its id as base_model_name_or_path into adapter_config.json, or set "
+            "model.peft_config[...].base_model_name_or_path, and push again"
+        )
+
+
+def _published(file: Path) -> str | bytes:
+    """The file to upload, or its content without a path of this machine."""
+    if file.name != CONFIG_NAME:
+        return str(file)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base or is_hub_id(base):
+        return str(file)
+    return json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True).encode("utf-8")
 
 
 def _read_repository(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,13 @@ from transformers import TrainingArguments
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
+from ..checkpoints.base_model import RECORD_NAME as RECORD_NAME
 from ..checkpoints.configs import is_clsr, read_config
 from ..evaluation.normalization import rate_to_read
-from ..files import json_text, read_json, write_text
+from ..files import json_text, read_json, sha256_of, write_text
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 
-RECORD_NAME = "language.json"
 PLOT_NAME = "gate_means.png"
 # No other file of a language's folder is pushed.
 LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
@@ -260,12 +259,3 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         training=record.get("training", {}),
         has_plot=record.get("has_plot") is True,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -75,6 +75,23 @@ def rows_of(card):
 # ---------------------------------------------------------------- out and in
 
 
+def test_the_path_of_a_local_base_model_is_not_published(whisper, hub, tmp_path, caplog):
+    whisper("").save_pretrained(tmp_path / "base")
+    model = experts(whisper(str(tmp_path / "base")), "ca")
+    for _ in range(2):
+        push_language(model, REPO, "ca")
+    config = json.loads(hub.files(REPO)["ca/adapter_config.json"])
+    assert config["base_model_name_or_path"] is None and config["language"] == "ca"
+    assert not [name for name, content in hub.files(REPO).items() if str(tmp_path).encode() in content]
+    assert rows_of(card_of(hub))[0][2] == "not on the Hub"
+    warned = [record.message for record in caplog.records if "is a folder of this machine" in record.message]
+    assert len(warned) == 1 and f"the base model '{tmp_path / 'base'}'" in warned[0]
+    # The recorded hash tells the base model elsewhere.
+    load_language(whisper("/elsewhere/copy"), REPO, "ca")
+    with pytest.raises(ValueError, match="have different weights"):
+        load_language(whisper("/elsewhere/other", seed=1), REPO, "ca")
+
+
 def test_a_pushed_language_comes_back_bit_for_bit(hub, whisper, inputs):
     model = experts(whisper(), "ca", "ro")
     expected = {name: logits_of(model, inputs, name) for name in ("ca", "ro")}
