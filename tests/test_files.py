@@ -1,10 +1,11 @@
 """Small files: read with a limit, written completely or not at all."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, read_json, write_text
+from peft_clsr.files import MAX_JSON_BYTES, check_output_folder, read_json, write_text
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -47,3 +48,16 @@ def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
         read_json(path)
     path.write_bytes(b'{"a": [1]}')
     assert read_json(path) == {"a": [1]}
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    check_output_folder(tmp_path / "new" / "deep", "--output_dir")
+    with pytest.raises(ValueError, match=r"--output_dir \S*file is a file, expected a folder"):
+        check_output_folder(tmp_path / "file", "--output_dir")
+    with pytest.raises(ValueError, match=r"file/out would be in \S*file, which is a file"):
+        check_output_folder(tmp_path / "file" / "out", "--output_dir")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(ValueError, match=rf"you may not write to {re.escape(str(tmp_path))}"):
+        check_output_folder(tmp_path / "new" / "deep", "--output_dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
