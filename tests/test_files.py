@@ -1,11 +1,12 @@
 """Small files: read with a limit, written completely or not at all."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, json_text, read_json, write_text
+from peft_clsr.files import MAX_JSON_BYTES, check_output_folder, json_text, read_json, write_text
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -53,3 +54,16 @@ def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
 def test_json_has_no_nan():
     value = {"a": [1.5, float("nan"), (float("inf"), "NaN")], "b": None}
     assert json.loads(json_text(value), parse_constant=pytest.fail) == {"a": [1.5, None, [None, "NaN"]], "b": None}
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    check_output_folder(tmp_path / "new" / "deep", "--output_dir")
+    with pytest.raises(ValueError, match=r"--output_dir \S*file is a file, expected a folder"):
+        check_output_folder(tmp_path / "file", "--output_dir")
+    with pytest.raises(ValueError, match=r"file/out would be in \S*file, which is a file"):
+        check_output_folder(tmp_path / "file" / "out", "--output_dir")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(ValueError, match=rf"you may not write to {re.escape(str(tmp_path))}"):
+        check_output_folder(tmp_path / "new" / "deep", "--output_dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

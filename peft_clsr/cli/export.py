@@ -106,7 +106,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 to {MAX_NEW_TOKENS}, CTranslate2's limit"
         )
-    check_whisper(arguments.base, "--base", [code])
+    check_whisper(arguments.base, "--base")
     check_source(arguments.adapter, "--adapter", "an adapter")
     check_source(arguments.dataset.replace("{language}", code), "--dataset", "a dataset")
     if Path(arguments.adapter).is_dir():

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import sys
+from itertools import takewhile
 from types import ModuleType
 
 from .config_file import arguments_in_file, nearest_option, split_config
@@ -74,14 +75,16 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
 
 def _check_names(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Raise a `ValueError` for an option that the command does not have."""
-    for argument in arguments:
+    for position, argument in enumerate(arguments):
         if argument == "--":
             return
         # A dash copied from a web page may be a longer one.
         if argument[:1] in ("-", "–", "—") and len(argument) > 1 and not _is_number(argument):
             name = argument.partition("=")[0]
             if name not in parser._option_string_actions:
-                raise ValueError(f"unrecognized arguments: {argument}{nearest_option(name, parser)}")
+                values = takewhile(lambda value: not value.startswith("-"), arguments[position + 1 :])
+                unknown = " ".join([argument, *values])
+                raise ValueError(f"unrecognized arguments: {unknown}{nearest_option(name, parser)}")
 
 
 def _is_number(text: str) -> bool:

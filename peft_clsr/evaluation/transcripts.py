@@ -99,15 +99,16 @@ def transcribe(
 def _check_prepared(dataset: Any) -> None:
     """Raise a `ValueError` for a dataset that [`prepare_dataset`] has not made."""
     columns = getattr(dataset, "column_names", None)
-    if isinstance(columns, Mapping):
+    splits = dataset if isinstance(dataset, Mapping) else columns
+    if isinstance(splits, Mapping):
         raise ValueError(
-            f"the dataset is a dict of the splits {', '.join(columns)}: give one, dataset[{[*columns][-1]!r}]"
+            f"the dataset is a dict of the splits {', '.join(splits)}: give one, dataset[{[*splits][-1]!r}]"
         )
     if columns is None and len(dataset):
-        example = dataset[0]
-        columns = list(example) if isinstance(example, Mapping) else type(example).__name__
+        columns = list(dataset[0]) if isinstance(dataset[0], Mapping) else []
     if columns is not None and "input_features" not in columns:
+        found = f"it has {', '.join(columns)}" if columns else f"its items are of type {type(dataset[0]).__name__}"
         raise ValueError(
-            f"the dataset has no column 'input_features', only {columns}: prepare it first, dataset, _ = "
-            "prepare_dataset(dataset, processor, language)"
+            f"the dataset has no 'input_features', {found}: prepare it first, "
+            "dataset, _ = prepare_dataset(dataset, processor, language)"
         )

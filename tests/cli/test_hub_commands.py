@@ -39,6 +39,27 @@ def test_what_is_no_repository_or_has_no_languages_is_an_error(hub, tmp_path, ca
     assert exit.value.code == 2 and "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["push", "expert", "me/experts"], "there is no folder 'expert'; did you mean 'experts'?"),
+        (["push", "experts", "my experts"], "'my experts' is no name of a repository, expected one such as me/"),
+        (["languages", "./expert"], "does not exist, expected adapters: a folder; did you mean 'experts'?"),
+        (["languages", "file"], "file is a file, expected adapters: a folder, or a repository on the Hub"),
+        (["convert", "fiel", "out"], "there is no file fiel; did you mean 'file'?"),
+        (["convert", "file", "file/out"], "output_dir file/out would be in "),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_path_or_repository_is_named(experts, tmp_path, capsys, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code in (1, 2) and named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_push_that_the_hub_refuses_ends_with_its_reason(experts, hub, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["push", str(experts), "somebody/experts"])

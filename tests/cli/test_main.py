@@ -186,13 +186,16 @@ def test_a_file_that_is_missing_is_named(command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["train", "--leraning_rate", "1"], "unrecognized arguments: --leraning_rate; did you mean --learning_rate?"),
+        (
+            ["train", "--leraning_rate", "1"],
+            "unrecognized arguments: --leraning_rate 1; did you mean --learning_rate?",
+        ),
         (["train", "--leraning_rate=1"], "unrecognized arguments: --leraning_rate=1; did you mean --learning_rate?"),
-        (["train", "-learning_rate", "1"], "unrecognized arguments: -learning_rate; did you mean --learning_rate?"),
+        (["train", "-learning_rate", "1"], "unrecognized arguments: -learning_rate 1; did you mean --learning_rate?"),
         (["train", "–learning_rate", "1"], "did you mean --learning_rate?"),  # a dash from a web page
         (
             ["transcribe", "a.wav", "--output-dir", "out"],
-            "unrecognized arguments: --output-dir; did you mean --output_dir?",
+            "unrecognized arguments: --output-dir out; did you mean --output_dir?",
         ),
         (["push", "a", "b", "--privat"], "did you mean --private?"),
         (["languages", "a", "--xyz"], "unrecognized arguments: --xyz; all options: peft-clsr languages --help-all"),

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import load_recordings, prepare_dataset, read_languages
+from peft_clsr import CLSRConfig, load_recordings, prepare_dataset, read_languages
 from peft_clsr.cli import main
 
 
@@ -148,13 +148,33 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
         ((), ("romanain",), "did you mean 'romanian'"),
         ((), ("el",), "no row of language 'el'"),
         (("--max_audio_seconds", 40), ("ro",), "40"),
-        (("--student", "nobody/nothing"), ("ro",), "nobody/nothing"),
+        (("--student", "nobody/nothing"), ("ro",), "--student nobody/nothing cannot be used: it is no folder here"),
+        (
+            ("--student", "{here}/studnet"),
+            ("ro",),
+            "does not exist, expected a Whisper: a folder; did you mean '{here}/student'",
+        ),
+        (("--teacher", "{here}/teacher"), ("ro",), "--teacher '{here}/teacher' does not exist, expected a Whisper"),
+        (("--dataset", "./recodrings"), ("ro",), "--dataset './recodrings' does not exist, expected a dataset"),
+        (
+            ("--output_dir", "{here}/student/config.json/out"),
+            ("ro",),
+            "would be in {here}/student/config.json, which is a file",
+        ),
+        (("--max_train_samples", 0), ("ro",), "--max_train_samples is 0, expected at least 1"),
+        (("--per_device_eval_batch_size", 0), ("ro",), "--per_device_eval_batch_size is 0, expected at least 1"),
+        (("--max_new_tokens", 0), ("ro",), "--max_new_tokens is 0, expected at least 1"),
+        (("--learning_rate", "-1"), ("ro",), "--learning_rate is -1.0, expected more than 0"),
+        (("--max_steps", "-1", "--num_train_epochs", 0), ("ro",), "--num_train_epochs is 0.0, expected more than 0"),
+        (("--exclude_modules", "["), ("ro",), "--exclude_modules '[' is no regular expression"),
+        ((), ("yo",), "has no token for the language yo"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(run, tmp_path, arguments, languages, named):
-    status, printed = run(*arguments, languages=languages)
+    here = str(tmp_path)
+    status, printed = run(*(str(argument).replace("{here}", here) for argument in arguments), languages=languages)
     assert status == 2
-    assert named in printed and "Traceback" not in printed
+    assert named.replace("{here}", here) in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -164,6 +184,23 @@ def test_a_test_set_without_a_word_is_refused_before_training(run, recordings, t
     status, printed = run()
     assert status == 2 and "none of the 1 references in 'ro' can be scored" in printed
     assert "train_runtime" not in printed and not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_base_that_cannot_be_trained_is_named_before_features_are_computed(run, student, tiny_whisper, tmp_path):
+    get_peft_model(tiny_whisper(), CLSRConfig(language="ca")).save_pretrained(tmp_path / "adapter")
+    status, printed = run("--student", tmp_path / "adapter")
+    assert status == 2 and f"--student {tmp_path / 'adapter'} is an adapter, expected a whole Whisper" in printed
+    path = student / "generation_config.json"
+    current = GenerationConfig.from_pretrained(student)
+    path.unlink()
+    for option in ("--student", "--teacher"):
+        status, printed = run(option, student)
+        assert status == 2 and f"{student} is a multilingual Whisper with an outdated generation config" in printed
+        assert "context: " not in printed and not (tmp_path / "out").exists()
+    current.is_multilingual = False
+    current.save_pretrained(student)
+    status, printed = run()
+    assert status == 2 and f"--student {student} knows English only" in printed
 
 
 def test_a_dataset_that_is_neither_folder_nor_on_the_hub_is_named(run, tmp_path):

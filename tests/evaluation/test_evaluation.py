@@ -2,15 +2,18 @@ import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import EvalPrediction, GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperConfig
 
 from peft_clsr import error_rates, gate_means, make_compute_metrics, transcribe
 from peft_clsr.evaluation import normalization
 from peft_clsr.evaluation.error_rates import check_references
+from peft_clsr.inference.transcribe import transcribe_files
+from peft_clsr.multilingual import check_languages
 
 
 def test_error_rates_are_those_counted_by_hand():
@@ -204,6 +207,53 @@ def test_a_peft_model_transcribes_at_a_cut_context(tiny_whisper, tiny_processor)
         set_audio_context(model, None, 0.5)
     # A fresh LoRA changes nothing; without max_new_tokens the decoder's 64 positions are the limit.
     assert transcribe(wrapped, tiny_processor, examples, "ro") == transcribe(plain, tiny_processor, examples, "ro")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ([{"audio": "a.wav", "sentence": "a"}], "no 'input_features', it has audio, sentence: prepare it first"),
+        (["a.wav"], "no 'input_features', its items are of type str: prepare it first"),
+        ({"train": [], "test": []}, r"a dict of the splits train, test: give one, dataset\['test'\]"),
+        (datasets.Dataset.from_dict({"audio": ["a.wav"]}), "it has audio: prepare it first"),
+        (datasets.DatasetDict(test=datasets.Dataset.from_dict({"audio": ["a.wav"]})), "a dict of the splits test"),
+    ],
+)
+def test_a_dataset_that_is_not_prepared_is_named(tiny_whisper, tiny_processor, dataset, named):
+    with pytest.raises(ValueError, match=named):
+        transcribe(tiny_whisper(), tiny_processor, dataset, "ro")
+
+
+def test_a_model_that_cannot_be_told_a_language_is_named(tiny_whisper, tiny_processor):
+    model = tiny_whisper()
+    current = model.generation_config
+    examples = [{"input_features": torch.randn(80, 100)}]
+    model.generation_config = GenerationConfig(is_multilingual=True)
+    with pytest.raises(
+        ValueError, match=r"outdated generation config, which lacks the languages \(lang_to_id, .*take"
+    ):
+        transcribe(model, tiny_processor, examples, "ro")
+    with pytest.raises(ValueError, match="outdated generation config"):
+        next(transcribe_files(model, tiny_processor, ["any.wav"], ["ro"]))
+    model.generation_config = GenerationConfig(is_multilingual=False)
+    with pytest.raises(ValueError, match="knows English only, expected a multilingual Whisper"):
+        transcribe(model, tiny_processor, examples, "ro")
+    model.generation_config = current
+    assert len(transcribe(model, tiny_processor, examples, "ro")) == 1
+
+
+@pytest.mark.parametrize(
+    ("d_model", "layers", "mels", "name"),
+    [(384, 4, 80, "tiny"), (1280, 32, 80, "large-v2"), (1280, 32, 128, "large-v3"), (1280, 4, 128, "large-v3-turbo")],
+)
+def test_the_current_generation_config_is_that_of_the_same_size(d_model, layers, mels, name):
+    config = WhisperConfig(d_model=d_model, decoder_layers=layers, num_mel_bins=mels)
+    with pytest.raises(ValueError, match=f'from_pretrained\\("openai/whisper-{name}"\\)'):
+        check_languages(config, GenerationConfig(), "it")
+    with pytest.raises(ValueError, match="knows English only"):  # OpenAI's, without is_multilingual
+        check_languages(WhisperConfig(vocab_size=51864), GenerationConfig(), "it")
+    with pytest.raises(ValueError, match="hf download me/whisper --local-dir FOLDER, save .*, and give the folder"):
+        check_languages(config, GenerationConfig(), "it", source="me/whisper")
 
 
 class Gated(nn.Module):

@@ -568,6 +568,10 @@ def test_the_command_keeps_what_is_there_and_names_bad_values(export, tmp_path):
         (["--threshold", 0.3], "threshold is 0.3"),
         (["--language", "uk"], "language 'uk' has no adapter"),
         (["--adapter", tmp_path / "base"], "adapter_config.json"),
+        (["--adapter", tmp_path / "adaptors" / "ca"], f"did you mean '{tmp_path}/adapters/ca'"),
+        (["--base", tmp_path / "adapters" / "ca"], "is an adapter, expected a whole Whisper"),
+        (["--quantization", "int3"], "--quantization is 'int3', expected one of int8, "),
+        (["--batch_size", 0], "--batch_size is 0"),
     ):
         status, printed = export([EXPERT] * 4, *arguments)
         assert status == 2 and message in printed, printed
