@@ -73,6 +73,7 @@ def test_bad_items_are_dropped_named_and_counted(recordings, processor, caplog):
         "cut": 0,
         "labels_too_long": 1,
         "no_text": 1,
+        "special_tokens": 0,
         "unknown_language": 0,
     }
     assert prepared.column_names == ["input_features", "attention_mask", "labels", "text", "language", "index"]
