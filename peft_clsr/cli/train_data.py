@@ -84,7 +84,8 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
         `float`: seconds of the longest usable recording.
 
     Raises:
-        ValueError: more than a tenth of a language's training data cannot be used, without `--allow_dropped`.
+        ValueError: nothing can be used, or more than a tenth of a language's training data cannot, without
+            `--allow_dropped`.
     """
     data, longest = options.data, 0.0
     processor = WhisperProcessor.from_pretrained(data.student)
@@ -106,14 +107,13 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
                 f"{language}, {name}: {counts[KEPT]} of {len(checks)} recordings can be used "
                 f"({describe_dropped(counts)})",
             )
-            if split == "train":
-                dropped = [problem for problem in problems if problem]
-                check_dropped(counts, len(checks), max_dropped(data), dropped, "give --allow_dropped")
+            dropped = [problem for problem in problems if problem]
+            check_dropped(counts, len(checks), dropped, max_dropped(data, split), "give --allow_dropped")
     return longest
 
 
-def max_dropped(data: DataArguments) -> float:
-    return 1.0 if data.allow_dropped else MAX_DROPPED
+def max_dropped(data: DataArguments, split: str) -> float:
+    return 1.0 if data.allow_dropped or split != "train" else MAX_DROPPED
 
 
 def choose_context(options: TrainOptions, longest: float) -> int:
@@ -177,7 +177,7 @@ def prepare(
             text_column=data.text_column,
             long_audio=data.long_audio,
             max_label_length=label_limit(data),
-            max_dropped=max_dropped(data) if name == "training" else 1.0,
+            max_dropped=max_dropped(data, "train" if name == "training" else "eval"),
             num_proc=data.preprocessing_workers,
             desc=f"{language}: features, {name}",
         )

@@ -146,8 +146,8 @@ def _scaled(samples: np.ndarray, name: str) -> np.ndarray:
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind != "f":
         raise ValueError(
-            f"audio {name} has samples of type {samples.dtype}, whose range is unknown: convert them to their original "
-            "type, such as array.astype('int16'), or to floats from -1 to 1"
+            f"audio {name} has samples of type {samples.dtype}, whose range is unknown: convert them to their "
+            "original type, such as array.astype('int16'), or to floats from -1 to 1"
         )
     if not np.isfinite(samples).all():
         raise ValueError(f"audio {name} holds NaN or infinite samples: it is damaged, remove or re-record it")

@@ -26,8 +26,10 @@ def decode_container(file: BinaryIO) -> tuple[np.ndarray, int, float | None]:
         ValueError: no audio track, or data that FFmpeg does not read.
     """
     with _audio_track(file) as (container, track):
-        frames, rates, shapes = [], set(), set()
-        for frame in container.decode(track):
+        seconds = _exact_seconds(container, track)
+        frames: list[np.ndarray] = []
+        rates, shapes = set(), set()
+        for frame in _frames(container, track, seconds):
             samples = frame.to_ndarray()  # [channels, samples], or [1, samples · channels] if they are interleaved
             frames.append(samples if frame.format.is_planar else samples.reshape(frame.samples, -1).T)
             rates.add(frame.sample_rate)
@@ -36,7 +38,7 @@ def decode_container(file: BinaryIO) -> tuple[np.ndarray, int, float | None]:
             raise ValueError(f"its sampling rate or channels change in its middle ({sorted(rates)} Hz): convert it")
         if not frames:
             return np.zeros((1, 0), dtype=np.float32), track.rate or 16000, None
-        return np.concatenate(frames, axis=1), rates.pop(), _exact_seconds(container, track)
+        return np.concatenate(frames, axis=1), rates.pop(), seconds
 
 
 def container_seconds(file: BinaryIO) -> float:
@@ -57,6 +59,19 @@ def container_seconds(file: BinaryIO) -> float:
         # Browsers record WebM as a stream, without a length.
         ends = [packet.pts + (packet.duration or 0) for packet in container.demux(track) if packet.pts is not None]
         return float(max(ends, default=0) * track.time_base)
+
+
+def _frames(container: Any, track: Any, seconds: float | None) -> Iterator[Any]:
+    """The decoded frames, up to a damaged one: the length in the header then tells that the rest is missing."""
+    errors = require("av").FFmpegError
+    count = 0
+    try:
+        for frame in container.decode(track):
+            yield frame
+            count += 1
+    except errors:
+        if seconds is None or count == 0:
+            raise
 
 
 @contextmanager

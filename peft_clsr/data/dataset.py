@@ -90,8 +90,8 @@ def prepare_dataset(
 
     Raises:
         ValueError:
-            The dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, no item
-            is left, or more than `max_dropped` are dropped.
+            The dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, no
+            item is left, or more than `max_dropped` are dropped.
     """
     if long_audio not in ("drop", "cut"):
         raise ValueError(f"long_audio {long_audio!r} is unknown: expected 'drop' or 'cut'")
@@ -151,9 +151,7 @@ def _check_first(
     level = logging.INFO if counts[KEPT] == len(checks) else logging.WARNING
     text = "%s: %d of %d items can be used, by their headers and transcripts (%s)"
     logger.log(level, text, desc, counts[KEPT], len(checks), describe_dropped(counts))
-    check_dropped(counts, len(checks), max_dropped, [problem for problem in problems if problem], _REMEDY)
-    if len(named) == len(checks):
-        _check_any_left(counts, len(checks))
+    check_dropped(counts, len(checks), [problem for problem in problems if problem], max_dropped, _REMEDY)
     return named
 
 
@@ -240,19 +238,10 @@ def _usable_rows(
         if problem and index not in named:
             logger.warning("%s: %s", "cut" if outcome == CUT else "dropped", problem)
     counts = count_outcomes(outcomes)
-    _check_any_left(counts, len(prepared))
     is_kept = [outcome in (KEPT, CUT) for outcome in outcomes]
     dropped = [problem for problem, kept in zip(problems, is_kept, strict=True) if not kept]
-    check_dropped(counts, len(prepared), max_dropped, dropped, _REMEDY)
+    check_dropped(counts, len(prepared), dropped, max_dropped, _REMEDY)
     prepared = prepared.remove_columns(["outcome", "problem"])
     if dropped:
         prepared = prepared.select([index for index, kept in enumerate(is_kept) if kept])
     return prepared.with_format("torch"), counts
-
-
-def _check_any_left(counts: dict[str, int], total: int) -> None:
-    if not counts[KEPT]:
-        raise ValueError(
-            f"no item of the {total} in the dataset can be used ({describe_dropped(counts)}); the warnings above name "
-            "them"
-        )

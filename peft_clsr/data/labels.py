@@ -49,7 +49,7 @@ def check_transcript(tokenizer: Any, text: str) -> list[int]:
     Encode a transcript without prompt and end, with one leading space.
 
     Transcripts that Whisper itself made may hold timestamps ("<|0.00|> un<|0.50|>") and prompts
-    ("<|startoftranscript|>"). As tokens they would contradict the prompt of the labels or end them in the middle, and a
+    ("<|startoftranscript|>"). As tokens they would contradict the prompt of the labels or end them in the middle. A
     tokenizer without timestamps would spell them out.
 
     Args:
@@ -68,7 +68,7 @@ def check_transcript(tokenizer: Any, text: str) -> list[int]:
     )
     if found:
         raise ValueError(
-            f"the transcript {text!r} holds the special token{'s' * (len(found) > 1)} {', '.join(found)}, expected the "
+            f"the transcript {text!r} holds the special token{'s' * (len(found) > 1)} {', '.join(found)}, expected "
             r"words alone: remove them from the text, such as with re.sub(r'<\|.*?\|>', '', text)"
         )
     return ids

@@ -161,15 +161,29 @@ def describe_dropped(counts: dict[str, int]) -> str:
 
 
 def check_dropped(
-    counts: dict[str, int], total: int, max_dropped: float, problems: Sequence[str], remedy: str
+    counts: dict[str, int], total: int, problems: Sequence[str], max_dropped: float, remedy: str
 ) -> None:
-    """Raise a `ValueError` if more than the share `max_dropped` of `total` rows is dropped. It quotes `problems`."""
+    """
+    Check that enough rows are left.
+
+    Args:
+        counts (`dict[str, int]`): From [`count_outcomes`].
+        total (`int`): Rows of the dataset.
+        problems (`Sequence[str]`): A sentence for each dropped row, of which the first are quoted.
+        max_dropped (`float`): The largest share that may be dropped.
+        remedy (`str`): How to allow more.
+
+    Raises:
+        ValueError: no row is left, or more than `max_dropped` are dropped.
+    """
+    named = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    if not counts[KEPT]:
+        raise ValueError(f"no item of the {total} in the dataset can be used ({describe_dropped(counts)}): {named}")
     dropped = total - counts[KEPT]
     if dropped > max_dropped * total:
-        examples = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise ValueError(
             f"{dropped} of {total} items cannot be used ({describe_dropped(counts)}), more than {max_dropped:.0%} of "
-            f"them: {examples}. Mend these items, or {remedy} to go on without them"
+            f"them: {named}. Mend these items, or {remedy} to go on without them"
         )
 
 
@@ -214,14 +228,12 @@ def _paths(column: Any) -> Iterator[str | None]:
 def _stamp(path: str | None) -> str:
     if path is None:
         return "-"
-    for spelling in (path, None):
-        try:
-            status = os.stat(existing_path(path) if spelling is None else spelling)
-        except (OSError, ValueError):
-            continue
-        # With the time of its last change: a file that is moved here keeps the time at which it was written.
-        return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns};"
-    return "missing;"
+    try:
+        status = os.stat(existing_path(path))
+    except (OSError, ValueError):
+        return "missing;"
+    # With the time of its last change: a file that is moved here keeps the time at which it was written.
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns};"
 
 
 def _array_type(feature: Any) -> str | None:

@@ -249,8 +249,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             decode = getattr(self.processing_class, "decode", None)
             what = f"the tokens {tokens[:8]}..." if decode is None else repr(decode(tokens, skip_special_tokens=True))
             raise ValueError(
-                f"example {example} of the batch has {len(tokens)} label tokens in {labels.shape[1]} positions ({what}), "
-                f"but the student's decoder takes {limit} (max_target_positions): drop such examples, with "
+                f"example {example} of the batch has {len(tokens)} label tokens in {labels.shape[1]} positions "
+                f"({what}), but the student's decoder takes {limit} (max_target_positions): drop such examples, with "
                 f"prepare_dataset(..., max_label_length={limit}), or split their audio and text"
             )
 

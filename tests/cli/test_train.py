@@ -208,7 +208,7 @@ def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
 def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     kept = []
     for _ in range(2):
-        assert run("--overwrite", "--max_train_samples", 3)[0] == 0
+        assert run("--overwrite", "--max_train_samples", 3, "--allow_dropped")[0] == 0
         results = json.loads((tmp_path / "out" / "results.json").read_text())
         kept.append(results["languages"]["ro"]["train_items"]["kept"])
         soundfile.write(recordings / "train" / "0.wav", np.zeros(40000), 16000)  # longer than the context
@@ -280,6 +280,10 @@ def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student
     soundfile.write(recordings / "train" / "0.wav", np.zeros(40 * 16000), 16000)  # too long at any context
     soundfile.write(recordings / "train" / "1.wav", np.full(25600, 0.1), 16000)
     status, printed = run()
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "ro, training: 3 of 4 recordings can be used (1 too_long)" in printed
+    assert "1 of 4 items cannot be used (1 too_long), more than 10% of them: item 0: 40.0 s" in printed
+    status, printed = run("--allow_dropped")
     assert status == 0, printed
     assert "context: 2 s, for the longest usable recording of 1.6 s (--max_audio_seconds" in printed
     row = results_of(tmp_path / "out")["languages"]["ro"]
