@@ -1,10 +1,11 @@
 """Small files: read with a limit, written completely or not at all."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, read_json, write_text
+from peft_clsr.files import MAX_JSON_BYTES, existing_path, read_json, write_text
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -47,3 +48,14 @@ def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
         read_json(path)
     path.write_bytes(b'{"a": [1]}')
     assert read_json(path) == {"a": [1]}
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_is_found_in_its_other_unicode_form(tmp_path, on_disk, asked):
+    file = tmp_path / unicodedata.normalize(on_disk, "Städte") / unicodedata.normalize(on_disk, "Zürich.csv")
+    write_text(file, "")
+    for folder in (on_disk, asked):
+        path = tmp_path / unicodedata.normalize(folder, "Städte") / unicodedata.normalize(asked, "Zürich.csv")
+        assert existing_path(str(path)) == file
+    assert existing_path(file) == file and existing_path(file.parent / "other ü") == file.parent / "other ü"
+    assert existing_path("ü\0") == Path("ü\0")

@@ -10,7 +10,16 @@ from transformers import AutoConfig, WhisperProcessor
 
 from ..data.dataset import prepare_dataset
 from ..data.labels import MAX_LABEL_LENGTH
-from ..data.rows import KEPT, RowReader, check_dropped, check_rows, count_outcomes, describe_dropped, without_decoding
+from ..data.rows import (
+    KEPT,
+    RowReader,
+    check_dropped,
+    check_rows,
+    count_outcomes,
+    describe_dropped,
+    outcomes_at_context,
+    without_decoding,
+)
 from ..data.tables import load_recordings
 from .train_options import DataArguments, TrainOptions
 
@@ -94,21 +103,18 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
         for split, name in (("train", "training"), ("eval", "evaluation")):
             with options.training.main_process_first(desc="recordings"):
                 checks = _check_split(load_split(data, language, config, split), processor, language, name, data)
-            outcomes, problems, seconds = (checks[column][:] for column in ("outcome", "problem", "seconds"))
-            for index, length in enumerate(seconds):
-                if data.long_audio == "drop" and length > context:
-                    outcomes[index] = "too_long"
-                    problems[index] = f"item {index}: {length:.1f} s, longer than the context of {context:g} s"
-                else:
-                    longest = max(longest, length)
+            outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
+            usable = [length for length, kind in zip(checks["seconds"], outcomes, strict=True) if kind == KEPT]
+            longest = max([longest, *usable])
             counts = count_outcomes(outcomes)
             report(
                 options.training,
                 f"{language}, {name}: {counts[KEPT]} of {len(checks)} recordings can be used "
                 f"({describe_dropped(counts)})",
             )
-            dropped = [problem for problem in problems if problem]
-            check_dropped(counts, len(checks), dropped, max_dropped(data, split), "give --allow_dropped")
+            check_dropped(
+                counts, len(checks), list(filter(None, problems)), max_dropped(data, split), "give --allow_dropped"
+            )
     return longest
 
 

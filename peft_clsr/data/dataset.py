@@ -21,6 +21,7 @@ from .rows import (
     check_rows,
     count_outcomes,
     describe_dropped,
+    outcomes_at_context,
     without_decoding,
 )
 from .teacher_columns import TeacherColumns
@@ -139,20 +140,15 @@ def _check_first(
 ) -> set[int]:
     """Say what headers and transcripts tell, before features are computed. Returns the rows that were named."""
     checks = check_rows(dataset, reader, num_proc, f"{desc}: checking")
-    outcomes, problems, seconds = (checks[column][:] for column in ("outcome", "problem", "seconds"))
-    named = {index for index, problem in enumerate(problems) if problem}
-    for index in sorted(named):
-        logger.warning("dropped: %s", problems[index])
-    for index, length in enumerate(seconds):
-        if long_audio == "drop" and length > context_seconds(extractor):
-            outcomes[index] = "too_long"
-            problems[index] = f"item {index}: {length:.1f} s of audio, longer than {context_seconds(extractor):g} s"
+    for problem in filter(None, checks["problem"]):
+        logger.warning("dropped: %s", problem)
+    outcomes, problems = outcomes_at_context(checks, context_seconds(extractor) if long_audio == "drop" else None)
     counts = count_outcomes(outcomes)
     level = logging.INFO if counts[KEPT] == len(checks) else logging.WARNING
     text = "%s: %d of %d items can be used, by their headers and transcripts (%s)"
     logger.log(level, text, desc, counts[KEPT], len(checks), describe_dropped(counts))
-    check_dropped(counts, len(checks), [problem for problem in problems if problem], max_dropped, _REMEDY)
-    return named
+    check_dropped(counts, len(checks), list(filter(None, problems)), max_dropped, _REMEDY)
+    return {index for index, problem in enumerate(checks["problem"]) if problem}
 
 
 def _feature_types(processor: Any, teacher_columns: TeacherColumns | None) -> datasets.Features:

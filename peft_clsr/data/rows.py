@@ -74,11 +74,12 @@ class RowReader:
         return reader
 
     def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+        row = {"name": self.name(example, index), "outcome": KEPT, "problem": "", "seconds": 0.0}
         try:
             self.labels(example, index)
-            return {"outcome": KEPT, "problem": "", "seconds": self._read(audio_seconds, example, index)}
-        except UnusableRow as row:
-            return {"outcome": row.outcome, "problem": str(row), "seconds": 0.0}
+            return {**row, "seconds": self._read(audio_seconds, example, index)}
+        except UnusableRow as unusable:
+            return {**row, "outcome": unusable.outcome, "problem": str(unusable)}
 
     def labels(self, example: dict[str, Any], index: int) -> tuple[str, list[int]]:
         """The code of the language, and the labels [tokens]. Raises [`UnusableRow`]."""
@@ -130,10 +131,12 @@ def check_rows(
     Check all rows without decoding audio, with a progress bar.
 
     Returns:
-        `datasets.Dataset`: for each row `outcome` (one of `OUTCOMES`), `problem` (a sentence, or empty) and `seconds`.
+        `datasets.Dataset`: for each row `name`, `outcome` (one of `OUTCOMES`), `problem` (a sentence, or empty) and
+        `seconds`.
     """
     types = require("datasets")
-    columns = {"outcome": types.Value("string"), "problem": types.Value("string"), "seconds": types.Value("float64")}
+    columns = {name: types.Value("string") for name in ("name", "outcome", "problem")}
+    columns["seconds"] = types.Value("float64")
     return dataset.map(
         reader,
         with_indices=True,
@@ -143,6 +146,21 @@ def check_rows(
         writer_batch_size=1000,
         desc=desc,
     )
+
+
+def outcomes_at_context(checks: datasets.Dataset, context: float | None) -> tuple[list[str], list[str]]:
+    """
+    Tell what becomes of checked rows at a context in seconds, or without a limit.
+
+    Returns:
+        `tuple`: for each row its outcome, and a sentence that says why it is dropped, or "".
+    """
+    outcomes, problems = checks["outcome"][:], checks["problem"][:]
+    for index, (name, seconds) in enumerate(zip(checks["name"], checks["seconds"], strict=True)):
+        if context is not None and seconds > context:
+            outcomes[index] = "too_long"
+            problems[index] = f"{name}: {seconds:.1f} s of audio, longer than the context of {context:g} s"
+    return outcomes, problems
 
 
 def count_outcomes(outcomes: Sequence[str]) -> dict[str, int]:
