@@ -119,6 +119,7 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
 
 
 def max_dropped(data: DataArguments, split: str) -> float:
+    """The share of a split's recordings that may be dropped. Dropped evaluation recordings are only reported."""
     return 1.0 if data.allow_dropped or split != "train" else MAX_DROPPED
 
 

@@ -151,13 +151,13 @@ def _scaled(samples: np.ndarray, name: str) -> np.ndarray:
         )
     if not np.isfinite(samples).all():
         raise ValueError(f"audio {name} holds NaN or infinite samples: it is damaged, remove or re-record it")
-    peak = np.abs(samples).max()
+    peak = max(samples.max(), -samples.min())
     if peak > _MAX_FLOAT:
         raise ValueError(
             f"audio {name} holds floats up to {peak:g}, expected -1 to 1: divide them by the range of the integers "
             "that they were, such as array / 32768 for 16 bits"
         )
-    return samples.astype(np.float32)
+    return samples.astype(np.float32, copy=False)
 
 
 def _open(audio: Any, name: str) -> BinaryIO:

@@ -10,6 +10,9 @@ import numpy as np
 
 from ..extras import require
 
+# A codec fills up its last frame. So many seconds past the length in the header, at most, are padding.
+_PADDING = 0.1
+
 
 def decode_container(file: BinaryIO) -> tuple[np.ndarray, int, float | None]:
     """
@@ -38,7 +41,11 @@ def decode_container(file: BinaryIO) -> tuple[np.ndarray, int, float | None]:
             raise ValueError(f"its sampling rate or channels change in its middle ({sorted(rates)} Hz): convert it")
         if not frames:
             return np.zeros((1, 0), dtype=np.float32), track.rate or 16000, None
-        return np.concatenate(frames, axis=1), rates.pop(), seconds
+        samples, rate = np.concatenate(frames, axis=1), rates.pop()
+        length = samples.shape[1] if seconds is None else round(seconds * rate)
+        if 0 < samples.shape[1] - length < _PADDING * rate:
+            samples = samples[:, :length]  # so that it is as long as container_seconds says
+        return samples, rate, seconds
 
 
 def container_seconds(file: BinaryIO) -> float:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "set a larger max_dropped"
+
 
 def prepare_dataset(
     dataset: datasets.Dataset,
@@ -124,9 +126,6 @@ def prepare_dataset(
         desc=desc,
     )
     return _usable_rows(prepared, known, max_dropped)
-
-
-_REMEDY = "set a larger max_dropped"
 
 
 def _check_first(
