@@ -1,6 +1,7 @@
 from .checkpoints.checks import check_adapter_folder as check_adapter_folder
 from .checkpoints.convert_naver import convert_naver_expert as convert_naver_expert
 from .data.audio import EmptyAudioError as EmptyAudioError
+from .data.audio import TruncatedAudioError as TruncatedAudioError
 from .data.audio import read_audio as read_audio
 from .data.collator import DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding
 from .data.dataset import prepare_dataset as prepare_dataset

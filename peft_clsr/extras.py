@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _EXTRAS = {
+    "av": "train",
     "datasets": "train",
     "jiwer": "train",
     "soundfile": "train",

@@ -1,4 +1,4 @@
-"""Reading and writing of small files, and hashes of large ones."""
+"""Finding files; reading and writing of small ones; hashes of large ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,35 @@ import hashlib
 import json
 import math
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 4 * 2**20  # a config or record has 1 to 10 kB
+
+
+def existing_path(path: str | os.PathLike) -> Path:
+    """
+    Find a file whose name is spelled in another Unicode form.
+
+    "ü" is one character (NFC) or "u" and a combining mark (NFD, as macOS and its archives write it). They look alike,
+    but are different names on most disks.
+
+    Args:
+        path (`str` or `os.PathLike`): The path of a file or folder.
+
+    Returns:
+        `Path`: the path as it is on the disk, or as it was given, if there is neither spelling.
+    """
+    path = Path(path)
+    if os.path.lexists(path) or str(path).isascii():
+        return path
+    folder = existing_path(path.parent)
+    for form in ("NFC", "NFD"):
+        other = folder / unicodedata.normalize(form, path.name)
+        if os.path.lexists(other):
+            return other
+    return path
 
 
 def read_json(path: str | Path) -> Any:

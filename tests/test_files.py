@@ -2,11 +2,12 @@
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, check_output_folder, json_text, read_json, write_text
+from peft_clsr.files import MAX_JSON_BYTES, check_output_folder, existing_path, json_text, read_json, write_text
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -67,3 +68,14 @@ def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path, 
     with pytest.raises(ValueError, match=rf"you may not write to {re.escape(str(tmp_path))}"):
         check_output_folder(tmp_path / "new" / "deep", "--output_dir")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_is_found_in_its_other_unicode_form(tmp_path, on_disk, asked):
+    file = tmp_path / unicodedata.normalize(on_disk, "Städte") / unicodedata.normalize(on_disk, "Zürich.csv")
+    write_text(file, "")
+    for folder in (on_disk, asked):
+        path = tmp_path / unicodedata.normalize(folder, "Städte") / unicodedata.normalize(asked, "Zürich.csv")
+        assert existing_path(str(path)) == file
+    assert existing_path(file) == file and existing_path(file.parent / "other ü") == file.parent / "other ü"
+    assert existing_path("ü\0") == Path("ü\0")

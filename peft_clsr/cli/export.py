@@ -63,7 +63,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        for name in ("datasets", "jiwer", "soundfile", "ctranslate2", "faster_whisper"):
+        for name in ("av", "datasets", "jiwer", "soundfile", "ctranslate2", "faster_whisper"):
             require(name)
         return _export(arguments)
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -47,6 +47,7 @@ class DataArguments:
         None, "Context in seconds; 0: Whisper's own 30. By default that of the longest recording."
     )
     long_audio: Literal["drop", "cut"] = _option("drop", "Drop recordings longer than the context, or cut their end.")
+    allow_dropped: bool = _option(False, "Train even if over a tenth of the recordings cannot be used.")
     max_new_tokens: int | None = _option(
         None, "Longest transcript when measuring, in tokens. By default as many as the decoder allows."
     )
@@ -129,8 +130,8 @@ TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() i
 # Options of the other groups that the short help leaves out.
 _RARE = (
     "dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples long_audio "
-    "max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight exclude_modules lora_alpha "
-    "lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
+    "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
+    "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
 ).split()
 
 _DESCRIPTION = """\

@@ -23,8 +23,8 @@ ones. A table gives the languages: recordings/metadata.csv with the columns file
 instead of the folder.
 
 A transcript grows in a file with the ending .part, which is renamed when it is finished. Existing transcripts are
-kept, so an interrupted run continues with the other recordings when it is started again. A file that cannot be read is
-named and skipped; the exit status is then 1.
+kept, so an interrupted run continues with the other recordings when it is started again. Files that cannot be read are
+named first, and skipped; the exit status is then 1.
 
 examples:
   peft-clsr transcribe recordings/ --model openai/whisper-base --adapters experts/ --language ca \\
@@ -64,13 +64,14 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     from ..extras import require
     from ..inference.experts import load_with_experts
-    from ..inference.recordings import find_recordings
+    from ..inference.recordings import find_recordings, split_readable
     from ..languages import language_code
 
     logging.set_verbosity_error()  # transformers warns of arguments that Whisper's generate passes to itself
     try:
         # Check everything about the run as a whole before the first recording.
-        require("soundfile")
+        for name in ("av", "soundfile", "soxr"):
+            require(name)
         candidates = list(dict.fromkeys(language_code(language) for language in arguments.language))
         _check(arguments)
         language = candidates[0] if len(candidates) == 1 else None
@@ -82,6 +83,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             recordings = pending
             if not recordings:
                 return 0
+        recordings, unreadable = split_readable(recordings)
+        for problem in unreadable:
+            print(f"skipped: {problem}", file=sys.stderr)
+        total = len(recordings) + len(unreadable)
+        print(f"{len(recordings)} of {total} recordings can be read", file=sys.stderr)
+        if not recordings:
+            return 1
         languages: set[str | None] = {recording.language for recording in recordings}
         if None in languages and candidates:
             languages = languages - {None} | set(candidates)
@@ -96,7 +104,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         parser.exit(2, f"error: {error}\nTake a smaller --batch_size; finished transcripts are kept\n")
     except OSError as error:
         parser.exit(2, f"error: a transcript cannot be written: {error}\n")
-    skipped = len(recordings) - transcribed
+    skipped = total - transcribed
     print(f"{transcribed} transcribed, {skipped} skipped", file=sys.stderr)
     return 1 if skipped else 0
 

@@ -213,7 +213,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         Raises:
             ValueError: `inputs` have no labels.
         """
-        _check_labels(inputs)
+        self._check_labels(inputs)
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         adapter_names = self._adapter_names(inputs, labels)
@@ -249,6 +249,24 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             sums = {"ce_sum": ce_sum, "kd_sum": kd_sum, "labels": num_labels, "gates": gates.detach()}
             self._evaluation_sums.add(**sums, labels_with_targets=num_labels * (targets is not None))
         return (loss, outputs) if return_outputs else loss
+
+    def _check_labels(self, inputs: dict[str, Any]) -> None:
+        """Raise a `ValueError` for a batch without labels, or with more of them than the student's decoder takes."""
+        labels = inputs.get("labels")
+        if labels is None:
+            raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")
+        limit = getattr(self._tuner.model.config, "max_target_positions", labels.shape[1])
+        if labels.shape[1] > limit:
+            lengths = (labels != -100).sum(dim=1)
+            example = int(lengths.argmax())
+            tokens = labels[example][labels[example] != -100].tolist()
+            decode = getattr(self.processing_class, "decode", None)
+            what = f"the tokens {tokens[:8]}..." if decode is None else repr(decode(tokens, skip_special_tokens=True))
+            raise ValueError(
+                f"example {example} of the batch has {len(tokens)} label tokens in {labels.shape[1]} positions "
+                f"({what}), but the student's decoder takes {limit} (max_target_positions): drop such examples, with "
+                f"prepare_dataset(..., max_label_length={limit}), or split their audio and text"
+            )
 
     def _teacher_targets(
         self, inputs: dict[str, Any], labels: torch.Tensor, is_training: bool
@@ -343,7 +361,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor | Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        _check_labels(inputs)
+        self._check_labels(inputs)
         if self._batches_to_count:
             model.train()
             with self.compute_loss_context_manager():
@@ -375,6 +393,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
 
     def _run_for_gates(self, model: nn.Module, batch: dict[str, Any]) -> list[str]:
         """Run the student on a batch for its gates alone; returns the adapter of each example."""
+        self._check_labels(batch)
         inputs = dict(self._prepare_inputs(batch))
         labels = inputs.pop("labels")
         adapter_names = self._adapter_names(inputs, labels)
@@ -499,8 +518,3 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         for name, folder in folders.items():
             self.model.load_adapter(str(folder), name, is_trainable=True)
         self._set_trainable(self.model)
-
-
-def _check_labels(inputs: dict[str, Any]) -> None:
-    if inputs.get("labels") is None:
-        raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")

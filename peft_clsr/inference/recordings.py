@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.audio import audio_seconds
 from ..data.tables import read_table
+from ..files import existing_path
 from ..languages import language_code
 from .subtitles import SUFFIXES
 
-# Endings of recordings in folders. libsndfile does not read those of the second line; they are then named as
-# unreadable.
+# Endings of recordings in folders. PyAV reads those of the second line.
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
 AUDIO_SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov"}
 
@@ -50,7 +51,7 @@ def find_recordings(
         OSError: a folder or table cannot be read.
     """
     found: dict[Path, tuple[Path, str | None]] = {}  # its relative path in the output, and its language
-    for given in inputs:
+    for given in map(existing_path, inputs):
         if not given.exists():
             raise ValueError(f"{given} does not exist: give audio files, folders of them, or tables of them")
         if given.is_dir():
@@ -60,7 +61,7 @@ def find_recordings(
             for name, table_language in _read_languages(given):
                 is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
                 relative = Path(name if is_inside else Path(name).name)
-                found.setdefault(given.parent / name, (relative, table_language or language))
+                found.setdefault(existing_path(given.parent / name), (relative, table_language or language))
         else:
             found.setdefault(given, (Path(given.name), language))
     if not found:
@@ -86,6 +87,24 @@ def find_recordings(
                 continue  # the same file, given twice
         recordings.append(Recording(path, output, recording_language))
     return recordings
+
+
+def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
+    """
+    Read the header of each recording.
+
+    Returns:
+        `tuple`: the recordings that can be read, and for each of the others a message that names it.
+    """
+    readable, problems = [], []
+    for recording in recordings:
+        try:
+            audio_seconds(recording.path)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            readable.append(recording)
+    return readable, problems
 
 
 def _read_languages(table: Path) -> Iterator[tuple[str, str | None]]:

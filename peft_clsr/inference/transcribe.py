@@ -16,7 +16,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
-from ..data.audio import audio_seconds, read_audio
+from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
 from ..languages import inference_adapter
 from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
@@ -78,7 +78,7 @@ def transcribe_files(
     check_model_languages(model)
     rate = processor.feature_extractor.sampling_rate
     recordings = [
-        (Path(path), language, audio_seconds({"path": str(path)}) or 0.0)
+        (Path(path), language, _header_seconds(path))
         for path, language in zip(paths, languages or [None] * len(paths), strict=True)
     ]
     # With the longest first, batches are even, and a lack of memory shows at once.
@@ -86,7 +86,8 @@ def transcribe_files(
     total = round(sum(seconds for _, _, seconds in recordings))
     with tqdm(total=total, desc="audio", unit="s") as progress:
         for start in range(0, len(recordings), batch_size):
-            readable = list(_read_all(recordings[start : start + batch_size], rate, warn))
+            batch = [(path, language) for path, language, _ in recordings[start : start + batch_size]]
+            readable = list(_read_all(batch, rate, warn))
             if not readable:
                 continue
             transcripts = transcribe_waveforms(
@@ -109,21 +110,26 @@ def _by_path(
     return lambda index, transcript: on_window(paths[index], transcript)
 
 
+def _header_seconds(path: str | Path) -> float:
+    try:
+        return audio_seconds(path)
+    except ValueError:
+        return 0.0  # it is named when its turn comes
+
+
 def _read_all(
-    recordings: Sequence[tuple[Path, str | None, float]], rate: int, warn: Callable[[str], None]
+    recordings: Sequence[tuple[Path, str | None]], rate: int, warn: Callable[[str], None]
 ) -> Iterator[tuple[Path, str | None, np.ndarray]]:
     """The readable recordings, with their language and waveform."""
-    for path, language, seconds in recordings:
+    for path, language in recordings:
         try:
             waveform = read_audio(path, rate)
+        except TruncatedAudioError as error:
+            warn(f"warning: {str(error).removeprefix('audio ')}")
+            waveform = error.samples
         except (ValueError, OSError) as error:
             warn(f"skipped: {error}")
             continue
-        if len(waveform) / rate < seconds - 1:
-            warn(
-                f"warning: {path} ends after {len(waveform) / rate:.1f} s of the {seconds:.1f} s that its header "
-                "says: it may be truncated"
-            )
         yield path, language, waveform
 
 

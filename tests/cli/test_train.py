@@ -253,7 +253,7 @@ def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
 def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     kept = []
     for _ in range(2):
-        assert run("--overwrite", "--max_train_samples", 3)[0] == 0
+        assert run("--overwrite", "--max_train_samples", 3, "--allow_dropped")[0] == 0
         results = json.loads((tmp_path / "out" / "results.json").read_text())
         kept.append(results["languages"]["ro"]["train_items"]["kept"])
         soundfile.write(recordings / "train" / "0.wav", np.zeros(40000), 16000)  # longer than the context
@@ -325,6 +325,11 @@ def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student
     soundfile.write(recordings / "train" / "0.wav", np.zeros(40 * 16000), 16000)  # too long at any context
     soundfile.write(recordings / "train" / "1.wav", np.full(25600, 0.1), 16000)
     status, printed = run()
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "ro, training: 3 of 4 recordings can be used (1 too_long)" in printed
+    assert "1 of 4 items cannot be used (1 too_long), more than 10% of them: item 0, " in printed
+    assert f"{recordings / 'train' / '0.wav'}: 40.0 s of audio, longer than" in printed
+    status, printed = run("--allow_dropped")
     assert status == 0, printed
     assert "context: 2 s, for the longest usable recording of 1.6 s (--max_audio_seconds" in printed
     row = results_of(tmp_path / "out")["languages"]["ro"]
@@ -414,3 +419,23 @@ def test_a_folder_that_is_no_run_is_not_compared(tmp_path, capsys, text):
     with pytest.raises(SystemExit) as exit:
         main(["compare", str(tmp_path)])
     assert exit.value.code == 2 and str(tmp_path) in capsys.readouterr().err
+
+
+def test_unusable_recordings_of_all_languages_are_known_before_any_training(run, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_clsr.cli.train_language.train_language", lambda *args: pytest.fail("training began"))
+    (recordings / "train" / "4.wav").write_text("no audio")  # the only Catalan one to train on
+    status, printed = run(languages=("ro", "ca"))
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "ro, training: 4 of 4 recordings can be used (none dropped)" in printed
+    assert "ro, evaluation: 2 of 2" in printed and "ca, training: 0 of 1" in printed
+    assert (
+        f"no item of the 1 in the dataset can be used (1 unreadable): item 0: audio {recordings}/train/4.wav"
+        in printed
+    )
+
+
+def test_the_limit_of_labels_is_that_of_the_student(run, student, tiny_whisper, tmp_path):
+    tiny_whisper(max_target_positions=10).save_pretrained(student)  # "null 0" has 11 labels
+    status, printed = run()
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "4 labels_too_long" in printed and "labels of 11 tokens, longer than 10" in printed

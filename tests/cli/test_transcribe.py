@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
-from helpers import QUIET, randomize
+from helpers import QUIET, randomize, write_container
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GenerationConfig,
@@ -406,6 +407,8 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(run, recordings, tmp_pa
     for name in bad:
         assert f"skipped: audio {recordings / name} " in printed.err
     assert "5 transcribed, 6 skipped" in printed.err
+    assert "6 of 11 recordings can be read" in printed.err  # the header of cut.flac is whole
+    assert printed.err.index("recordings can be read") < printed.err.index("cut.flac")
     assert written(tmp_path / "out") == {str(Path(name).with_suffix(".txt")) for name in SECONDS}
 
 
@@ -425,7 +428,20 @@ def test_a_truncated_file_that_can_be_read_is_named_and_transcribed(run, recordi
     assert f"warning: {path} ends after 1.4 s of the 3.0 s that its header says" in printed.err
 
 
-def test_no_recording_can_be_read(run, recordings, tmp_path):
+def test_recordings_from_phones_and_names_of_another_unicode_form_are_transcribed(run, recordings, tmp_path):
+    samples = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    write_container(recordings / "talk.m4a", samples, 16000, "aac")
+    write_container(recordings / "film.mp4", samples, 16000, "aac", video=True)
+    soundfile.write(recordings / unicodedata.normalize("NFD", "grün.wav"), samples, 16000)
+    inputs = [recordings / name for name in ("talk.m4a", "film.mp4", unicodedata.normalize("NFC", "grün.wav"))]
+    status, printed = run("--language", "ro", inputs=inputs)
+    assert status == 0 and "3 of 3 recordings can be read" in printed.err and len(written(tmp_path / "out")) == 3
+
+
+def test_no_recording_can_be_read(run, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "peft_clsr.inference.experts.load_with_experts", lambda *args: pytest.fail("a model was loaded")
+    )
     (recordings / "empty.wav").touch()
     assert run("--language", "ro", inputs=[recordings / "empty.wav"])[0] == 1
     assert not written(tmp_path / "out")

@@ -688,3 +688,20 @@ def test_every_part_of_the_loss_is_in_tensorboard_and_in_what_other_trackers_tak
         assert len(events.Scalars(f"eval/{part}")) == 1
     # Weights & Biases takes what `json` takes.
     assert all(type(value) in (int, float) for entry in trainer.state.log_history for value in entry.values())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_labels_longer_than_the_students_decoder_are_refused(tiny_whisper, tmp_path, accumulation):
+    model = clsr(tiny_whisper(max_target_positions=12))
+    dataset = make_dataset()
+    limit = model.config.max_target_positions
+    dataset[-1] = {**dataset[-1], "labels": torch.full((limit + 1,), 5)}
+    arguments = {"max_steps": 1, "per_device_train_batch_size": len(dataset) // accumulation}
+    arguments["train_sampling_strategy"] = "sequential"  # the long one is in the last batch
+    trainer = distiller(model, None, tmp_path, dataset, gradient_accumulation_steps=accumulation, **arguments)
+    with pytest.raises(
+        ValueError, match=r"example \d of the batch has 13 label tokens .*takes 12 .*max_label_length=12"
+    ):
+        trainer.train()
+    with pytest.raises(ValueError, match="has 13 label tokens"):
+        trainer.evaluate(dataset)
