@@ -82,7 +82,7 @@ class _Finder:
             path = self.folder / spelling
             if path.is_file():
                 return path
-        *folders, last = _key(slashed).split("/")
+        *folders, last = [part for part in _key(slashed).split("/") if part != "."]
         fitting = [
             file
             for file in self._files.get(last, [])
