@@ -80,15 +80,14 @@ def dataset_of_language(dataset: datasets.Dataset, code: str, name: str) -> data
     if column != LANGUAGE_COLUMN:
         dataset = dataset.rename_column(column, LANGUAGE_COLUMN)
     feature = dataset.features[LANGUAGE_COLUMN]
+    values = dataset.select_columns([LANGUAGE_COLUMN])[LANGUAGE_COLUMN][:]
     if isinstance(feature, require("datasets").ClassLabel):
-        dataset = dataset.cast_column(LANGUAGE_COLUMN, require("datasets").Value("string"))
-        feature = dataset.features[LANGUAGE_COLUMN]
-    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        values = [None if value is None else feature.int2str(value) for value in values]
+    elif getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"{name}, column {LANGUAGE_COLUMN!r} holds {getattr(feature, 'dtype', feature)}; expected names or codes "
             "of languages: rename the column if it is something else"
         )
-    values = dataset.select_columns([LANGUAGE_COLUMN])[LANGUAGE_COLUMN][:]
     codes = {value: _code_or_name(value) for value in set(values)}
     if len(codes) == 1:
         (value,) = codes

@@ -48,7 +48,7 @@ def read_layout(
     tables, whole = _tables(source)
     if split in tables:
         return read_recordings(tables[split], language, file_columns), False
-    if whole is not None:
+    if whole is not None and not tables.keys() & _SPLITS:
         return _rows_of_split(read_recordings(whole, language, file_columns), source, split)
     if tables:
         hint = "; --dataset_config {language} reads the folder of each language" if language in tables else ""
@@ -56,9 +56,7 @@ def read_layout(
             f"{source} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
             f"the split (--train_split, --eval_split) to one of these{hint}"
         )
-    if any(next(source.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")):
-        return None
-    pairs = _read_pairs(source, language, text_column)
+    pairs = None if _has_parquet(source) else _read_pairs(source, language, text_column)
     return None if pairs is None else _rows_of_split(pairs, source, split)
 
 
@@ -66,19 +64,22 @@ def _tables(folder: Path) -> tuple[dict[str, Path], Path | None]:
     """The tables of splits by their names, and the table of all."""
     tables: dict[str, Path] = {}
     whole: dict[str, Path] = {}
-    for path in sorted([*folder.glob("*"), *folder.glob("*/metadata.*")]):
-        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
-            is_metadata = path.stem.lower() == "metadata"
-            name = path.stem if path.parent == folder else path.parent.name
-            found = whole if is_metadata and path.parent == folder else tables
-            other = found.setdefault(name, path)
-            if other != path and name in ("metadata", *_SPLITS):
-                raise ValueError(f"{other} and {path} are both tables of the same recordings: keep one of them")
-    if not whole and len(tables) == 1 and not any(folder.glob("*.parquet")) and not any(folder.glob("*/*.parquet")):
+    candidates = (path for pattern in ("*", "*/metadata.*") for path in folder.glob(pattern))
+    for path in sorted(path for path in candidates if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()):
+        name = path.stem if path.parent == folder else path.parent.name
+        is_whole = path.parent == folder and name.lower() == "metadata"
+        other = (whole if is_whole else tables).setdefault("metadata" if is_whole else name, path)
+        if other != path and (is_whole or name in _SPLITS):
+            raise ValueError(f"{other} and {path} are both tables of the same recordings: keep one of them")
+    if not whole and len(tables) == 1 and not _has_parquet(folder):
         name, path = next(iter(tables.items()))
         if path.parent == folder and name not in _SPLITS | _COMMON_VOICE:
             return {}, path
     return tables, next(iter(whole.values()), None)
+
+
+def _has_parquet(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
 
 
 def _rows_of_split(table: Table, folder: Path, split: str) -> tuple[Table, bool]:
@@ -106,10 +107,10 @@ def _rows_of_split(table: Table, folder: Path, split: str) -> tuple[Table, bool]
 
 def _split_folder(file: Path, folder: Path, split: str) -> str:
     """The folder of a recording that is named as a split, or an empty text."""
-    if not file.is_relative_to(folder):
+    above, names = folder.parts, file.parts[:-1]
+    if names[: len(above)] != above:
         return ""
-    names = file.relative_to(folder).parts[:-1]
-    return next((name for name in names if name.casefold() in _SPLITS | {split.casefold()}), "")
+    return next((name for name in names[len(above) :] if name.casefold() in _SPLITS | {split.casefold()}), "")
 
 
 def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:

@@ -41,7 +41,7 @@ def read_recordings(path: Path, language: str | None = None, file_columns: Seque
     if column is None or not table.rows:
         raise ValueError(
             f"{path} has {len(table.rows)} rows of {', '.join(table.columns)}; expected some, with a column "
-            f"{file_columns[0]!r} (or --file_column) of file names"
+            f"{file_columns[0]!r} of file names (peft-clsr train: --file_column names another)"
         )
     is_common_voice = path.suffix.lower() == ".tsv" and column == "path"
     finder = _Finder(path.parent, path.parent / "clips" if is_common_voice else path.parent)
@@ -79,9 +79,8 @@ class _Finder:
         name = cell.strip()
         slashed = name.replace("\\", "/")  # a name from Windows
         for spelling in dict.fromkeys((name, slashed, cell)):
-            path = self.folder / spelling
-            if path.is_file():
-                return path
+            if os.path.isfile(os.path.join(self.folder, spelling)):
+                return self.folder / spelling
         *folders, last = [part for part in _key(slashed).split("/") if part != "."]
         fitting = [
             file

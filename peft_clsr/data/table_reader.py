@@ -60,8 +60,7 @@ class Table:
         found = find_column(self.columns, name)
         if found is not None and found != name:
             self.columns[self.columns.index(found)] = name
-            for row in self.rows:
-                row[name] = row.pop(found)
+            self.rows = [{name if key == found else key: cell for key, cell in row.items()} for row in self.rows]
         return found is not None
 
 
@@ -121,7 +120,7 @@ def _read_json_lines(path: Path, text: str) -> Table:
         try:
             pairs = json.loads(content, object_pairs_hook=list)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {line} is no JSON: {error}") from error
+            raise ValueError(f"{path}, line {line} is no JSON: {getattr(error, 'msg', error)}") from error
         if not content.lstrip().startswith("{"):
             raise ValueError(f'{path}, line {line} is no JSON object, such as {{"file_name": "a.wav"}}')
         row = {name.strip(): _json_cell(value) for name, value in pairs}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,9 +107,17 @@ def load_recordings(
     name = str(dataset).replace("{language}", code)
     folder = Path(name, config or "")
     file_columns = (*FILE_COLUMNS, audio_column) if file_column is None else (file_column,)
-    found = read_layout(folder, split, code, text_column, file_columns)
+    found = None
+    for source in (folder, folder / "data"):
+        found = found or read_layout(source, split, code, text_column, file_columns)
     if found is None:
         loaded = _load_dataset(name, folder, config, split, revision)
+        if loaded is None:  # audio files on the Hub
+            from huggingface_hub import snapshot_download
+
+            copy = snapshot_download(name, repo_type="dataset", revision=revision)
+            arguments = {"audio_column": audio_column, "text_column": text_column, "file_column": file_column}
+            return load_recordings(copy, code, split, config=config, limit=limit, **arguments)
         loaded = dataset_of_language(_without_decoding(loaded), code, f"{folder}, {split}")
         return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
     table, is_whole = found
@@ -151,8 +161,10 @@ def _report_missing_texts(table: Table, text_column: str) -> None:
         warn_once(f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are not used: {places}")
 
 
-def _load_dataset(name: str, folder: Path, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
-    """A split of what `datasets` reads: files in a folder, or a dataset on the Hub."""
+def _load_dataset(
+    name: str, folder: Path, config: str | None, split: str, revision: str | None
+) -> datasets.Dataset | None:
+    """A split of what `datasets` reads: a folder, or a dataset on the Hub; `None` for audio files on the Hub."""
     datasets = require("datasets")
     source: dict[str, Any] = {"path": name, "name": config}
     if folder.is_dir():
@@ -170,8 +182,12 @@ def _load_dataset(name: str, folder: Path, config: str | None, split: str, revis
         hint = ""
         if isinstance(error, RuntimeError):
             hint = f"; if it is a script, try another revision, --dataset_revision {CONVERTED_REVISION}"
-        if "torchcodec" in reason:
-            hint = "; audio files need a table beside them, or a text file each, in a folder here (no torchcodec)"
+        if "torchcodec" in reason:  # datasets needs it for audio files; our own layouts do not
+            if not folder.is_dir():
+                return None
+            hint = "; these audio files have neither a table that is read here nor a text file each"
+        elif "Unknown split" in reason:
+            hint = "; parts of a split are splits, too: --train_split 'train[:90%]' --eval_split 'train[90%:]'"
         raise ValueError(
             f"no split {split!r} of dataset {str(folder)!r} ({reason}): expected a table metadata.csv in the folder, "
             f"a folder with {split}/metadata.csv, one with {split}.tsv and clips/, recordings with a text file each, "
@@ -194,16 +210,24 @@ def _table_dataset(table: Table, audio_column: str, limit: int | None) -> datase
     datasets = require("datasets")
     # datasets caches features until a row changes, so a recording that was replaced must change its row.
     cells = [
-        {**row, audio_column: str(file), "modified": str(file.stat().st_mtime_ns) if file.is_file() else ""}
+        {**row, audio_column: str(file), "modified": _time_of_change(file)}
         for file, row in zip(table.files[:limit], table.rows[:limit], strict=True)
     ]
     # A generator's rows are on disk, and so are the features made from them. from_list would keep both in memory.
+    # datasets hashes the arguments: one text at once, but a list of rows cell by cell, which takes longer than reading.
     return datasets.Dataset.from_generator(
         _each_row,
         features=datasets.Features({name: datasets.Value("string") for name in cells[0]}),
-        gen_kwargs={"rows": cells},
+        gen_kwargs={"rows": json.dumps(cells)},
     )
 
 
-def _each_row(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
-    yield from rows
+def _time_of_change(file: Path) -> str:
+    try:
+        return str(os.stat(file).st_mtime_ns)
+    except (OSError, ValueError):
+        return ""
+
+
+def _each_row(rows: str) -> Iterator[dict[str, str]]:
+    yield from json.loads(rows)

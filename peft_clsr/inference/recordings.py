@@ -40,7 +40,7 @@ def find_recordings(
     Find recordings, and the file for each transcript.
 
     Args:
-        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables, such as `metadata.csv`.
+        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables.
         output_dir (`Path`, *optional*): The folder for transcripts. A recording keeps its relative path there.
         output_format (`str`): "text", "srt", "vtt" or "json".
         language (`str`, *optional*): For recordings whose table gives none.
