@@ -143,8 +143,14 @@ def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
     lonely = [file for file in lonely if file.suffix.lower() in endings_of_audio]
     if lonely:
         warn_once(f"{folder}: {len(lonely)} recordings have no text file, and are not used (the first: {lonely[0]})")
-    rows = [
-        {"file_name": str(file), text_column: " ".join(decode_text(text.read_bytes(), str(text), language)[0].split())}
-        for file, text in zip(files, texts, strict=True)
-    ]
+    rows = []
+    announced = False
+    for file, path in zip(files, texts, strict=True):
+        text, encoding = decode_text(path.read_bytes(), str(path), language)
+        if encoding != "utf-8" and not announced:
+            warn_once(
+                f"{path} is read as {encoding}, and other texts of {folder} that are not in UTF-8, too: {text!r}"
+            )
+            announced = True
+        rows.append({"file_name": str(file), text_column: " ".join(text.split())})
     return Table(folder, ["file_name", text_column], rows, texts, files)

@@ -52,8 +52,8 @@ class Table:
 
     def select(self, rows: Sequence[int]) -> Table:
         """The table with only these rows."""
-        picked = [[items[row] for row in rows] for items in (self.rows, self.places, self.files)]
-        return Table(self.path, self.columns, *picked)
+        places, files = [self.places[row] for row in rows], [self.files[row] for row in rows]
+        return Table(self.path, self.columns, [self.rows[row] for row in rows], places, files)
 
     def rename(self, name: str) -> bool:
         """Give a column its name as the code knows it, whatever its case. Returns whether there is such a column."""

@@ -116,8 +116,16 @@ def load_recordings(
             from huggingface_hub import snapshot_download
 
             copy = snapshot_download(name, repo_type="dataset", revision=revision)
-            arguments = {"audio_column": audio_column, "text_column": text_column, "file_column": file_column}
-            return load_recordings(copy, code, split, config=config, limit=limit, **arguments)
+            return load_recordings(
+                copy,
+                code,
+                split,
+                config=config,
+                audio_column=audio_column,
+                text_column=text_column,
+                file_column=file_column,
+                limit=limit,
+            )
         loaded = dataset_of_language(_without_decoding(loaded), code, f"{folder}, {split}")
         return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
     table, is_whole = found
@@ -214,7 +222,7 @@ def _table_dataset(table: Table, audio_column: str, limit: int | None) -> datase
         for file, row in zip(table.files[:limit], table.rows[:limit], strict=True)
     ]
     # A generator's rows are on disk, and so are the features made from them. from_list would keep both in memory.
-    # datasets hashes the arguments: one text at once, but a list of rows cell by cell, which takes longer than reading.
+    # datasets hashes the arguments: a text at once, a list of rows cell by cell, which would take longer than reading.
     return datasets.Dataset.from_generator(
         _each_row,
         features=datasets.Features({name: datasets.Value("string") for name in cells[0]}),
