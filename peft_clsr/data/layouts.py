@@ -115,42 +115,34 @@ def _split_folder(file: Path, folder: Path, split: str) -> str:
 
 def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
     """Recordings with a text file of the same name beside each."""
-    files: list[Path] = []
-    texts: list[Path] = []
+    pairs: list[tuple[Path, Path]] = []
     lonely: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders.sort()
-        endings: dict[str, list[str]] = {}
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)
-            if not name.startswith(".") and (ending.lower() == ".txt" or ending.lower() not in NO_AUDIO):
-                endings.setdefault(stem, []).append(ending)
-        for stem, found in endings.items():
-            audio = [Path(parent, stem + ending) for ending in found if ending.lower() != ".txt"]
-            text = [Path(parent, stem + ending) for ending in found if ending.lower() == ".txt"]
-            if text and len(audio) > 1:
-                raise ValueError(
-                    f"{text[0]} is the text of {audio[0]} and of {audio[1]}: rename or remove one of them"
-                )
-            if text and audio:
-                files += audio
-                texts += text
-            else:
-                lonely += audio
-    if not files:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        texts = {file.stem: file for file in visible if file.suffix.lower() == ".txt"}
+        audio: dict[str, Path] = {}
+        for file in visible:
+            if file.suffix.lower() in NO_AUDIO:
+                continue
+            other = audio.setdefault(file.stem, file)
+            if other != file and file.stem in texts:
+                raise ValueError(f"{texts[file.stem]} is the text of {other} and of {file}: rename or remove one")
+        pairs += [(file, texts[stem]) for stem, file in audio.items() if stem in texts]
+        lonely += [file for stem, file in audio.items() if stem not in texts]
+    if not pairs:
         return None
-    endings_of_audio = {file.suffix.lower() for file in files}
-    lonely = [file for file in lonely if file.suffix.lower() in endings_of_audio]
+    endings = {file.suffix.lower() for file, _ in pairs}
+    lonely = [file for file in lonely if file.suffix.lower() in endings]
     if lonely:
         warn_once(f"{folder}: {len(lonely)} recordings have no text file, and are not used (the first: {lonely[0]})")
     rows = []
     announced = False
-    for file, path in zip(files, texts, strict=True):
+    for file, path in pairs:
         text, encoding = decode_text(path.read_bytes(), str(path), language)
         if encoding != "utf-8" and not announced:
-            warn_once(
-                f"{path} is read as {encoding}, and other texts of {folder} that are not in UTF-8, too: {text!r}"
-            )
+            warn_once(f"{path} and other texts of {folder} are not in UTF-8. It is read as {encoding}: {text[:80]!r}")
             announced = True
         rows.append({"file_name": str(file), text_column: " ".join(text.split())})
-    return Table(folder, ["file_name", text_column], rows, texts, files)
+    files, places = [file for file, _ in pairs], [path for _, path in pairs]
+    return Table(folder, ["file_name", text_column], rows, places, files)
