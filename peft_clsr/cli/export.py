@@ -36,6 +36,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--dataset_config", help="configuration on the Hub (ca_es), or subfolder")
     add("--split", default="test", help="split to use")
     add("--audio_column", default="audio", help="column of the audio (Hub datasets)")
+    add("--file_column", help="column of file names in a table; by default file_name, or path")
     add("--text_column", default="transcription", help="column of the transcripts")
     add("--max_samples", type=int, help="use only the first so many")
     add = parser.add_argument_group("freezing").add_argument
@@ -62,6 +63,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from ..extras import require
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("peft_clsr.data").setLevel(logging.INFO)  # says which rows are used
     try:
         for name in ("av", "datasets", "jiwer", "soundfile", "ctranslate2", "faster_whisper"):
             require(name)
@@ -120,6 +122,8 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.split,
         config=arguments.dataset_config,
         audio_column=arguments.audio_column,
+        text_column=arguments.text_column,
+        file_column=arguments.file_column,
         limit=arguments.max_samples,
     )
     model = _load_model(arguments, code)

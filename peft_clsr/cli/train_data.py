@@ -47,6 +47,8 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
         config=dataset_config,
         revision=data.dataset_revision,
         audio_column=data.audio_column,
+        text_column=data.text_column,
+        file_column=data.file_column,
         limit=data.max_train_samples if split == "train" else data.max_eval_samples,
     )
 

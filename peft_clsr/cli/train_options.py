@@ -40,6 +40,7 @@ class DataArguments:
     train_split: str = _option("train", "Split to train on.")
     eval_split: str = _option("test", "Held-out split to measure on.")
     audio_column: str = _option("audio", "Column of the audio (Hub datasets).")
+    file_column: str | None = _option(None, "Column of file names in a table. By default file_name, or path.")
     text_column: str = _option("transcription", "Column of the transcripts.")
     max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
     max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
@@ -136,9 +137,13 @@ _RARE = (
 
 _DESCRIPTION = """\
 Train language experts for a Whisper: measure, train, measure again, show a
-table. The dataset is a Hub id, or a folder of one of these kinds:
-- train/metadata.csv and test/metadata.csv: columns file_name (relative to the
-  csv), transcription and, if there are several, language;
+table. The dataset is a Hub id, a table, or a folder of one of these kinds:
+- train/metadata.csv and test/metadata.csv, or train.csv and test.csv: columns
+  file_name (relative to the csv), transcription and, if there are several,
+  language. Other names: --file_column, --text_column;
+- metadata.csv, with a column split or paths such as train/0.wav. With neither,
+  a validation and a test part are split off by text;
+- recordings with a text file each, such as 0.wav and 0.txt;
 - train.tsv, test.tsv and clips/, as Common Voice (--text_column sentence);
 - files that datasets.load_dataset reads, such as Parquet.
 "{language}" in --dataset is the language's code; in --dataset_config it is the

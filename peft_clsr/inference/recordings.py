@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.audio import audio_seconds
+from ..data.table_reader import TABLE_SUFFIXES
 from ..data.tables import read_table
 from ..files import existing_path
-from ..languages import language_code
 from .subtitles import SUFFIXES
 
 # Endings of recordings in folders. PyAV reads those of the second line.
@@ -41,7 +41,7 @@ def find_recordings(
     Find recordings, and the file for each transcript.
 
     Args:
-        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables `metadata.csv`.
+        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables.
         output_dir (`Path`, *optional*): The folder for transcripts. A recording keeps its relative path there.
         output_format (`str`): "text", "srt", "vtt" or "json".
         language (`str`, *optional*): For recordings whose table gives none.
@@ -57,11 +57,11 @@ def find_recordings(
         if given.is_dir():
             for path in _audio_files(given):
                 found.setdefault(path, (path.relative_to(given), language))
-        elif given.suffix.lower() == ".csv":
-            for name, table_language in _read_languages(given):
-                is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-                relative = Path(name if is_inside else Path(name).name)
-                found.setdefault(existing_path(given.parent / name), (relative, table_language or language))
+        elif given.suffix.lower() in TABLE_SUFFIXES:
+            for path, row in read_table(given, language):
+                is_inside = path.is_relative_to(given.parent) and ".." not in path.relative_to(given.parent).parts
+                relative = path.relative_to(given.parent) if is_inside else Path(path.name)
+                found.setdefault(path, (relative, row.get("language") or language))
         else:
             found.setdefault(given, (Path(given.name), language))
     if not found:
@@ -105,17 +105,6 @@ def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], li
         else:
             readable.append(recording)
     return readable, problems
-
-
-def _read_languages(table: Path) -> Iterator[tuple[str, str | None]]:
-    """File names, and language codes if the table has them."""
-    for _, row in read_table(table):
-        if not row["file_name"]:
-            raise ValueError(f"{table} has a row without file_name: expected that column, and language if known")
-        try:
-            yield row["file_name"], language_code(row["language"]) if row.get("language") else None
-        except ValueError as error:
-            raise ValueError(f"{table}, column 'language': {error}") from error
 
 
 def _audio_files(folder: Path) -> Iterator[Path]:

@@ -250,6 +250,21 @@ def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
     assert len([log for log in state["log_history"] if "eval_wer_ro" in log]) == 2
 
 
+def test_a_spreadsheet_without_splits_trains_on_a_part_of_it(run, recordings, tmp_path):
+    """A csv of a Romanian Windows, with its own columns; the recordings of both languages are in folders."""
+    rows = [f"{i};Ţara {'abcdef'[i]};x;{'ca' if i == 3 else 'RO'}" for i in range(5)]
+    sheet = tmp_path / "foaie"
+    shutil.copytree(recordings / "train", sheet / "audio")
+    (sheet / "audio" / "metadata.csv").unlink()
+    (sheet / "foaie.csv").write_bytes("\r\n".join(["Nume;Text;Note; Language", *rows, ""]).encode("cp1250"))
+    status, printed = run("--file_column", "nume", "--text_column", "Text", dataset=sheet)
+    assert status == 0, printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert (row["train_items"]["kept"], row["eval_items"]["kept"]) == (2, 1)
+    for said in ("4 rows of ro; of other languages: 1 of ca", "2 train, 1 validation, 1 test", "is read as cp1250"):
+        assert printed.count(said) == 1 or said.startswith("4 rows"), said
+
+
 def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     kept = []
     for _ in range(2):
@@ -270,7 +285,12 @@ def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
 )
 def test_what_the_hub_converted_has_folders_for_configurations(monkeypatch, revision, where):
     called = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
+
+    def load_dataset(**kwargs):
+        called.update(kwargs)
+        return datasets.Dataset.from_dict({"transcription": ["bon dia"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     load_recordings("google/fleurs", "ca", "train", config="ca_es", revision=revision)
     assert called == {**where, "split": "train", "revision": revision}
 
