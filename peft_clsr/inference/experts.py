@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -100,7 +100,7 @@ def _what_it_is(folder: Path) -> str:
     for path in sorted([*folder.glob(CONFIG_NAME), *folder.glob(f"*/{CONFIG_NAME}")]):
         config = read_config(path)
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        if kind != PeftType.CLSR:
+        if kind != "CLSR":
             return (
                 f"{path.parent} is an adapter of the method {kind}. Merge it into its base model, "
                 f"peft.PeftModel.from_pretrained(whisper, {str(path.parent)!r}).merge_and_unload(), save that with "
