@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ def read_json(path: str | Path) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or integers of thousands of digits
         raise ValueError(f"{path} cannot be read as JSON ({error}): get the file again") from error
+
+
+def to_json(value: Any, *, indent: int | None = 2, sort_keys: bool = False, ensure_ascii: bool = False) -> str:
+    """
+    Write a value as JSON, with a newline at the end. All JSON files of this project are written by this.
+
+    NaN and infinities become `null`: JSON has neither, and strict readers refuse the whole file.
+    """
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys, allow_nan=False)
+    return text + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .table import markdown_table
+from .table import markdown_table, rate_cells
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -122,7 +122,7 @@ def _export(arguments: argparse.Namespace) -> int:
     rows = [("with the expert, routed", frozen.before), ("frozen", frozen.after)]
     routed = list(frozen.decisions.values()).count("routed")
     if routed:
-        print(_rates_table(rows))
+        print(_rates_table(rows, code))
         print(
             f"{routed} of {len(frozen.decisions)} modules are left routed, which CTranslate2 cannot run; nothing was "
             "written. --undecided loss decides them all"
@@ -136,7 +136,7 @@ def _export(arguments: argparse.Namespace) -> int:
     converted = transcribe_with_faster_whisper(converted_dir, code, waveforms, arguments.max_new_tokens)
     rates = error_rates(converted, dataset["text"], language=code)[code]
     rows.append((f"frozen, faster-whisper {arguments.quantization}", rates))
-    print(_rates_table(rows))
+    print(_rates_table(rows, code))
     equal = sum(text == expected_text for text, expected_text in zip(converted, expected, strict=True))
     print(f"{equal} of {len(expected)} transcripts of faster-whisper equal those of transformers")
     print(f"for transformers: {whisper_dir}; for faster-whisper: {converted_dir}, context {seconds:g} s")
@@ -172,7 +172,7 @@ def _modules_table(frozen: FrozenRouting) -> str:
     return markdown_table(["module", "to the expert, %", "of padding, %", "became"], rows)
 
 
-def _rates_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
+def _rates_table(rows: list[tuple[str, dict[str, Any]]], code: str) -> str:
     """Error rates in percent, as a Markdown table."""
-    cells = [[name, *(f"{100 * rates[rate]:.1f}" for rate in ("wer", "cer"))] for name, rates in rows]
+    cells = [[name, *rate_cells(rates, code)] for name, rates in rows]
     return markdown_table(["model", "WER %", "CER %"], cells)

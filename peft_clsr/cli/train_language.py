@@ -22,7 +22,7 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.plain_batch import PlainCollator
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
-from ..evaluation.error_rates import error_rates, make_compute_metrics
+from ..evaluation.error_rates import check_scorable, error_rates, format_rates, make_compute_metrics
 from ..evaluation.gates import gate_means
 from ..evaluation.plots import plot_gate_means
 from ..evaluation.transcripts import transcribe
@@ -95,6 +95,7 @@ class _LanguageTraining:
         self.eval_set, self.row["eval_items"] = prepare(
             self.eval_recordings, self.processor, self.language, "evaluation", self.options
         )
+        check_scorable(self.eval_set["text"], self.language)  # of what can be used, unlike in load_split()
 
     def _measure_base(self, model: nn.Module) -> None:
         """Measure the base model at its own context and, if that is cut, at the cut one: on the same recordings."""
@@ -123,7 +124,7 @@ class _LanguageTraining:
             desc=f"{self.language}: {name}",
         )
         rates = error_rates(transcripts, dataset["text"], language=self.language)[self.language]
-        report(self.options.training, f"{self.language}, {name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")
+        report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
         return rates
 
     def _add_adapter(self, model: nn.Module) -> PeftModel:
@@ -223,7 +224,8 @@ class _LanguageTraining:
         """Save the adapter with its results and a model card, as [`push_folder`] publishes them."""
         data = self.options.data
         base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
-        rates = {"wer": expert["wer"], "cer": expert["cer"], "base_wer": base["wer"], "base_cer": base["cer"]}
+        rates = {name: expert[name] for name in ("wer", "cer", "rate")}
+        rates |= {"base_wer": base["wer"], "base_cer": base["cer"]}
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
         if self.row["dataset_config"]:
             rates["config"] = self.row["dataset_config"]

@@ -107,9 +107,10 @@ def check_scorable(references: Sequence[str | None], language: str) -> None:
 
 
 def format_rates(rates: Mapping[str, Any]) -> str:
-    """A language's rates as "WER 12.3%, CER 4.5%". The rate to read comes first."""
+    """A language's rates as "WER 12.3%, CER 4.5%". The rate to read comes first. Says what was skipped."""
     names = ("cer", "wer") if rates["rate"] == "cer" else ("wer", "cer")
-    return ", ".join(f"{name.upper()} {rates[name]:.1%}" for name in names)
+    skipped = f"; transcripts without words, not scored: {rates['skipped']}" if rates["skipped"] else ""
+    return ", ".join(f"{name.upper()} {rates[name]:.1%}" for name in names) + skipped
 
 
 def _check_strings(texts: Sequence[Any], kind: str, remedy: str) -> None:

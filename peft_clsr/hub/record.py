@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
@@ -17,7 +16,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from ..checkpoints.configs import is_clsr, read_config
-from ..files import read_json, write_text
+from ..evaluation.normalization import leading_rate
+from ..files import read_json, to_json, write_text
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 
@@ -29,7 +29,7 @@ LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
 _CHECKPOINT = re.compile(r"last-checkpoint|checkpoint-\d+")
 
 RATES = ("wer", "cer", "base_wer", "base_cer")
-_RESULT_KEYS = (*RATES, "utterances", "skipped", "config", "split")
+_RESULT_KEYS = (*RATES, "rate", "utterances", "skipped", "config", "split")
 
 # An explicit list: other arguments hold paths, hosts, run names and tokens.
 _TRAINING_ARGUMENTS = (
@@ -73,7 +73,8 @@ class HubLanguage:
         rank (`int`, *optional*): `expert_rank`; `None` for a full expert.
         size (`int`, *optional*): Size of the weights in bytes.
         max_audio_seconds (`float`, *optional*): The audio context of its training, in seconds.
-        results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions.
+        results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions. Which of them
+            to read says `rate`.
         training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
     """
@@ -90,6 +91,16 @@ class HubLanguage:
     has_plot: bool = False
 
     @property
+    def rate(self) -> Literal["wer", "cer"]:
+        """The error rate to read: "cer" if the language puts no spaces between words, else "wer"."""
+        return leading_rate(self.code)
+
+    @property
+    def error_rate(self) -> float | None:
+        """The rate to read, as a fraction, on the first test set that has it."""
+        return next((rates[self.rate] for rates in self.results.values() if self.rate in rates), None)
+
+    @property
     def wer(self) -> float | None:
         """WER, as a fraction, on the first test set that has one."""
         return next((rates["wer"] for rates in self.results.values() if "wer" in rates), None)
@@ -103,7 +114,7 @@ def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
         `dict`: test set to its rates, without values that are `None`.
 
     Raises:
-        ValueError: a key is unknown, or a rate is not a finite number of at least 0.
+        ValueError: a key is unknown, or a rate is not a finite number of at least 0, or "rate" names none.
     """
     results = {}
     for test_set, rates in metrics.items():
@@ -121,6 +132,8 @@ def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
                 raise ValueError(
                     f"{name} on {test_set!r} is {value!r}, expected a fraction of at least 0, such as 0.25 for 25 %"
                 )
+        if rates.get("rate", "wer") not in ("wer", "cer"):
+            raise ValueError(f"rate on {test_set!r} is {rates['rate']!r}, expected the rate to read, 'wer' or 'cer'")
         results[test_set] = {key: rates[key] for key in _RESULT_KEYS if rates.get(key) is not None}
     return results
 
@@ -136,8 +149,7 @@ def training_summary(args: TrainingArguments) -> dict[str, Any]:
 def write_record(folder: Path, base_ffn: Mapping[str, Any], **known: Any) -> None:
     """Write `language.json` into the folder of a saved adapter. The weights' hash in it ties it to these weights."""
     record = {"weights_sha256": sha256_of(folder / SAFETENSORS_WEIGHTS_NAME), "base_ffn": dict(base_ffn), **known}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_text(folder / RECORD_NAME, text)
+    write_text(folder / RECORD_NAME, to_json(record))
 
 
 def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
