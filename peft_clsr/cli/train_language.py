@@ -224,8 +224,7 @@ class _LanguageTraining:
         """Save the adapter with its results and a model card, as [`push_folder`] publishes them."""
         data = self.options.data
         base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
-        rates = {name: expert[name] for name in ("wer", "cer", "rate")}
-        rates |= {"base_wer": base["wer"], "base_cer": base["cer"]}
+        rates = {"wer": expert["wer"], "cer": expert["cer"], "base_wer": base["wer"], "base_cer": base["cer"]}
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
         if self.row["dataset_config"]:
             rates["config"] = self.row["dataset_config"]

@@ -83,7 +83,7 @@ def error_rates(
             wer = float(jiwer.wer(reference_texts, predicted_texts))
             cer = float(jiwer.cer(reference_texts, predicted_texts))
         else:
-            warnings.warn(f"{_nothing_to_score(references, key, own)}. Its rates are NaN", stacklevel=2)
+            warnings.warn(f"{_nothing_to_score(references, key, own)}: its rates are NaN", stacklevel=2)
         rates[key] = {
             "wer": wer,
             "cer": cer,
@@ -125,13 +125,13 @@ def _nothing_to_score(references: Sequence[Any], language: str, rows: Sequence[i
         return f"language {language!r} has no reference to score"
     return (
         f"none of the {len(rows)} references in {language!r} can be scored, all normalize to nothing, such as "
-        f"{references[rows[0]]!r}: {_rows(rows)}"
+        f"{references[rows[0]]!r} ({_rows(rows)})"
     )
 
 
 def _rows(rows: Sequence[int]) -> str:
     """Rows, counted from 0, for a message; at most five."""
-    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
     return f"row{'s' if len(rows) > 1 else ''} {shown}"
 
 
