@@ -13,14 +13,13 @@ import functools
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-
-from peft_clsr.files import to_json
 
 from .errors import evaluation_of
 from .methods import ALL_LANGUAGES
@@ -76,7 +75,7 @@ class ResultStore:
 
     def write(self, run: Run, result: Result) -> None:
         """Writes the results of a run to a folder of its own. `collect` puts them into the table."""
-        text = to_json(result, indent=None, sort_keys=True)
+        text = json.dumps(without_nan(result), sort_keys=True, allow_nan=False) + "\n"
         write_bytes(self.results_file(run), text.encode())
 
     def collect(self, studies: Mapping[Run, str]) -> int:
@@ -225,6 +224,15 @@ def with_rates(part: Any) -> Any:
     if isinstance(part, list):
         return evaluation_of(part)
     return {key: with_rates(x) for key, x in part.items()} if isinstance(part, dict) else part
+
+
+def without_nan(part: Any) -> Any:
+    """Replaces numbers that are not finite, which JSON does not have, by `None`, as `peft_clsr.files` does, which imports torch."""
+    if isinstance(part, dict):
+        return {key: without_nan(x) for key, x in part.items()}
+    if isinstance(part, list):
+        return [without_nan(x) for x in part]
+    return None if isinstance(part, float) and not math.isfinite(part) else part
 
 
 # ----------------------------------------------------------------------------------------------------------- the files
