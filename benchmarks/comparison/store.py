@@ -227,7 +227,7 @@ def with_rates(part: Any) -> Any:
 
 
 def without_nan(part: Any) -> Any:
-    """Replaces numbers that are not finite, which JSON does not have, by `None`, as `peft_clsr.files` does, which imports torch."""
+    """Replaces numbers that are not finite, which JSON does not have, by `None`."""
     if isinstance(part, dict):
         return {key: without_nan(x) for key, x in part.items()}
     if isinstance(part, list):
