@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..files import to_json
 
 # Endings of the files, by format.
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
@@ -61,7 +61,7 @@ def format_transcript(transcript: Transcript, output_format: str, path: Path, ta
                 for segment in segments
             ],
         }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return to_json(content)
     if output_format == "text":
         return "\n".join(segment["text"] for segment in segments) + "\n"
     pysubs2 = require("pysubs2")
