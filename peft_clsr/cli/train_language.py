@@ -22,7 +22,7 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.plain_batch import PlainCollator
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
-from ..evaluation.error_rates import check_references, error_rates, make_compute_metrics
+from ..evaluation.error_rates import check_scorable, error_rates, format_rates, make_compute_metrics
 from ..evaluation.gates import gate_means
 from ..evaluation.plots import plot_gate_means
 from ..evaluation.transcripts import transcribe
@@ -31,7 +31,6 @@ from ..hub.push import save_language
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
 from .run_folder import checkpoints_folder
-from .table import rates_text
 from .train_data import load_split, prepare, report
 from .train_options import TrainOptions, expert_config
 
@@ -96,7 +95,7 @@ class _LanguageTraining:
         self.eval_set, self.row["eval_items"] = prepare(
             self.eval_recordings, self.processor, self.language, "evaluation", self.options
         )
-        check_references(self.eval_set["text"][:], self.language)
+        check_scorable(self.eval_set["text"], self.language)  # of what can be used, unlike in load_split()
 
     def _measure_base(self, model: nn.Module) -> None:
         """Measure the base model at its own context and, if that is cut, at the cut one: on the same recordings."""
@@ -125,7 +124,7 @@ class _LanguageTraining:
             desc=f"{self.language}: {name}",
         )
         rates = error_rates(transcripts, dataset["text"], language=self.language)[self.language]
-        report(self.options.training, f"{self.language}, {name}: {rates_text(rates, self.language)}")
+        report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
         return rates
 
     def _add_adapter(self, model: nn.Module) -> PeftModel:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
 from ..evaluation.plots import plot_gate_means
-from ..files import MAX_JSON_BYTES, write_text
+from ..files import MAX_JSON_BYTES, to_json, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
 from .card import README, language_card, read_card, write_folder_card
@@ -150,7 +150,8 @@ def save_language(
         for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
             shutil.copyfile(saved / name, folder / name)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    write_text(folder / CONFIG_NAME, json.dumps({**config, "language": code}, indent=2, sort_keys=True))
+    # In ASCII, as PEFT reads it in the system's encoding.
+    write_text(folder / CONFIG_NAME, to_json({**config, "language": code}, sort_keys=True, ensure_ascii=True))
     describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
     write_folder_card(folder)
     return folder

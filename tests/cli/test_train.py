@@ -1,6 +1,7 @@
 """`peft-clsr train` from end to end on a tiny random Whisper and noise, and its bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,17 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import CLSRConfig, load_recordings, prepare_dataset, read_languages
+from peft_clsr import (
+    CLSRConfig,
+    DistillationTrainingArguments,
+    load_recordings,
+    prepare_dataset,
+    read_languages,
+)
 from peft_clsr.cli import main
+from peft_clsr.cli.run_folder import write_results
+from peft_clsr.cli.table import results_rows
+from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
 
 
 @pytest.fixture
@@ -178,12 +188,45 @@ def test_bad_arguments_are_named_and_nothing_is_written(run, tmp_path, arguments
     assert not (tmp_path / "out").exists()
 
 
-def test_a_test_set_without_a_word_is_refused_before_training(run, recordings, tmp_path):
+@pytest.mark.parametrize("context", [(), ("--max_audio_seconds", 1)])
+def test_a_test_set_that_cannot_be_scored_is_refused_before_training(run, recordings, tmp_path, monkeypatch, context):
+    monkeypatch.setattr("peft_clsr.cli.train_language.transcribe", lambda *args, **kwargs: pytest.fail("too late"))
     table = recordings / "test" / "metadata.csv"
-    table.write_text("".join(f"{line}\n" for line in ("file_name,transcription,language", "0.wav,...,ro")))
-    status, printed = run()
-    assert status == 2 and "none of the 1 references in 'ro' can be scored" in printed
-    assert "train_runtime" not in printed and not (tmp_path / "out" / "results.json").exists()
+    table.write_text(re.sub(r"null \d", "...", table.read_text()))
+    status, printed = run(*context)
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert (
+        "none of the 2 references in 'ro' can be scored, all normalize to nothing, such as '...' (rows 0, 1)"
+        in printed
+    )
+
+
+def test_results_with_a_number_that_is_not_finite_are_json(tmp_path):
+    write_results({"settings": {}, "languages": {"ro": {"gate_mean": float("nan")}}}, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)["languages"] == {
+        "ro": {"gate_mean": None}
+    }
+
+
+def test_the_table_has_cer_in_bold_where_it_is_the_rate_to_read():
+    rates = {"wer": 1.0, "cer": 0.123, "utterances": 3}
+    row = {"base": rates, "trainable_parameters": 10**6, "trainable_share": 0.1}
+    results = {"settings": {}, "languages": {"ja": row, "ro": row}}
+    assert results_rows(results, "ja")[0][3:5] == ["100.0", "**12.3**"]
+    assert results_rows(results, "ro")[0][3:5] == ["100.0", "12.3"]
+
+
+def test_choosing_by_wer_in_a_language_without_spaces_is_warned_of(tmp_path, caplog):
+    for languages, metric, said in (
+        (["ja", "ro"], "eval_wer", True),
+        (["ja"], "error_rate", False),
+        (["ro"], "wer", False),
+    ):
+        caplog.clear()
+        data = DataArguments("base", "data", languages)
+        training = DistillationTrainingArguments(str(tmp_path), metric_for_best_model=metric, use_cpu=True)
+        check_options(data, ExpertArguments(), LoraArguments(), training)
+        assert ("takes whole utterances as words in ja" in caplog.text) == said
 
 
 def test_a_base_that_cannot_be_trained_is_named_before_features_are_computed(run, student, tiny_whisper, tmp_path):

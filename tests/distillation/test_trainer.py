@@ -281,6 +281,26 @@ def test_argument_defaults_are_the_papers_balance(tmp_path):
     assert args.language_column == "language"
 
 
+@pytest.mark.parametrize(
+    ("metric", "higher_is_better"),
+    [
+        ("error_rate", False),
+        ("eval_error_rate", False),
+        ("wer", False),
+        ("cer_ja", False),
+        ("loss", False),
+        ("f1", True),
+    ],
+)
+def test_lower_error_rates_are_better(tmp_path, metric, higher_is_better):
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert args.greater_is_better == higher_is_better
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path), metric_for_best_model=metric, greater_is_better=True
+    )
+    assert args.greater_is_better  # as given
+
+
 # ---------------------------------------------------------------- gradient accumulation
 
 
