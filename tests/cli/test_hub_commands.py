@@ -1,6 +1,7 @@
 """`peft-clsr push` and `peft-clsr languages`, with a Hub server on this machine."""
 
 import pytest
+from huggingface_hub.errors import HTTPError
 from peft import get_peft_model
 
 from peft_clsr import CLSRConfig, HubLanguage
@@ -71,6 +72,16 @@ def test_a_mistyped_path_or_repository_is_named(experts, tmp_path, capsys, monke
         main(arguments)
     assert exit.value.code in (1, 2) and named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_named(experts, capsys, monkeypatch):
+    def no_connection(*args, **kwargs):
+        raise type("ConnectError", (HTTPError,), {})("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", no_connection)
+    with pytest.raises(SystemExit) as exit:
+        main(["push", str(experts), "me/experts"])
+    assert exit.value.code == 1 and "error: the Hub cannot be reached ([Errno -2] Name" in capsys.readouterr().err
 
 
 def test_a_push_that_the_hub_refuses_ends_with_its_reason(experts, hub, capsys):

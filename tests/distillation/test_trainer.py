@@ -16,7 +16,7 @@ from training import (
     make_dataset,
     make_uneven_dataset,
 )
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments, GateScheduleCallback
 from peft_clsr.distillation import callbacks
@@ -589,6 +589,14 @@ def test_predict_with_generate_returns_tokens_and_loss_parts(readable_whisper, t
     assert {f"test_{part}" for part in PARTS} <= prediction.metrics.keys()
     metrics = trainer.evaluate()
     assert {f"eval_{part}" for part in PARTS} <= metrics.keys()
+
+
+def test_an_outdated_generation_config_is_named_before_the_training(readable_whisper, tmp_path):
+    model = clsr(readable_whisper())
+    model.generation_config = model.get_base_model().generation_config = GenerationConfig()
+    distiller(model, readable_whisper(seed=1), tmp_path)  # nothing is generated
+    with pytest.raises(ValueError, match="outdated generation config, which lacks the languages"):
+        distiller(model, readable_whisper(seed=1), tmp_path, predict_with_generate=True)
 
 
 def test_gradient_checkpointing_trains_to_the_same_weights(readable_whisper, tmp_path):
