@@ -50,13 +50,15 @@ def read_layout(
         return read_recordings(tables[split], language, file_columns), False
     if whole is not None and not tables.keys() & _SPLITS:
         return _rows_of_split(read_recordings(whole, language, file_columns), source, split)
+    if _has_parquet(source):  # tables beside Parquet files are about something else
+        return None
     if tables:
         hint = "; --dataset_config {language} reads the folder of each language" if language in tables else ""
         raise ValueError(
             f"{source} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
             f"the split (--train_split, --eval_split) to one of these{hint}"
         )
-    pairs = None if _has_parquet(source) else _read_pairs(source, language, text_column)
+    pairs = _read_pairs(source, language, text_column)
     return None if pairs is None else _rows_of_split(pairs, source, split)
 
 
