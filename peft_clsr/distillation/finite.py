@@ -69,10 +69,11 @@ class FiniteChecks:
                 where = f"batch {index + 1} of {len(batches)} in step {step + 1}"
                 if flag.dim():
                     rows = (~flag).nonzero().flatten().tolist()
-                    where = f"example {', '.join(str(row + 1) for row in rows)} of {len(flag)} in {where}"
+                    numbers = ", ".join(str(row + 1) for row in rows)
+                    where = f"example{'s' * (len(rows) > 1)} {numbers} of {len(flag)} in {where}"
                     where += f" ({describe(labels[rows[0]])})"
-                raise NotFiniteError(f"the {name} of {where} are NaN or infinite: {_REMEDIES[name]}. {kept}")
-        raise NotFiniteError(f"another process has values in step {step + 1} that are NaN or infinite. {kept}")
+                raise NotFiniteError(f"NaN or infinite values in the {name} of {where}: {_REMEDIES[name]}. {kept}")
+        raise NotFiniteError(f"NaN or infinite values on another process in step {step + 1}. {kept}")
 
     def check_gradients(self, norm: torch.Tensor | float | None, step: int) -> None:
         """
@@ -83,7 +84,7 @@ class FiniteChecks:
         if norm is None or self.accelerator.scaler is not None or torch.as_tensor(norm).isfinite():
             return
         raise NotFiniteError(
-            f"the gradients of step {step + 1} are NaN or infinite: lower the learning rate, and train in float32 or "
+            f"NaN or infinite values in the gradients of step {step + 1}: lower the learning rate, and train in float32 or "
             f"bfloat16. The optimizer step was not made: the weights are those after {step} steps."
         )
 

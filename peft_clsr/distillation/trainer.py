@@ -411,6 +411,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._training_sums.clear()
+        self._finite = FiniteChecks(self.accelerator)
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
