@@ -19,7 +19,7 @@ def try_plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike
         plot_gate_means(gate_means, path, title)
     except Exception as error:
         logger.warning(
-            f"there is no plot of the gate means at {path}, everything else is done ({type(error).__name__}: {error}). "
+            f"there is no plot of the gate means at {path}, the rest goes on ({type(error).__name__}: {error}). "
             "To make it later: peft_clsr.plot_gate_means(gate_means, path)"
         )
         return False
