@@ -167,7 +167,8 @@ class RoutingState:
             raise RuntimeError(
                 "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
-                '{"use_reentrant": False}'
+                '{"use_reentrant": False} in TrainingArguments, gradient_checkpointing_enable or '
+                "prepare_model_for_kbit_training"
             )
         self._trained_gates = []
         inputs = _named_inputs(module, args, kwargs)
