@@ -11,15 +11,21 @@ def dequantized_weight(layer: nn.Linear) -> torch.Tensor:
     """
     The weight of a linear layer [out, in], dequantized if bitsandbytes or torchao quantized it. `layer` is not changed.
 
-    PEFT's `dequantize_module_weight` breaks an int8 layer of bitsandbytes that has run before: it replaces the weight
-    by one whose scales are lost, since the first forward moves them from the weight to the layer's state.
+    PEFT's `dequantize_module_weight` is for layers of bitsandbytes that have not run. The first forward of an int8
+    layer moves the scales from the weight to the layer's state. PEFT then replaces the weight by one without scales,
+    and the layer is broken. The first inference of a 4-bit layer may pack its weight anew for a kernel of the CPU,
+    which PEFT would read in the wrong order.
     """
     weight = layer.weight
-    if type(weight).__name__ != "Int8Params":
-        return dequantize_module_weight(layer)
-    if weight.dtype != torch.int8:
-        return weight.data  # not quantized yet
-    from bitsandbytes.functional import int8_vectorwise_dequant
+    kind = type(weight).__name__
+    if kind == "Int8Params" and weight.dtype == torch.int8:
+        from bitsandbytes.functional import int8_vectorwise_dequant
 
-    scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
-    return int8_vectorwise_dequant(weight.data, scales.to(weight.device))
+        scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
+        return int8_vectorwise_dequant(weight.data, scales.to(weight.device))
+    if kind == "Params4bit" and getattr(weight.quant_state, "packing_format_for_cpu", False):
+        from bitsandbytes import matmul_4bit
+
+        units = torch.eye(layer.in_features, dtype=weight.quant_state.dtype)
+        return matmul_4bit(units, weight, quant_state=weight.quant_state).T
+    return dequantize_module_weight(layer)

@@ -451,7 +451,9 @@ def by_transformers(base, adapters=("ca",), **config):
     return base
 
 
-def test_a_model_of_transformers_own_add_adapter_is_trained_as_a_peft_model(readable_whisper, tmp_path, progress_calls):
+def test_a_model_of_transformers_own_add_adapter_is_trained_as_a_peft_model(
+    readable_whisper, tmp_path, progress_calls
+):
     def train(model, folder):
         trainer = distiller(
             model,
