@@ -12,7 +12,7 @@ from .losses import TeacherTargets
 _REMEDIES = {
     "input features": "look at the recording, and prepare it again",
     "teacher's input features": "look at the recording, and prepare it again with the teacher's processor",
-    "teacher's decoder states": "load the teacher in float32 or bfloat16, as float16 overflows, or leave the example out",
+    "teacher's decoder states": "load the teacher in float32 or bfloat16, as float16 overflows, or drop the example",
     "student's decoder states": "lower the learning rate, and train in float32 or bfloat16, not in float16",
     "cross-entropy": "look at the student's output layer, and train in float32 or bfloat16, not in float16",
     "distillation loss": "look at the teacher's output layer, and load the teacher in float32 or bfloat16",
@@ -84,8 +84,8 @@ class FiniteChecks:
         if norm is None or self.accelerator.scaler is not None or torch.as_tensor(norm).isfinite():
             return
         raise NotFiniteError(
-            f"NaN or infinite values in the gradients of step {step + 1}: lower the learning rate, and train in float32 or "
-            f"bfloat16. The optimizer step was not made: the weights are those after {step} steps."
+            f"NaN or infinite values in the gradients of step {step + 1}: lower the learning rate, and train in "
+            f"float32 or bfloat16. The optimizer step was not made: the weights are those after {step} steps."
         )
 
 
@@ -100,7 +100,7 @@ def finite_states(hidden_states: torch.Tensor, is_label: torch.Tensor) -> torch.
 
 
 def finite_targets(targets: TeacherTargets, is_label: torch.Tensor) -> torch.Tensor:
-    """True for each example [batch] whose teacher states are finite where they are used; `is_label` [batch, tokens]."""
+    """True for each example [batch] whose teacher states are finite where used; `is_label` is [batch, tokens]."""
     is_finite = targets.hidden_states.isfinite().all(dim=-1)
     if targets.mask is not None:
         is_finite = is_finite | ~targets.mask

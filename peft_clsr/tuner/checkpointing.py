@@ -18,4 +18,4 @@ def avoid_reentrant_checkpointing(model: nn.Module) -> None:
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if isinstance(function, partial) and function.func is checkpoint and "use_reentrant" not in function.keywords:
-            module._gradient_checkpointing_func = partial(function, use_reentrant=False)
+            setattr(module, "_gradient_checkpointing_func", partial(function, use_reentrant=False))  # noqa: B010

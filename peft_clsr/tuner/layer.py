@@ -1,7 +1,8 @@
 """
 The two projections of a feed-forward network (FFN), each with the shared weight and an expert's.
 
-`soft_routing` computes them in training, `hard_routing` in evaluation and where the adapter is frozen; a projection by one path is in `expert`.
+`soft_routing` computes them in training, `hard_routing` in evaluation and where the adapter is frozen; a projection by
+one path is in `expert`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """No way of saving writes an adapter that no loader accepts: one with NaN, or a pickle."""
 
 import pytest
-import torch
 from helpers import SMALL, random_clsr
 from peft import LoraConfig, get_peft_model
 from training import collate, make_args, make_dataset
