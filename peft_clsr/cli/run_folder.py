@@ -62,7 +62,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     languages = earlier["languages"]
     if data.overwrite:
         languages = {key: row for key, row in languages.items() if key not in data.languages}
-    if settings["max_audio_seconds"] is None and languages:
+    if settings["max_audio_seconds"] is None and (languages or not data.overwrite):
         settings["max_audio_seconds"] = earlier["settings"].get("max_audio_seconds")
     differences = ", ".join(
         f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
