@@ -42,6 +42,7 @@ def as_peft_model(model: Any) -> PeftModel:
             wrapped = PeftModel(model, configs[active], adapter_name=active)
     finally:
         is_wrapping.reset(token)
+    tuner: Any = wrapped.base_model
     for name in configs:
-        wrapped.base_model._cast_adapter_dtype(name)  # half-precision weights become float32, as in get_peft_model
+        tuner._cast_adapter_dtype(name)  # half-precision weights become float32, as in get_peft_model
     return wrapped
