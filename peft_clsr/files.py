@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ def check_output_folder(folder: str | Path, option: str) -> None:
         raise ValueError(f"{option} {folder}{where} is a file, expected a folder, which need not exist")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{option} {folder} cannot be used: you may not write to {nearest}; choose another folder")
+
+
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """
+    Copy a file completely or not at all. A file that is there is replaced.
+
+    Raises:
+        OSError: the file cannot be copied. The file that was there stays as it is.
+    """
+    target = Path(target)
+    unfinished = target.with_name(f"{target.name}.part")
+    try:
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, check_output_folder, existing_path, read_json, to_json, write_text
+from peft_clsr.files import (
+    MAX_JSON_BYTES,
+    check_output_folder,
+    copy_file,
+    existing_path,
+    read_json,
+    to_json,
+    write_text,
+)
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -55,6 +63,23 @@ def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
         read_json(path)
     path.write_bytes(b'{"a": [1]}')
     assert read_json(path) == {"a": [1]}
+
+
+def test_a_copy_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+
+    def full(source, target):
+        Path(target).write_text("n")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        with pytest.raises(OSError, match="no space left"):
+            copy_file(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    copy_file(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "new"
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ class _LanguageTraining:
             checkpoint = get_last_checkpoint(folder)
         try:
             trained = trainer.train(resume_from_checkpoint=checkpoint)
-        except Exception as error:
+        except BaseException as error:  # an interruption by the keyboard, too
             if trainer.state.global_step > 0:
                 self._save_weights(trainer)
                 logger.warning(

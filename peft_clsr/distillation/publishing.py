@@ -101,17 +101,28 @@ class LanguagePublisher:
         return push.result() if blocking else push
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        try:
+            self._push_checkpoint(checkpoint_folder)
+        except Exception as error:  # a card, the disk or the Hub must not end a training
+            logger.warning(f"{checkpoint_folder} is not pushed ({type(error).__name__}: {error}); it is on the disk")
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
+            if job.done() and not job.cancelled() and job.exception() is not None:
+                logger.warning(
+                    f"a push to {self.hub_model_id} failed ({job.exception()}): the weights are in "
+                    f"{self.args.output_dir}, push them again with trainer.push_to_hub()"
+                )
+
+    def _push_checkpoint(self, checkpoint_folder: str) -> None:
         strategy = HubStrategy(self.args.hub_strategy)
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         in_progress = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if in_progress and not self.args.hub_always_push:
             return
-        try:
-            self._write_records(Path(checkpoint_folder), self.state.global_step, None, {}, {})
-        except ValueError as error:
-            logger.warning(f"{checkpoint_folder} is not pushed: {error}")
-            return
+        self._write_records(Path(checkpoint_folder), self.state.global_step, None, {}, {})
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         # A copy: the checkpoint may be deleted or overwritten during the push.
         copied = Path(tempfile.mkdtemp())

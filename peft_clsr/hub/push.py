@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from transformers.utils import logging
 from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
 from ..evaluation.plots import try_plot_gate_means
-from ..files import MAX_JSON_BYTES, to_json, write_text
+from ..files import MAX_JSON_BYTES, copy_file, to_json, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
 from .card import README, language_card, read_card, write_folder_card
@@ -160,9 +159,8 @@ def save_weights(model: PeftModel, directory: str | Path, language: str) -> tupl
         model.save_pretrained(temporary, selected_adapters=[adapter_name])
         saved = adapter_folder(Path(temporary), adapter_name)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-            shutil.copyfile(saved / name, folder / name)
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        copy_file(saved / SAFETENSORS_WEIGHTS_NAME, folder / SAFETENSORS_WEIGHTS_NAME)
+        config = json.loads((saved / CONFIG_NAME).read_text(encoding="utf-8"))
     # In ASCII, as PEFT reads it in the system's encoding.
     write_text(folder / CONFIG_NAME, to_json({**config, "language": code}, sort_keys=True, ensure_ascii=True))
     return adapter_name, folder

@@ -506,6 +506,22 @@ def test_a_card_that_cannot_be_written_costs_no_results(run, tmp_path, caplog):
     assert "README.md cannot be read" in caplog.text
 
 
+def test_an_interruption_keeps_the_weights_of_the_last_step(run, tmp_path, monkeypatch, caplog):
+    compute_loss, calls = DistillationTrainer.compute_loss, []
+
+    def interrupt_in_the_second_step(self, model, *arguments, **options):
+        calls.append(model.training)
+        if calls.count(True) == 2:
+            raise KeyboardInterrupt
+        return compute_loss(self, model, *arguments, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", interrupt_in_the_second_step)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert (tmp_path / "out" / "ro" / "adapter_model.safetensors").is_file()
+    assert "stopped after 1 of 2 steps (KeyboardInterrupt)" in caplog.text
+
+
 def test_an_error_in_training_keeps_the_weights_of_the_last_step(run, tmp_path, monkeypatch, caplog):
     compute_loss, calls = DistillationTrainer.compute_loss, []
 

@@ -891,6 +891,28 @@ def test_a_run_that_diverged_stops_and_neither_saves_nor_pushes_its_weights(hub,
     assert list(hub.files(REPO)) == [".gitattributes"]
 
 
+@pytest.mark.parametrize(
+    ("function", "said"), [("describe_adapter", "checkpoint-2 is not pushed"), ("push_folder", "failed")]
+)
+def test_a_card_or_an_upload_that_fails_is_said_and_does_not_end_the_training(
+    hub, whisper, tmp_path, monkeypatch, caplog, function, said
+):
+    def fail(*arguments, **options):
+        raise ConnectionError("the network is down")
+
+    model = get_peft_model(whisper(), CLSRConfig(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
+    trainer = trainer_of(model, tmp_path / "out", save_strategy="steps", save_steps=2)
+    monkeypatch.setattr(f"peft_clsr.distillation.publishing.{function}", fail)
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        trainer.train()
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert trainer.state.global_step == 2
+    assert said in caplog.text and "the network is down" in caplog.text
+    assert (tmp_path / "out" / "checkpoint-2" / "ca" / "adapter_model.safetensors").is_file()
+
+
 def test_create_model_card_writes_the_same_card_with_what_was_evaluated(
     hub, readable_whisper, tiny_processor, tmp_path
 ):
