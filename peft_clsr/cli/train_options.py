@@ -28,11 +28,9 @@ class DataArguments:
     dataset: str = field(metadata={"help": "Hub id or folder, see above."})
     languages: list[str] = field(metadata={"help": "Codes or English names; an expert for each."})
     teacher: str | None = _option(None, "Larger Whisper to learn from: Hub id or folder.")
-    teacher_cache: str | None = _option(
-        None, "Folder for the teacher's states: it then runs once, not in every epoch."
-    )
+    teacher_cache: str | None = _option(None, "Folder for the teacher's states: it then runs only once.")
     dataset_config: list[str] | None = _option(
-        None, "Hub configuration or subfolder (ca_es): one per language, or one for all."
+        None, "Hub configuration or subfolder (ca_es): one, or one per language."
     )
     dataset_revision: str | None = _option(
         None, "Branch, tag or commit on the Hub; refs/convert/parquet if the dataset is a script."
@@ -45,7 +43,7 @@ class DataArguments:
     max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
     max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
     max_audio_seconds: int | None = _option(
-        None, "Context in seconds; 0: Whisper's own 30. By default that of the longest recording."
+        None, "Context; 0: Whisper's own 30. By default for the longest recording."
     )
     long_audio: Literal["drop", "cut"] = _option("drop", "Drop recordings longer than the context, or cut their end.")
     allow_dropped: bool = _option(False, "Train even if over a tenth of the recordings cannot be used.")
@@ -138,11 +136,8 @@ _RARE = (
 _DESCRIPTION = """\
 Train language experts for a Whisper: measure, train, measure again, show a
 table. The dataset is a Hub id, a table, or a folder of one of these kinds:
-- train/metadata.csv and test/metadata.csv, or train.csv and test.csv: columns
-  file_name (relative to the csv), transcription and, if there are several,
-  language. Other names: --file_column, --text_column;
-- metadata.csv, with a column split or paths such as train/0.wav. With neither,
-  a validation and a test part are split off by text;
+- train/metadata.csv and test/metadata.csv, or one metadata.csv: columns
+  file_name (relative to the csv), transcription, language if there are several;
 - recordings with a text file each, such as 0.wav and 0.txt;
 - train.tsv, test.tsv and clips/, as Common Voice (--text_column sentence);
 - files that datasets.load_dataset reads, such as Parquet.

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..languages import language_code
-from .table_reader import Table, find_column, warn_once
+from .table_reader import Table, find_column, log_once
 
 if TYPE_CHECKING:
     import datasets
-
-logger = logging.getLogger(__name__)
 
 LANGUAGE_COLUMN = "language"
 
@@ -92,9 +90,7 @@ def dataset_of_language(dataset: datasets.Dataset, code: str, name: str) -> data
     if len(codes) == 1:
         (value,) = codes
         if not _is_known(value):
-            warn_once(
-                f"{name} has the language {value!r}, which Whisper does not know: all rows are taken as {code!r}"
-            )
+            log_once(f"{name} has the language {value!r}, which Whisper does not know: all rows are taken as {code!r}")
             return dataset
     counts = Counter(codes[value] for value in values)
     _report(counts, code, name)
@@ -122,4 +118,5 @@ def _report(counts: Counter[str], code: str, name: str) -> None:
             f"{name} has no row of language {code!r}; it has {', '.join(f'{n} of {c}' for c, n in counts.items())}"
         )
     others = ", ".join(f"{count} of {other}" for other, count in counts.most_common() if other != code)
-    logger.info("%s: %d rows of %s%s", name, counts[code], code, f"; of other languages: {others}" if others else "")
+    others = f"; of other languages, not used: {others}" if others else ""
+    log_once(f"{name}: {counts[code]} rows of {code}{others}", logging.INFO)

@@ -10,7 +10,7 @@ from pathlib import Path
 from .encodings import decode_text
 from .split import PARTS
 from .table_files import NO_AUDIO, read_recordings
-from .table_reader import TABLE_SUFFIXES, Table, warn_once
+from .table_reader import TABLE_SUFFIXES, Table, log_once
 
 # Folders and tables of these names are splits.
 _SPLITS = {*PARTS, "dev", "valid", "val", "eval"}
@@ -50,13 +50,15 @@ def read_layout(
         return read_recordings(tables[split], language, file_columns), False
     if whole is not None and not tables.keys() & _SPLITS:
         return _rows_of_split(read_recordings(whole, language, file_columns), source, split)
+    if _has_parquet(source):  # tables beside Parquet files are about something else
+        return None
     if tables:
         hint = "; --dataset_config {language} reads the folder of each language" if language in tables else ""
         raise ValueError(
             f"{source} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
             f"the split (--train_split, --eval_split) to one of these{hint}"
         )
-    pairs = None if _has_parquet(source) else _read_pairs(source, language, text_column)
+    pairs = _read_pairs(source, language, text_column)
     return None if pairs is None else _rows_of_split(pairs, source, split)
 
 
@@ -98,7 +100,7 @@ def _rows_of_split(table: Table, folder: Path, split: str) -> tuple[Table, bool]
             "(--train_split, --eval_split) to one of these"
         )
     if "" in names:
-        warn_once(
+        log_once(
             f"{table.path}: {names.count('')} of {len(names)} rows are in no split, and not used (the first: "
             f"{table.place(names.index(''))})"
         )
@@ -135,13 +137,13 @@ def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
     endings = {file.suffix.lower() for file, _ in pairs}
     lonely = [file for file in lonely if file.suffix.lower() in endings]
     if lonely:
-        warn_once(f"{folder}: {len(lonely)} recordings have no text file, and are not used (the first: {lonely[0]})")
+        log_once(f"{folder}: {len(lonely)} recordings have no text file, and are not used (the first: {lonely[0]})")
     rows = []
     announced = False
     for file, path in pairs:
         text, encoding = decode_text(path.read_bytes(), str(path), language)
         if encoding != "utf-8" and not announced:
-            warn_once(f"{path} and other texts of {folder} are not in UTF-8. It is read as {encoding}: {text[:80]!r}")
+            log_once(f"{path} and other texts of {folder} are not in UTF-8. It is read as {encoding}: {text[:80]!r}")
             announced = True
         rows.append({"file_name": str(file), text_column: " ".join(text.split())})
     files, places = [file for file, _ in pairs], [path for _, path in pairs]

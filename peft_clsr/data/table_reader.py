@@ -21,9 +21,9 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 @functools.cache
-def warn_once(message: str) -> None:
-    """Log a warning, but each message only once in a process, as a run reads its tables several times."""
-    logger.warning(message)
+def log_once(message: str, level: int = logging.WARNING) -> None:
+    """Log a message, but each only once in a process, as a run reads its tables several times."""
+    logger.log(level, message)
 
 
 @dataclass
@@ -104,7 +104,7 @@ def read_cells(path: Path, language: str | None = None) -> Table:
     if encoding != "utf-8":
         example = re.search(r"[^\n]*[^\x00-\x7f][^\n]*", text)
         cells = f", cells separated by {delimiter!r}" if delimiter else ""
-        warn_once(
+        log_once(
             f"{path} is read as {encoding}{cells}" + (f", such as {example[0].strip()[:80]!r}" if example else "")
         )
     return table

@@ -14,7 +14,7 @@ from .language_rows import dataset_of_language, table_of_language, write_codes
 from .layouts import read_layout
 from .split import PARTS, split_by_text
 from .table_files import FILE_COLUMNS, read_recordings
-from .table_reader import Table, warn_once
+from .table_reader import Table, log_once
 
 if TYPE_CHECKING:
     import datasets
@@ -155,7 +155,7 @@ def _split_off(table: Table, code: str, text_column: str, split: str) -> Table:
     except ValueError as error:
         raise ValueError(f"{table.path}, {code}: {error}") from error
     sizes = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
-    warn_once(
+    log_once(
         f"{table.path}, {code}: nothing says which recordings are held out, so they are split by text, each sentence "
         f"in one part: {sizes} (a column 'split' makes other parts)"
     )
@@ -166,7 +166,7 @@ def _report_missing_texts(table: Table, text_column: str) -> None:
     missing = [row for row, cells in enumerate(table.rows) if not cells[text_column].strip()]
     if missing:
         places = ", ".join(table.place(row) for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        warn_once(f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are not used: {places}")
+        log_once(f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are not used: {places}")
 
 
 def _load_dataset(

@@ -9,7 +9,7 @@ import pytest
 datasets = pytest.importorskip("datasets")
 
 from peft_clsr import load_recordings
-from peft_clsr.data.table_reader import warn_once
+from peft_clsr.data.table_reader import log_once
 from peft_clsr.inference.recordings import find_recordings
 
 
@@ -17,7 +17,7 @@ from peft_clsr.inference.recordings import find_recordings
 def make(tmp_path, monkeypatch):
     """Writes files by name into a folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    warn_once.cache_clear()
+    log_once.cache_clear()
 
     def write(**files):
         folder = tmp_path / "recordings"
@@ -178,7 +178,7 @@ def test_the_language_column_is_obeyed_in_any_source(make, caplog, header, sourc
         table.to_parquet(folder / "train-00000-of-00001.parquet")
     assert texts(folder) == ["0", "2", "3"]
     assert texts(folder, language="en") == ["1"]
-    assert "3 rows of ro; of other languages: 1 of en" in caplog.text
+    assert "3 rows of ro; of other languages, not used: 1 of en" in caplog.text
     with pytest.raises(ValueError, match="no row of language 'ca'; it has 3 of ro, 1 of en"):
         texts(folder, language="ca")
 
@@ -214,7 +214,7 @@ def test_languages_that_whisper_does_not_know(make, caplog):
 
 
 def test_audio_of_parquet_files_is_not_decoded(make):
-    folder = make({"README.md": ""})
+    folder = make({"statistics.csv": "speaker,seconds\nx,5\n"})
     audio = [{"bytes": b"x", "path": "0.wav"}]
     kind = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     rows = datasets.Dataset.from_dict({"audio": audio}, datasets.Features({"audio": kind}))

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from peft_clsr.data.encodings import decode_text
-from peft_clsr.data.table_reader import read_cells, warn_once
+from peft_clsr.data.table_reader import log_once, read_cells
 
 HEADER = "file_name,transcription\n"
 
@@ -20,7 +20,7 @@ def read(tmp_path):
         table = read_cells(path, language)
         return table.columns, [list(row.values()) for row in table.rows], list(table.places)
 
-    warn_once.cache_clear()
+    log_once.cache_clear()
     return call
 
 
