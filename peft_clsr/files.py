@@ -56,22 +56,21 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} cannot be read as JSON ({error}): get the file again") from error
 
 
-def json_text(value: Any, **options: Any) -> str:
+def to_json(value: Any, *, indent: int | None = 2, sort_keys: bool = False, ensure_ascii: bool = False) -> str:
     """
-    JSON of a value. NaN and infinities become `null`, as JSON has no such numbers.
+    Write a value as JSON, with a newline at the end. All JSON files of this project are written by this.
 
-    Args:
-        value: What `json.dumps` takes.
-        options: Of `json.dumps`, such as `indent`.
+    NaN and infinities become `null`: JSON has neither, and strict readers refuse the whole file.
     """
-    return json.dumps(_without_nan(value), allow_nan=False, **options)
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys, allow_nan=False)
+    return text + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -82,7 +82,8 @@ def check_whisper(name: str, option: str, languages: Collection[str] = ()) -> No
     except OSError:  # there is none
         generation_config = GenerationConfig()
     check_languages(config, generation_config, f"{option} {name}", source=name)
-    unknown = sorted(code for code in languages if f"<|{code}|>" not in generation_config.lang_to_id)
+    known = getattr(generation_config, "lang_to_id", {})
+    unknown = sorted(code for code in languages if f"<|{code}|>" not in known)
     if unknown:
         raise ValueError(
             f"{option} {name} has no token for the language {', '.join(unknown)}: take a Whisper that has"

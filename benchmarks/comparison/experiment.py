@@ -315,7 +315,7 @@ def measure(
 
 def count_errors(predictions: Sequence[str], references: Sequence[str], language: str) -> dict[str, Any]:
     """
-    Count the errors of each utterance. Texts are normalized as in `peft_clsr.error_rates`.
+    Count the errors of each utterance in a language. Texts are normalized as in `peft_clsr.error_rates`.
 
     Returns:
         `dict`: "wer", "cer" and "utterances", see `errors.evaluation_of`.
@@ -348,9 +348,8 @@ def measure_untouched(run: Run, setup: Setup) -> str:
     for language in (*UNTOUCHED_LANGUAGES, run.language):
         dataset = load_split(setup, language, "test", processor)
         key = language if language in UNTOUCHED_LANGUAGES else f"{language} at 30 s"
-        untouched[key] = count_errors(
-            transcribe(model, processor, dataset, language, **settings), dataset["text"], language
-        )
+        transcripts = transcribe(model, processor, dataset, language, **settings)
+        untouched[key] = count_errors(transcripts, dataset["text"], language)
         if language != "en":
             transcripts = transcribe(model, processor, dataset, language, task="translate", **settings)
             untouched[f"translate-{language}"] = {

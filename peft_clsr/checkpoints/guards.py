@@ -12,8 +12,8 @@ wraps their functions. Adapters of other methods are passed on unchanged.
 - `load_peft_weights`, as `hotswap_adapter` calls it: the folder is checked, and `hotswap.py` checks that it fits the
   model. `hotswap_adapter` itself may have been imported by name before this module.
 - `torch_load` is called by `load_peft_weights` alone, for pickles.
-- `PeftModel.save_pretrained` and transformers' `PreTrainedModel.save_pretrained`, which trainers call too: weights that
-  are not finite, and pickles, are refused before anything is written.
+- `PeftModel.save_pretrained` and transformers' `PreTrainedModel.save_pretrained`, which trainers call too: weights
+  that are not finite, and pickles, are refused before anything is written.
 """
 
 from __future__ import annotations

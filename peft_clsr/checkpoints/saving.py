@@ -27,7 +27,7 @@ def check_save_of_transformers(arguments: dict[str, Any]) -> None:
         _check(model, model.active_adapters(), arguments, arguments["kwargs"].get("safe_serialization", True))
 
 
-def _check(model: nn.Module, adapters: Iterable[str], arguments: dict[str, Any], safe_serialization: bool) -> None:
+def _check(model: Any, adapters: Iterable[str], arguments: dict[str, Any], safe_serialization: bool) -> None:
     adapters = [name for name in adapters if isinstance(model.peft_config.get(name), CLSRConfig)]
     if adapters and not safe_serialization:
         raise ValueError(

@@ -198,6 +198,7 @@ def _modules_table(frozen: FrozenRouting) -> str:
     return markdown_table(["module", "to the expert, %", "of padding, %", "became"], rows)
 
 
-def _rates_table(rows: list[tuple[str, dict[str, Any]]], language: str) -> str:
+def _rates_table(rows: list[tuple[str, dict[str, Any]]], code: str) -> str:
     """Error rates in percent, as a Markdown table."""
-    return markdown_table(["model", "WER %", "CER %"], [[name, *rate_cells(rates, language)] for name, rates in rows])
+    cells = [[name, *rate_cells(rates, code)] for name, rates in rows]
+    return markdown_table(["model", "WER %", "CER %"], cells)

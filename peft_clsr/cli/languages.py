@@ -40,7 +40,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         )
     if not languages:
         parser.exit(2, f"error: {arguments.source} has no adapter of a language\n")
-    header = ["language", "name", "folder", "base model", "expert", "MB", "error rate"]
+    # One rate a language, the one to read.
+    rates = [name for name in ("wer", "cer") if name == "wer" or any(entry.rate == name for entry in languages)]
+    header = ["language", "name", "folder", "base model", "expert", "MB", *(f"{name.upper()} %" for name in rates)]
     rows = [
         [
             language.code,
@@ -49,7 +51,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             language.base_model or "",
             "full" if language.rank is None else f"rank {language.rank}",
             "" if language.size is None else f"{language.size / 1e6:.1f}",
-            "" if language.error_rate is None else f"{language.rate.upper()} {100 * language.error_rate:.1f} %",
+            *(
+                "" if language.error_rate is None or language.rate != name else f"{100 * language.error_rate:.1f}"
+                for name in rates
+            ),
         ]
         for language in languages
     ]

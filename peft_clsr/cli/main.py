@@ -62,11 +62,15 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
 
+    from huggingface_hub.errors import HTTPError
+
     from ..registration import register
 
     register()
     try:
         return command.run(parser, arguments)
+    except HTTPError as error:  # of the connection; commands handle the Hub's answers
+        parser.exit(1, f"error: the Hub cannot be reached ({error}): check the connection, and try again\n")
     except ModuleNotFoundError as error:
         if "peft_clsr[" not in str(error):  # no extra of ours
             raise

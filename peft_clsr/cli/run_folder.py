@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..files import check_output_folder, json_text, write_text
+from ..files import check_output_folder, to_json, write_text
 from .train_options import TrainOptions, expert_config
 
 RESULTS = "results.json"
@@ -62,7 +62,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     languages = earlier["languages"]
     if data.overwrite:
         languages = {key: row for key, row in languages.items() if key not in data.languages}
-    if settings["max_audio_seconds"] is None and languages:
+    if settings["max_audio_seconds"] is None and (languages or not data.overwrite):
         settings["max_audio_seconds"] = earlier["settings"].get("max_audio_seconds")
     differences = ", ".join(
         f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
@@ -98,8 +98,7 @@ def read_results(output_dir: str | Path) -> dict[str, Any]:
 
 def write_results(results: dict[str, Any], output_dir: str | Path) -> None:
     """Write `results.json`."""
-    text = json_text(results, indent=2, ensure_ascii=False, sort_keys=True)
-    write_text(Path(output_dir) / RESULTS, text + "\n")
+    write_text(Path(output_dir) / RESULTS, to_json(results, sort_keys=True))
 
 
 def checkpoints_folder(output_dir: str | Path, language: str) -> Path:

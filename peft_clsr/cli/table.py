@@ -1,11 +1,9 @@
-"""Tables in Markdown, and the table of training results."""
+"""Tables in Markdown, error rates in them, and the table of training results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ..evaluation.normalization import rate_to_read
 
 RESULTS_HEADER = ["language", "utterances", "model", "WER %", "CER %", "trained parameters", "gate mean"]
 
@@ -20,16 +18,16 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def rate_cells(rates: Mapping[str, Any], language: str) -> list[str]:
-    """WER and CER in percent. The WER is left out of languages that put no spaces between words."""
-    read = [rate for rate in ("wer", "cer") if rate == "cer" or rate_to_read(language) == "wer"]
-    return [f"{100 * rates[rate]:.1f}" if rate in read else "" for rate in ("wer", "cer")]
+def rate_cells(rates: Mapping[str, float], language: str) -> list[str]:
+    """
+    WER and CER in percent, for two columns of a table.
 
+    CER is in bold where it is the rate to read, in languages without spaces between words.
+    """
+    from ..evaluation.normalization import leading_rate
 
-def rates_text(rates: Mapping[str, Any], language: str) -> str:
-    """WER and CER in a sentence, as [`rate_cells`]."""
-    cells = zip(("WER", "CER"), rate_cells(rates, language), strict=True)
-    return ", ".join(f"{name} {cell} %" for name, cell in cells if cell)
+    wer, cer = (f"{100 * rates[name]:.1f}" for name in ("wer", "cer"))
+    return [wer, f"**{cer}**" if leading_rate(language) == "cer" else cer]
 
 
 def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:

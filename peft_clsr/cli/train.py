@@ -18,7 +18,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from ..extras import require
 
-    for module in ("av", "datasets", "jiwer", "matplotlib", "soundfile", "soxr"):  # before the work, not after it
+    for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
     from .run_folder import open_results
     from .train_data import check_recordings, choose_context, dataset_configs
@@ -83,7 +83,7 @@ def _train_all(options: TrainOptions, configs: list[str | None], results: dict[s
                 f"{language}: trained before with these settings, see {options.output_dir} (again: --overwrite)",
             )
             continue
-        results["languages"][language] = train_language(language, dataset_config, options)
+        results["languages"][language] = train_language(language, dataset_config, options, results)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)

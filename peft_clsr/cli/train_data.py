@@ -21,6 +21,7 @@ from ..data.rows import (
     without_decoding,
 )
 from ..data.tables import load_recordings
+from ..evaluation.error_rates import check_scorable
 from .train_options import DataArguments, TrainOptions
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
         split (`str`): "train" or "eval": `data.train_split` or `data.eval_split`.
 
     Raises:
-        ValueError: there is no such dataset or split, or no row of the language.
+        ValueError: there is no such dataset or split, no row of the language, or no transcript to measure with.
     """
-    return load_recordings(
+    recordings = load_recordings(
         data.dataset.replace("{language}", language),
         language,
         data.train_split if split == "train" else data.eval_split,
@@ -51,6 +52,9 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
         file_column=data.file_column,
         limit=data.max_train_samples if split == "train" else data.max_eval_samples,
     )
+    if split == "eval" and data.text_column in recordings.column_names:  # else prepare_dataset() says what is wrong
+        check_scorable(recordings[data.text_column], language)
+    return recordings
 
 
 def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from transformers import HfArgumentParser
 
 if TYPE_CHECKING:
     from ..distillation.arguments import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -182,8 +185,15 @@ def check_options(
     Raises:
         ValueError: an option is wrong, or two exclude each other.
     """
+    from ..evaluation.normalization import leading_rate
     from ..tuner.config import CLSRConfig
 
+    by_characters = [language for language in data.languages if leading_rate(language) == "cer"]
+    if by_characters and str(training.metric_for_best_model).removeprefix("eval_") == "wer":
+        logger.warning(
+            f"--metric_for_best_model wer takes whole utterances as words in {', '.join(by_characters)}, which put no "
+            "spaces between words: give error_rate, which is CER there and WER elsewhere"
+        )
     CLSRConfig(**expert_config(expert))
     if data.teacher_cache is not None and data.teacher is None:
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")

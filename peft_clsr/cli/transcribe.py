@@ -156,10 +156,10 @@ def _transcribe_all(
 
     def keep(path: Path, transcript: Transcript) -> None:
         unfinished[path] = transcript
-        if outputs[path] is not None:
-            write_text(
-                _part(outputs[path]), format_transcript(transcript, arguments.output_format, path, arguments.task)
-            )
+        output = outputs[path]
+        if output is not None:
+            text = format_transcript(transcript, arguments.output_format, path, arguments.task)
+            write_text(_part(output), text)
 
     transcripts = transcribe_files(
         model,

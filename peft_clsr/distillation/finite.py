@@ -12,7 +12,7 @@ from .losses import TeacherTargets
 _REMEDIES = {
     "input features": "look at the recording, and prepare it again",
     "teacher's input features": "look at the recording, and prepare it again with the teacher's processor",
-    "teacher's decoder states": "load the teacher in float32 or bfloat16, as float16 overflows, or leave the example out",
+    "teacher's decoder states": "load the teacher in float32 or bfloat16, as float16 overflows, or drop the example",
     "student's decoder states": "lower the learning rate, and train in float32 or bfloat16, not in float16",
     "cross-entropy": "look at the student's output layer, and train in float32 or bfloat16, not in float16",
     "distillation loss": "look at the teacher's output layer, and load the teacher in float32 or bfloat16",
@@ -69,10 +69,11 @@ class FiniteChecks:
                 where = f"batch {index + 1} of {len(batches)} in step {step + 1}"
                 if flag.dim():
                     rows = (~flag).nonzero().flatten().tolist()
-                    where = f"example {', '.join(str(row + 1) for row in rows)} of {len(flag)} in {where}"
+                    numbers = ", ".join(str(row + 1) for row in rows)
+                    where = f"example{'s' * (len(rows) > 1)} {numbers} of {len(flag)} in {where}"
                     where += f" ({describe(labels[rows[0]])})"
-                raise NotFiniteError(f"the {name} of {where} are NaN or infinite: {_REMEDIES[name]}. {kept}")
-        raise NotFiniteError(f"another process has values in step {step + 1} that are NaN or infinite. {kept}")
+                raise NotFiniteError(f"NaN or infinite values in the {name} of {where}: {_REMEDIES[name]}. {kept}")
+        raise NotFiniteError(f"NaN or infinite values on another process in step {step + 1}. {kept}")
 
     def check_gradients(self, norm: torch.Tensor | float | None, step: int) -> None:
         """
@@ -83,8 +84,8 @@ class FiniteChecks:
         if norm is None or self.accelerator.scaler is not None or torch.as_tensor(norm).isfinite():
             return
         raise NotFiniteError(
-            f"the gradients of step {step + 1} are NaN or infinite: lower the learning rate, and train in float32 or "
-            f"bfloat16. The optimizer step was not made: the weights are those after {step} steps."
+            f"NaN or infinite values in the gradients of step {step + 1}: lower the learning rate, and train in "
+            f"float32 or bfloat16. The optimizer step was not made: the weights are those after {step} steps."
         )
 
 
@@ -99,7 +100,7 @@ def finite_states(hidden_states: torch.Tensor, is_label: torch.Tensor) -> torch.
 
 
 def finite_targets(targets: TeacherTargets, is_label: torch.Tensor) -> torch.Tensor:
-    """True for each example [batch] whose teacher states are finite where they are used; `is_label` [batch, tokens]."""
+    """True for each example [batch] whose teacher states are finite where used; `is_label` is [batch, tokens]."""
     is_finite = targets.hidden_states.isfinite().all(dim=-1)
     if targets.mask is not None:
         is_finite = is_finite | ~targets.mask

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Seq2SeqTrainer
@@ -24,6 +23,7 @@ from ..languages import adapter_languages, adapter_of_language
 from ..multilingual import check_model_languages
 from ..tuner.adapter_names import adapter_folder, short_repr
 from ..tuner.layer import CLSRLayer
+from ..tuner.quantized import dequantized_weight
 from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
 from .batches import batch_sampler, stream_loader, trained_adapters
@@ -331,7 +331,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`chunked_losses` of decoder states [batch, tokens, hidden]."""
         layer = output_layer(self.model)
-        weight, bias = dequantize_module_weight(layer), layer.bias
+        weight, bias = dequantized_weight(layer), layer.bias
         if targets is not None and targets.output_layer is None:  # the student is its own teacher
             targets = replace(targets, output_layer=partial(F.linear, weight=weight, bias=bias))
         is_label = labels != -100
@@ -434,6 +434,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._training_sums.clear()
+        self._finite = FiniteChecks(self.accelerator)
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -134,14 +134,9 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
             metric_value=round(100 * rates[metric], 2),
         )
         for test_set, rates in language.results.items()
-        for metric in _metrics(language)
+        for metric in (("cer", "wer") if language.rate == "cer" else ("wer", "cer"))
         if metric in rates
     ]
-
-
-def _metrics(language: HubLanguage) -> tuple[str, ...]:
-    """The rates that a card shows: a WER says nothing about a language without spaces between words."""
-    return ("wer", "cer") if language.rate == "wer" else ("cer",)
 
 
 def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> list[str]:
@@ -163,8 +158,12 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
             details = [str(rates[key]) for key in ("config", "split") if key in rates]
             details += [f"{rates['utterances']} utterances"] if "utterances" in rates else []
             name = f"{test_set} ({', '.join(details)})" if details else test_set
-            errors = [_percent(rates, metric) if metric in _metrics(language) else "" for metric in ("wer", "cer")]
+            wer, cer = (_percent(rates, metric) for metric in ("wer", "cer"))
+            errors = [wer, f"**{cer}**" if cer and language.rate == "cer" else cer]
             lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors]) + " |")
+    by_characters = [f"{language.name} ({language.code})" for language in languages if language.rate == "cer"]
+    if by_characters:
+        lines += ["", f"No spaces between words, so read CER, in bold: {', '.join(dict.fromkeys(by_characters))}."]
     lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
     trained = [language for language in languages if language.training]
     if trained:

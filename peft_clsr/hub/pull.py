@@ -33,7 +33,7 @@ def list_languages(repo_id: str, *, revision: str | None = None, token: str | bo
         token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
-        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results. Folders
+        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `error_rate` and all results. Folders
         that cannot be read are left out, with a warning. Offline, the languages in the cache.
 
     Raises:
@@ -43,7 +43,7 @@ def list_languages(repo_id: str, *, revision: str | None = None, token: str | bo
 
     ```py
     >>> for language in list_languages("me/whisper-small-experts"):
-    ...     print(language.code, language.name, language.base_model, language.rank, language.size, language.wer)
+    ...     print(language.code, language.name, language.base_model, language.rank, language.size, language.error_rate)
     ```
     """
     api = HfApi(token=token)

@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
-from ..evaluation.plots import plot_gate_means
-from ..files import MAX_JSON_BYTES, write_text
+from ..evaluation.plots import try_plot_gate_means
+from ..files import MAX_JSON_BYTES, to_json, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
 from .card import README, language_card, read_card, write_folder_card
@@ -79,7 +79,7 @@ def push_language(
         training_args (`TrainingArguments`, *optional*):
             The training arguments. The card shows those that affect the result, and no path, name or token.
         gate_means (`Mapping[str, float]`, *optional*):
-            The result of `gate_means`, for the plot on the card. Needs matplotlib.
+            The result of `gate_means`, for the plot on the card. Without matplotlib there is a warning and no plot.
         private (`bool`, *optional*): Make a repository that is created private.
         revision (`str`, *optional*): The branch to push to, created if there is none. "main" by default.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request, which needs no write access.
@@ -138,9 +138,22 @@ def save_language(
     Returns:
         `Path`: the folder of the language.
     """
+    results = check_results(metrics or {})
+    adapter_name, folder = save_weights(model, directory, language)
+    describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
+    write_folder_card(folder)
+    return folder
+
+
+def save_weights(model: PeftModel, directory: str | Path, language: str) -> tuple[str, Path]:
+    """
+    Save weights and config of the adapter of a language to `directory/<code>`, and nothing else.
+
+    Returns:
+        `tuple[str, Path]`: the adapter's name, and the folder.
+    """
     adapter_name = adapter_of_language(model.peft_config, language)
     code = language_code(model.peft_config[adapter_name].language or language)
-    results = check_results(metrics or {})
     folder = Path(directory) / code
     with tempfile.TemporaryDirectory() as temporary:
         # PEFT names the folder by the adapter, not by the language code.
@@ -150,10 +163,9 @@ def save_language(
         for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
             shutil.copyfile(saved / name, folder / name)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    write_text(folder / CONFIG_NAME, json.dumps({**config, "language": code}, indent=2, sort_keys=True))
-    describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
-    write_folder_card(folder)
-    return folder
+    # In ASCII, as PEFT reads it in the system's encoding.
+    write_text(folder / CONFIG_NAME, to_json({**config, "language": code}, sort_keys=True, ensure_ascii=True))
+    return adapter_name, folder
 
 
 def describe_adapter(
@@ -167,14 +179,14 @@ def describe_adapter(
 ) -> None:
     """Check the folder of a saved adapter, and write its record and its plot of gate means."""
     check_adapter_folder(folder)
-    if gate_means:
-        plot_gate_means(gate_means, folder / PLOT_NAME, title=f"{adapter_name}: mean gate by layer")
+    title = f"{adapter_name}: mean gate by layer"
+    has_plot = bool(gate_means) and try_plot_gate_means(gate_means, folder / PLOT_NAME, title)
     write_record(
         folder,
         ffn_identity(model, adapter_name),
         results=check_results(results),
         training={} if training_args is None else training_summary(training_args),
-        has_plot=bool(gate_means),
+        has_plot=has_plot,
     )
 
 

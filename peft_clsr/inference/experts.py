@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from ..checkpoints.configs import read_config
+from ..checkpoints.configs import is_clsr, read_config
 from ..hub.pull import list_languages, load_language
 from ..hub.record import HubLanguage, read_languages
 from ..sources import check_source, check_whisper
@@ -99,8 +99,8 @@ def _what_it_is(folder: Path) -> str:
     """What a folder without adapters of languages is instead, and where to give it."""
     for path in sorted([*folder.glob(CONFIG_NAME), *folder.glob(f"*/{CONFIG_NAME}")]):
         config = read_config(path)
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        if kind != PeftType.CLSR:
+        if not is_clsr(config):
+            kind = config.get("peft_type") if isinstance(config, dict) else None
             return (
                 f"{path.parent} is an adapter of the method {kind}. Merge it into its base model, "
                 f"peft.PeftModel.from_pretrained(whisper, {str(path.parent)!r}).merge_and_unload(), save that with "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..files import to_json
 
 # Endings of the files, by format.
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
@@ -60,7 +61,7 @@ def format_transcript(transcript: Transcript, output_format: str, path: Path, ta
                 for segment in segments
             ],
         }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return to_json(content)
     if output_format == "text":
         return "\n".join(segment["text"] for segment in segments) + "\n"
     cues = [_cue(number, segment, output_format) for number, segment in enumerate(segments, 1)]

@@ -27,7 +27,6 @@ def each_window(listener: Listener) -> Iterator[None]:
     Args:
         listener (`Callable`): Gets the recording's position in the batch, and the segments of the window.
     """
-    _wrap()
     token = _listener.set(listener)
     try:
         yield
@@ -35,17 +34,20 @@ def each_window(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-@functools.cache
-def _wrap() -> None:
-    """Wrap the function named above, once. The listener is that of the running thread."""
-    retrieve = WhisperGenerationMixin._retrieve_segment
+def _with_listener(retrieve: Callable[..., Any]) -> Callable[..., Any]:
+    """The function named above, which tells the listener of the running thread."""
 
     @functools.wraps(retrieve)
-    def retrieve_and_tell(*args: Any, prev_idx: int, **kwargs: Any) -> Any:
-        segments, offset = retrieve(*args, prev_idx=prev_idx, **kwargs)
+    def retrieve_and_tell(*args: Any, **kwargs: Any) -> Any:
+        segments, offset = retrieve(*args, **kwargs)
         listener = _listener.get()
         if listener is not None:
-            listener(int(prev_idx), segments)
+            listener(int(kwargs["prev_idx"]), segments)
         return segments, offset
 
-    WhisperGenerationMixin._retrieve_segment = staticmethod(retrieve_and_tell)
+    return retrieve_and_tell
+
+
+WhisperGenerationMixin._retrieve_segment = staticmethod(  # type: ignore[method-assign, assignment]
+    _with_listener(WhisperGenerationMixin._retrieve_segment)
+)

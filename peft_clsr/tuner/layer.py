@@ -1,7 +1,8 @@
 """
 The two projections of a feed-forward network (FFN), each with the shared weight and an expert's.
 
-`soft_routing` computes them in training, `hard_routing` in evaluation and where the adapter is frozen; a projection by one path is in `expert`.
+`soft_routing` computes them in training, `hard_routing` in evaluation and where the adapter is frozen; a projection by
+one path is in `expert`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from . import hard_routing, soft_routing
 from .config import CLSRConfig
 from .gate import GateLinear, gate_logits
+from .quantized import dequantized_weight
 from .route import FFNRoute
 from .zero_gradients import with_zero_gradients
 
@@ -90,7 +91,7 @@ class CLSRLayer(BaseTunerLayer):
             if base_layer.weight.is_meta or expert.weight.is_meta:
                 return  # low_cpu_mem_usage: the weights come from a file
             # Dequantizes the weights of bitsandbytes and torchao; others stay as they are.
-            expert.weight.copy_(dequantize_module_weight(base_layer))
+            expert.weight.copy_(dequantized_weight(base_layer))
             if expert.bias is not None:
                 expert.bias.copy_(base_layer.bias)
 

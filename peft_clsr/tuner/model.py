@@ -14,6 +14,7 @@ from torch import nn
 from .adapter_names import BASE, check_adapter_name
 from .architectures import FFN_PROJECTIONS
 from .audio_context import cut_audio_context, resolve_audio_context, restore_audio_context
+from .checkpointing import avoid_reentrant_checkpointing
 from .config import CLSRConfig
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
 from .matching import check_ffns, is_output_projection, is_projection
@@ -64,6 +65,7 @@ class CLSRModel(BaseTuner):
 
     def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
         self.routing.attach(model, TrainingChecks(self.routing))
+        avoid_reentrant_checkpointing(model)
         self.training = model.training
         # Without this, k accumulated batches would give k times the gradient: Trainer assumes that a model with
         # **kwargs divides its loss by the label tokens of all k batches, and does not divide it by k. Neither Whisper

@@ -11,8 +11,8 @@ def set_gate_progress(model: nn.Module, progress: float) -> None:
     """
     Set the progress of training, which scales the noise on gate logits; for a training loop of your own.
 
-    The noise rises from 0 to `gate_noise`. For straight-through gates it falls from `gate_noise` to 0 in the first half
-    of training. Without this call there is no noise. In a `Trainer`, [`GateScheduleCallback`] calls this in each step.
+    The noise rises from 0 to `gate_noise`. For straight-through gates it falls from `gate_noise` to 0 in the first
+    half of training. Without this call there is no noise. In a `Trainer`, [`GateScheduleCallback`] calls it.
 
     Args:
         model (`nn.Module`):

@@ -207,7 +207,8 @@ class RoutingState:
             raise RuntimeError(
                 "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
-                '{"use_reentrant": False}'
+                '{"use_reentrant": False} in TrainingArguments, gradient_checkpointing_enable or '
+                "prepare_model_for_kbit_training"
             )
         gates.trained = []
         inputs = _named_inputs(module, args, kwargs)

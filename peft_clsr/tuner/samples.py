@@ -43,13 +43,11 @@ def _route_modules_to_save(model: nn.Module, routing: RoutingState) -> None:
             if type(module) is ModulesToSaveWrapper:
                 # PEFT makes them itself, and has no hook that chooses the module of a call.
                 module.__class__ = RoutedModulesToSave
-                module.clsr_routing = routing
+                vars(module)["clsr_routing"] = routing
 
 
 class RoutedModulesToSave(ModulesToSaveWrapper):
     """A `ModulesToSaveWrapper` where each sample takes the module of its adapter."""
-
-    clsr_routing: Any  # the `RoutingState` of the model
 
     def _sample_names(self) -> list[str] | None:
         names = self.clsr_routing.calls.current(self.training).adapter_names

@@ -35,28 +35,30 @@ class TrainingChecks:
         if not model.training:
             self._check_backward(outputs)
             return
-        gates = (module for module in model.modules() if isinstance(module, CLSRLayer) and module.owns_gate)
-        first = next(gates, None)
-        name = None if first is None else next(iter(first.routed_adapters()), None)
+        layers = (module for module in model.modules() if isinstance(module, CLSRLayer) and module.owns_gate)
+        name = next((name for layer in layers for name in layer.routed_adapters()), None)
         if name is None or name in self._checked:
             return
         self._checked.add(name)
-        is_frozen = {gate.route.name: gate.is_frozen(name) for gate in (first, *gates) if name in gate.clsr_config}
+        layers = (module for module in model.modules() if isinstance(module, CLSRLayer) and module.owns_gate)
+        gates = [layer for layer in layers if name in layer.clsr_config]
+        is_frozen = {gate.route.name: gate.is_frozen(name) for gate in gates}
         if all(is_frozen.values()):
             return  # the adapter is not trained
-        if self.routing.gate_progress is None and first.clsr_config[name].gate_noise:
+        gate_noise = gates[0].clsr_config[name].gate_noise
+        if self.routing.gate_progress is None and gate_noise:
             self._warn(
                 "noise",
                 f"adapter {name!r} trains without the gate noise that its config asks for (gate_noise="
-                f"{first.clsr_config[name].gate_noise:g}), because nothing sets the progress of training: add "
+                f"{gate_noise:g}), because nothing sets the progress of training: add "
                 "callbacks=[GateScheduleCallback()] to the Trainer, or call set_gate_progress(model, step / steps) in "
                 "your own loop; gate_noise=0 trains without noise",
             )
         if any(frozen for module, frozen in is_frozen.items() if module_side(module) == "encoder"):
             self._warn(
                 "frozen",
-                f"the encoder's experts of adapter {name!r} are frozen, as the encoder is. They stay as they are: those "
-                "of a new adapter are copies of the shared FFNs, which only cost memory. Leave them out with "
+                f"the encoder's experts of adapter {name!r} are frozen, as the encoder is. They stay as they are: "
+                "those of a new adapter are copies of the shared FFNs, which only cost memory. Leave them out with "
                 'CLSRConfig(exclude_modules=r".*encoder.*"), or, to train them, freeze the encoder before the adapter '
                 "is added",
             )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from contextvars import ContextVar
+from typing import Any
 
-from peft import PeftModel
-from torch import nn
+from peft import PeftConfig, PeftModel
 
 from .layer import CLSRLayer
 
@@ -14,9 +14,9 @@ from .layer import CLSRLayer
 is_wrapping: ContextVar[bool] = ContextVar("peft_clsr_is_wrapping", default=False)
 
 
-def as_peft_model(model: nn.Module) -> PeftModel:
+def as_peft_model(model: Any) -> PeftModel:
     """
-    A `PeftModel` around a model that has CLSR adapters already. It shares their weights: training one trains the other.
+    A `PeftModel` around a model that has CLSR adapters already. It shares their weights.
 
     Args:
         model (`nn.Module`): A [`~peft.PeftModel`], which is returned as it is, or a model of transformers whose
@@ -33,14 +33,16 @@ def as_peft_model(model: nn.Module) -> PeftModel:
             f"the model is a {type(model).__name__} without a CLSR adapter: wrap it with "
             "get_peft_model(model, CLSRConfig(...)) first"
         )
-    active = next(iter(layer.active_adapters), next(iter(model.peft_config)))
+    configs: dict[str, PeftConfig] = model.peft_config
+    active = next(iter(layer.active_adapters), next(iter(configs)))
     token = is_wrapping.set(True)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-            wrapped = PeftModel(model, model.peft_config[active], adapter_name=active)
+            wrapped = PeftModel(model, configs[active], adapter_name=active)
     finally:
         is_wrapping.reset(token)
-    for name in model.peft_config:
-        wrapped.base_model._cast_adapter_dtype(name)  # half-precision weights become float32, as in get_peft_model
+    tuner: Any = wrapped.base_model
+    for name in configs:
+        tuner._cast_adapter_dtype(name)  # half-precision weights become float32, as in get_peft_model
     return wrapped

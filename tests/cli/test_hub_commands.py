@@ -1,9 +1,10 @@
 """`peft-clsr push` and `peft-clsr languages`, with a Hub server on this machine."""
 
 import pytest
+from huggingface_hub.errors import HTTPError
 from peft import get_peft_model
 
-from peft_clsr import CLSRConfig
+from peft_clsr import CLSRConfig, HubLanguage
 from peft_clsr.cli import main
 
 
@@ -29,6 +30,19 @@ def test_the_languages_of_a_folder_are_pushed_and_listed(experts, hub, capsys):
     hub.create("me/others")
     assert main(["push", str(experts), "me/others", "--create_pr"]) == 0
     assert "/discussions/1" in capsys.readouterr().out
+
+
+def test_each_language_is_listed_with_the_rate_to_read(monkeypatch, tmp_path, capsys):
+    results = {"my/set": {"wer": 0.9, "cer": 0.1}}
+    found = [HubLanguage(code, code, code, results=results) for code in ("ca", "ja")] + [HubLanguage("th", "th", "th")]
+    for languages, header, cells in (
+        (found, ["WER %", "CER %"], [["90.0", ""], ["", "10.0"], ["", ""]]),
+        (found[:1], ["MB", "WER %"], [["", "90.0"]]),
+    ):
+        monkeypatch.setattr("peft_clsr.hub.record.read_languages", lambda folder, languages=languages: languages)
+        assert main(["languages", str(tmp_path)]) == 0
+        rows = [[cell.strip() for cell in line.split("|")][-3:-1] for line in capsys.readouterr().out.splitlines()]
+        assert [rows[0], *rows[2:]] == [header, *cells]
 
 
 @pytest.mark.parametrize("arguments", [["languages", "me/nothing"], ["languages", "."], ["push", ".", "me/experts"]])
@@ -58,6 +72,16 @@ def test_a_mistyped_path_or_repository_is_named(experts, tmp_path, capsys, monke
         main(arguments)
     assert exit.value.code in (1, 2) and named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_named(experts, capsys, monkeypatch):
+    def no_connection(*args, **kwargs):
+        raise type("ConnectError", (HTTPError,), {})("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", no_connection)
+    with pytest.raises(SystemExit) as exit:
+        main(["push", str(experts), "me/experts"])
+    assert exit.value.code == 1 and "error: the Hub cannot be reached ([Errno -2] Name" in capsys.readouterr().err
 
 
 def test_a_push_that_the_hub_refuses_ends_with_its_reason(experts, hub, capsys):

@@ -1,7 +1,9 @@
 """`peft-clsr train` from end to end on a tiny random Whisper and noise, and its bad input."""
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import datasets
@@ -13,8 +15,19 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import CLSRConfig, load_recordings, prepare_dataset, read_languages
+from peft_clsr import (
+    CLSRConfig,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    load_recordings,
+    prepare_dataset,
+    read_languages,
+    transcribe,
+)
 from peft_clsr.cli import main
+from peft_clsr.cli.run_folder import write_results
+from peft_clsr.cli.table import results_rows
+from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
 
 
 @pytest.fixture
@@ -178,12 +191,45 @@ def test_bad_arguments_are_named_and_nothing_is_written(run, tmp_path, arguments
     assert not (tmp_path / "out").exists()
 
 
-def test_a_test_set_without_a_word_is_refused_before_training(run, recordings, tmp_path):
+@pytest.mark.parametrize("context", [(), ("--max_audio_seconds", 1)])
+def test_a_test_set_that_cannot_be_scored_is_refused_before_training(run, recordings, tmp_path, monkeypatch, context):
+    monkeypatch.setattr("peft_clsr.cli.train_language.transcribe", lambda *args, **kwargs: pytest.fail("too late"))
     table = recordings / "test" / "metadata.csv"
-    table.write_text("".join(f"{line}\n" for line in ("file_name,transcription,language", "0.wav,...,ro")))
-    status, printed = run()
-    assert status == 2 and "none of the 1 references in 'ro' can be scored" in printed
-    assert "train_runtime" not in printed and not (tmp_path / "out" / "results.json").exists()
+    table.write_text(re.sub(r"null \d", "...", table.read_text()))
+    status, printed = run(*context)
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert (
+        "none of the 2 references in 'ro' can be scored, all normalize to nothing, such as '...' (rows 0, 1)"
+        in printed
+    )
+
+
+def test_results_with_a_number_that_is_not_finite_are_json(tmp_path):
+    write_results({"settings": {}, "languages": {"ro": {"gate_mean": float("nan")}}}, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)["languages"] == {
+        "ro": {"gate_mean": None}
+    }
+
+
+def test_the_table_has_cer_in_bold_where_it_is_the_rate_to_read():
+    rates = {"wer": 1.0, "cer": 0.123, "utterances": 3}
+    row = {"base": rates, "trainable_parameters": 10**6, "trainable_share": 0.1}
+    results = {"settings": {}, "languages": {"ja": row, "ro": row}}
+    assert results_rows(results, "ja")[0][3:5] == ["100.0", "**12.3**"]
+    assert results_rows(results, "ro")[0][3:5] == ["100.0", "12.3"]
+
+
+def test_choosing_by_wer_in_a_language_without_spaces_is_warned_of(tmp_path, caplog):
+    for languages, metric, said in (
+        (["ja", "ro"], "eval_wer", True),
+        (["ja"], "error_rate", False),
+        (["ro"], "wer", False),
+    ):
+        caplog.clear()
+        data = DataArguments("base", "data", languages)
+        training = DistillationTrainingArguments(str(tmp_path), metric_for_best_model=metric, use_cpu=True)
+        check_options(data, ExpertArguments(), LoraArguments(), training)
+        assert ("takes whole utterances as words in ja" in caplog.text) == said
 
 
 def test_a_base_that_cannot_be_trained_is_named_before_features_are_computed(run, student, tiny_whisper, tmp_path):
@@ -395,11 +441,92 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(run, tmp_path, monke
             run("--save_steps", 1)
     checkpoints = tmp_path / "out" / "checkpoints" / "ro"
     shutil.rmtree(checkpoints / "checkpoint-2")
-    assert not (tmp_path / "out" / "ro").exists()
+    shutil.rmtree(tmp_path / "out" / "ro")
     assert run("--save_steps", 1, "--resume_from_checkpoint", "true")[0] == 0
     resumed = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not checkpoints.exists()
+
+
+def unable(*arguments, **options):
+    raise RuntimeError("unable")
+
+
+def without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+def with_an_error_of_matplotlib(monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", unable)
+
+
+@pytest.mark.parametrize(
+    ("break_plots", "named"), [(without_matplotlib, "peft_clsr[plots]"), (with_an_error_of_matplotlib, "unable")]
+)
+def test_without_a_plot_everything_else_is_saved(run, tmp_path, monkeypatch, caplog, break_plots, named):
+    break_plots(monkeypatch)
+    status, printed = run()
+    assert status == 0 and "| ro " in printed
+    (warning,) = [record.getMessage() for record in caplog.records if "plot" in record.getMessage()]
+    assert named in warning and "plot_gate_means" in warning
+    assert results_of(tmp_path / "out")["languages"]["ro"]["gate_means"]
+    (language,) = read_languages(tmp_path / "out")
+    assert language.code == "ro" and not language.has_plot and (tmp_path / "out" / "README.md").is_file()
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize("part", ["gate_means", "transcribe"])
+def test_the_adapter_is_saved_before_it_is_measured(run, tmp_path, monkeypatch, part):
+    module, calls = "peft_clsr.cli.train_language", []
+
+    def fail_after_training(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1 and part == "transcribe":  # the base is measured first
+            return transcribe(*arguments, **options)
+        raise RuntimeError("unable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{part}", fail_after_training)
+        with pytest.raises(RuntimeError, match="unable"):
+            run("--save_steps", 1)
+    saved = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for name, tensor in saved.items() if "gate_out" in name)  # trained: starts at 0
+    assert results_of(tmp_path / "out")["languages"] == {}
+    assert run("--save_steps", 1, "--resume_from_checkpoint", "true")[0] == 0  # the folder is known as its own
+    again = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+
+
+def test_a_card_that_cannot_be_written_costs_no_results(run, tmp_path, caplog):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("---\n[: no YAML\n---\n")
+    assert run()[0] == 0
+    assert results_of(tmp_path / "out")["languages"]["ro"]["expert"]["utterances"] == 2
+    assert (tmp_path / "out" / "ro" / "adapter_model.safetensors").is_file()
+    assert "README.md cannot be read" in caplog.text
+
+
+def test_an_error_in_training_keeps_the_weights_of_the_last_step(run, tmp_path, monkeypatch, caplog):
+    compute_loss, calls = DistillationTrainer.compute_loss, []
+
+    def fail_in_the_second_step(self, model, *arguments, **options):
+        calls.append(model.training)
+        if calls.count(True) == 2:
+            raise ValueError("NaN in the batch")
+        return compute_loss(self, model, *arguments, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", fail_in_the_second_step)
+    status, printed = run()
+    assert status == 2 and "NaN in the batch" in printed
+    assert "stopped after 1 of 2 steps" in caplog.text and str(tmp_path / "out" / "ro") in caplog.text
+    assert (tmp_path / "out" / "ro" / "adapter_model.safetensors").is_file()
+
+
+def test_an_error_in_the_first_step_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", unable)
+    with pytest.raises(RuntimeError, match="unable"):
+        run()
+    assert not list((tmp_path / "out").rglob("*adapter*")) and not (tmp_path / "out" / "results.json").exists()
 
 
 def test_an_adapter_has_its_results_and_our_card(run, tmp_path):

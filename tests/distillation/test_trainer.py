@@ -16,7 +16,7 @@ from training import (
     make_dataset,
     make_uneven_dataset,
 )
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments, GateScheduleCallback
 from peft_clsr.distillation import callbacks
@@ -279,6 +279,26 @@ def test_argument_defaults_are_the_papers_balance(tmp_path):
     assert isinstance(args, Seq2SeqTrainingArguments)
     assert (args.kd_loss, args.kd_weight, args.ce_weight, args.temperature) == ("js", 2.0, 1.0, 1.0)
     assert args.language_column == "language"
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher_is_better"),
+    [
+        ("error_rate", False),
+        ("eval_error_rate", False),
+        ("wer", False),
+        ("cer_ja", False),
+        ("loss", False),
+        ("f1", True),
+    ],
+)
+def test_lower_error_rates_are_better(tmp_path, metric, higher_is_better):
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert args.greater_is_better == higher_is_better
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path), metric_for_best_model=metric, greater_is_better=True
+    )
+    assert args.greater_is_better  # as given
 
 
 # ---------------------------------------------------------------- gradient accumulation
@@ -569,6 +589,14 @@ def test_predict_with_generate_returns_tokens_and_loss_parts(readable_whisper, t
     assert {f"test_{part}" for part in PARTS} <= prediction.metrics.keys()
     metrics = trainer.evaluate()
     assert {f"eval_{part}" for part in PARTS} <= metrics.keys()
+
+
+def test_an_outdated_generation_config_is_named_before_the_training(readable_whisper, tmp_path):
+    model = clsr(readable_whisper())
+    model.generation_config = model.get_base_model().generation_config = GenerationConfig()
+    distiller(model, readable_whisper(seed=1), tmp_path)  # nothing is generated
+    with pytest.raises(ValueError, match="outdated generation config, which lacks the languages"):
+        distiller(model, readable_whisper(seed=1), tmp_path, predict_with_generate=True)
 
 
 def test_gradient_checkpointing_trains_to_the_same_weights(readable_whisper, tmp_path):

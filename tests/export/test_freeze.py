@@ -432,6 +432,9 @@ def test_bad_input_is_refused_and_changes_nothing(routed, freeze, kwargs, error,
 def test_a_dataset_that_does_not_fit_is_refused(routed, freeze, dataset, tiny_whisper, tiny_processor):
     with pytest.raises(ValueError, match="dataset is empty"):
         freeze(routed([EXPERT] * 4), dataset=dataset.select([]))
+    silent = dataset.remove_columns("text").add_column("text", ["..."] * len(dataset))
+    with pytest.raises(ValueError, match="none of the .* references in 'ca' can be scored"):
+        freeze(routed([EXPERT] * 4), dataset=silent)
     other = prepare_dataset(recordings(), tiny_processor, "ro")[0]
     both = datasets.concatenate_datasets([dataset, other])
     with pytest.raises(ValueError, match=r"of the languages \['ro'\] beside or instead of 'ca'"):

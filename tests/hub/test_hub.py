@@ -25,6 +25,7 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     HubLanguage,
+    error_rates,
     list_languages,
     load_language,
     push_folder,
@@ -33,6 +34,7 @@ from peft_clsr import (
     update_model_card,
 )
 from peft_clsr.hub.card import language_card, write_folder_card
+from peft_clsr.hub.record import check_results
 
 REPO = "me/experts"
 BASE = "me/tiny-whisper"
@@ -622,14 +624,35 @@ def test_the_card_says_what_is_known(hub, whisper, tmp_path):
     assert b"secret_place" not in pushed and b"hf_mine" not in pushed
 
 
-def test_the_card_of_a_language_without_spaces_has_no_wer():
-    language = HubLanguage("th", "Thai", "th", results={"my/set": {"wer": 1.0, "cer": 0.1, "base_cer": 0.2}})
-    text = language_card([language], REPO)
-    assert rows_of(text)[0][-2:] == ["", "10.0 (20.0)"]
-    assert [(result.metric_name, result.metric_value) for result in ModelCard(text).data.eval_results] == [
-        ("CER (th)", 10.0)
+def test_a_card_says_which_rate_to_read():
+    results = {"my/set": {"wer": 1.0, "cer": 0.1, "base_wer": 1.0, "base_cer": 0.3}}
+    languages = [
+        HubLanguage("ca", "Catalan", "ca", results=results),
+        HubLanguage("ja", "Japanese", "ja", results=results),
     ]
-    assert (language.rate, language.error_rate) == ("cer", 0.1)
+    text = language_card(languages, "me/x")
+    assert [row[-2:] for row in rows_of(text)] == [
+        ["100.0 (100.0)", "10.0 (30.0)"],
+        ["100.0 (100.0)", "**10.0 (30.0)**"],
+    ]
+    assert "read CER, in bold: Japanese (ja)." in text
+    assert [result.metric_name for result in ModelCard(text).data.eval_results] == [
+        "WER (ca)",
+        "CER (ca)",
+        "CER (ja)",
+        "WER (ja)",
+    ]
+    assert [(language.rate, language.error_rate, language.wer) for language in languages] == [
+        ("wer", 1.0, 1.0),
+        ("cer", 0.1, 1.0),
+    ]
+    assert "in bold" not in language_card(languages[:1], "me/x")
+
+
+def test_a_row_of_error_rates_is_a_result_as_it_is():
+    pytest.importorskip("jiwer")
+    row = error_rates(["a"], ["b"], language="ca")["ca"]
+    assert check_results({"my/set": row})["my/set"] == {"wer": 1.0, "cer": 1.0, "utterances": 1, "skipped": 0}
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
