@@ -198,6 +198,8 @@ def _load_dataset(
             if not folder.is_dir():
                 return None
             hint = "; these audio files have neither a table that is read here nor a text file each"
+        elif any(folder.glob("*.xls*")) or any(folder.glob("*.ods")):
+            hint = "; a workbook is not read: save its sheet as 'CSV UTF-8' in the folder"
         elif "Unknown split" in reason:
             hint = "; parts of a split are splits, too: --train_split 'train[:90%]' --eval_split 'train[90%:]'"
         raise ValueError(

@@ -78,6 +78,12 @@ def test_unicode_text_of_excel_is_a_dataset_too(make):
     assert texts(folder / "sheet.txt") == ["bună"]
 
 
+def test_a_workbook_in_the_folder_is_named(make):
+    folder = make({"Recordings.xlsx": b"PK\x03\x04", "readme.me": ""})
+    with pytest.raises(ValueError, match="a workbook is not read: save its sheet as 'CSV UTF-8' in the folder"):
+        texts(folder)
+
+
 def test_two_tables_of_one_split_are_refused(make):
     folder = make({"train/metadata.csv": TRAIN, "train/metadata.jsonl": "{}"})
     with pytest.raises(ValueError, match="metadata.csv and .*metadata.jsonl are both tables"):
