@@ -49,7 +49,9 @@ def decode_text(content: bytes, name: str, language: str | None = None) -> tuple
         ValueError: it is neither, or several code pages fit. The message has the line.
     """
     if content.startswith(b"PK\x03\x04"):
-        raise ValueError(f"{name} is a workbook of Excel or LibreOffice, or another zip file: save the sheet as 'CSV UTF-8'")
+        raise ValueError(
+            f"{name} is a workbook of Excel, or another zip file: save the sheet as 'CSV UTF-8'"
+        )
     encoding = _unicode_encoding(content)
     try:
         text = content.decode(encoding).removeprefix("\ufeff")
@@ -90,7 +92,7 @@ def _find_code_page(content: bytes, language: str | None) -> tuple[str | None, s
 
 
 def _is_damaged_utf8(content: bytes) -> bool:
-    """True if UTF-8 decodes more characters beyond ASCII than it does not. Other encodings hardly ever look like it."""
+    """True if UTF-8 decodes most characters beyond ASCII. Other encodings hardly ever look like it."""
     text = content.decode("utf-8", errors="replace")
     broken = text.count("\ufffd")
     return sum(not character.isascii() for character in text) - broken > broken
