@@ -49,9 +49,7 @@ def decode_text(content: bytes, name: str, language: str | None = None) -> tuple
         ValueError: it is neither, or several code pages fit. The message has the line.
     """
     if content.startswith(b"PK\x03\x04"):
-        raise ValueError(
-            f"{name} is a workbook of Excel, or another zip file: save the sheet as 'CSV UTF-8'"
-        )
+        raise ValueError(f"{name} is a workbook of Excel, or another zip file: save the sheet as 'CSV UTF-8'")
     encoding = _unicode_encoding(content)
     try:
         text = content.decode(encoding).removeprefix("\ufeff")

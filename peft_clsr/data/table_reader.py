@@ -119,8 +119,8 @@ def _read_csv(path: Path, text: str) -> tuple[Table, str]:
     header = text.lstrip().partition("\n")[0]
     is_tsv = path.suffix.lower() == ".tsv"
     delimiter = "\t" if is_tsv else marked[1] if marked else _find_delimiter(path, header)
-    # In a csv, quotes are quotes, also after ", ". Between tabs, quotes that do not pair are text, as a cell with a tab
-    # is rare. In Common Voice's tsv all quotes are text.
+    # In a csv, quotes are quotes, also after ", ". Between tabs, quotes that do not pair are text, as few texts have
+    # a tab. In Common Voice's tsv all quotes are text.
     dialects: list[dict[str, Any]] = [{"strict": True, "skipinitialspace": True}, {"quoting": csv.QUOTE_NONE}]
     if delimiter != "\t":
         dialects.pop()
