@@ -7,6 +7,7 @@ from typing import Any
 
 _EXTRAS = {
     "av": "train",
+    "charset_normalizer": "train",
     "datasets": "train",
     "jiwer": "train",
     "soundfile": "train",

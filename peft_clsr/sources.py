@@ -16,7 +16,7 @@ from .multilingual import check_languages
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
-def check_source(name: str, option: str, expected: str) -> None:
+def check_source(name: str, option: str, expected: str, is_dataset: bool = False) -> None:
     """
     Check that a name can be that of a folder here or of a repository on the Hub. The Hub is not asked.
 
@@ -24,11 +24,12 @@ def check_source(name: str, option: str, expected: str) -> None:
         name (`str`): What the user gave.
         option (`str`): Where, such as "--dataset"; for the message.
         expected (`str`): What it should be, such as "a dataset"; for the message.
+        is_dataset (`bool`, *optional*): A file is right, too: a table.
 
     Raises:
         ValueError: it can be neither.
     """
-    if os.path.isdir(name):
+    if os.path.isdir(name) or (is_dataset and os.path.isfile(name)):
         return
     if os.path.isfile(name):
         raise ValueError(f"{option} {name} is a file, expected {expected}: a folder, or a repository on the Hub")
@@ -38,7 +39,10 @@ def check_source(name: str, option: str, expected: str) -> None:
     except HFValidationError:
         looks_local = True
     if looks_local:
-        raise ValueError(f"{option} {name!r} does not exist, expected {expected}: a folder{did_you_mean(name)}")
+        raise ValueError(
+            f"{option} {name!r} does not exist, expected {expected}: a folder"
+            f"{' or a table' if is_dataset else ''}{did_you_mean(name)}"
+        )
 
 
 def did_you_mean(name: str) -> str:

@@ -110,7 +110,7 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     check_whisper(arguments.base, "--base")
     check_source(arguments.adapter, "--adapter", "an adapter")
-    check_source(arguments.dataset.replace("{language}", code), "--dataset", "a dataset")
+    check_source(arguments.dataset.replace("{language}", code), "--dataset", "a dataset", is_dataset=True)
     if Path(arguments.adapter).is_dir():
         try:
             check_adapter_folder(arguments.adapter)

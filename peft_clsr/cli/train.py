@@ -43,7 +43,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         if data.teacher is not None:
             check_whisper(data.teacher, "--teacher", data.languages)
         for language in data.languages:
-            check_source(data.dataset.replace("{language}", language), "--dataset", "a dataset")
+            check_source(data.dataset.replace("{language}", language), "--dataset", "a dataset", is_dataset=True)
         results = open_results(options)
         for language, dataset_config in zip(data.languages, configs, strict=True):
             earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)

@@ -50,6 +50,7 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
         audio_column=data.audio_column,
         text_column=data.text_column,
         file_column=data.file_column,
+        languages=data.languages,
         limit=data.max_train_samples if split == "train" else data.max_eval_samples,
     )
     if split == "eval" and data.text_column in recordings.column_names:  # else prepare_dataset() says what is wrong

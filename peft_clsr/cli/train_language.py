@@ -261,8 +261,8 @@ class _LanguageTraining:
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
         if self.row["dataset_config"]:
             rates["config"] = self.row["dataset_config"]
-        is_local = Path(data.dataset).exists()
-        test_set = Path(data.dataset).resolve().name if is_local else data.dataset  # no path of this machine
+        dataset = Path(data.dataset.replace("{language}", self.language))
+        test_set = dataset.resolve().name if dataset.exists() else data.dataset  # no path of this machine
         save_language(
             model,
             self.options.output_dir,

@@ -6,6 +6,8 @@ import codecs
 import re
 import unicodedata
 
+from ..extras import require
+
 # The code pages in which Windows, and so a spreadsheet's "CSV", writes a language. Guesses from the bytes alone are
 # often wrong for short texts: Romanian in cp1250 reads as Portuguese in cp1252.
 _LANGUAGES_OF_CODE_PAGES = {
@@ -26,6 +28,9 @@ _LANGUAGES_OF_CODE_PAGES = {
 }
 # Between two letters, these kinds of characters are a sign of a wrong code page: currency, symbols, low quotes.
 _NOT_IN_WORDS = {"So", "Sm", "Sc", "Sk", "Cc", "Cn", "Co", "Ps"}
+# charset-normalizer's "chaos" is 0 for clean text and 1 for mess. Code pages this near to each other are as likely.
+_EQUALLY_CLEAN = 0.02
+_SAMPLE_BYTES = 100_000
 
 
 def decode_text(content: bytes, name: str, language: str | None = None) -> tuple[str, str]:
@@ -43,29 +48,62 @@ def decode_text(content: bytes, name: str, language: str | None = None) -> tuple
     Raises:
         ValueError: it is neither, or several code pages fit. The message has the line.
     """
+    if content.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{name} is a workbook of Excel, or another zip file: save the sheet as 'CSV UTF-8'")
     encoding = _unicode_encoding(content)
     try:
-        text = content.decode(encoding)
+        text = content.decode(encoding).removeprefix("\ufeff")
         encoding = encoding.removesuffix("-sig")
-        if "\0" not in text:
-            return text.removeprefix("\ufeff"), encoding
-        line = text[: text.index("\0")].count("\n") + 1
-        problem = f"line {line} has a NUL byte"
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         problem = f"line {line} is not {encoding.removesuffix('-sig')} ({error.reason})"
-        pages = [page for page, languages in _LANGUAGES_OF_CODE_PAGES.items() if language in languages.split()]
-        texts = {page: _decode_code_page(content, page) for page in pages if encoding == "utf-8-sig"}
-        fitting = [page for page, text in texts.items() if text is not None]
-        if len(fitting) == 1:
-            return str(texts[fitting[0]]), fitting[0]
-        if fitting:
-            problem += f", and may be {' or '.join(fitting)}"
-        elif texts:
-            problem += f", nor {' or '.join(pages)}, as Windows writes {language!r}"
-    raise ValueError(
-        f"{name} cannot be read after line {line - 1}: {problem}; save it in UTF-8 (in a spreadsheet: 'CSV UTF-8')"
-    )
+        page = None
+        if encoding == "utf-8-sig":
+            page, reason = _find_code_page(content, language)
+            problem += reason
+        if page is None:
+            raise ValueError(_refusal(name, line, problem)) from error
+        text, encoding = content.decode(page), page
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(_refusal(name, line, f"line {line} has a NUL byte"))
+    return text, encoding
+
+
+def _refusal(name: str, line: int, problem: str) -> str:
+    return f"{name} cannot be read after line {line - 1}: {problem}; save it in UTF-8 (in a spreadsheet: 'CSV UTF-8')"
+
+
+def _find_code_page(content: bytes, language: str | None) -> tuple[str | None, str]:
+    """The code page of text that is not in UTF-8; or `None`, and why."""
+    if _is_damaged_utf8(content):
+        return None, ", but most of the text is: mend it there"
+    pages = [page for page, languages in _LANGUAGES_OF_CODE_PAGES.items() if language in languages.split()]
+    fitting = [page for page in pages if _decode_code_page(content, page) is not None]
+    if len(fitting) > 1:
+        fitting = _cleanest(content, fitting)
+    if len(fitting) == 1:
+        return fitting[0], ""
+    if fitting:
+        return None, f", and may be {' or '.join(fitting)}"
+    return None, f", nor {' or '.join(pages)}, as Windows writes {language!r}" if pages else ""
+
+
+def _is_damaged_utf8(content: bytes) -> bool:
+    """True if UTF-8 decodes most characters beyond ASCII. Other encodings hardly ever look like it."""
+    text = content.decode("utf-8", errors="replace")
+    broken = text.count("\ufffd")
+    return sum(not character.isascii() for character in text) - broken > broken
+
+
+def _cleanest(content: bytes, pages: list[str]) -> list[str]:
+    """The code page in which charset-normalizer finds the least mess; all, if others are about as clean."""
+    # ASCII lines would hide the mess.
+    sample = b"\n".join(line for line in content.splitlines() if not line.isascii())[:_SAMPLE_BYTES]
+    matches = require("charset_normalizer").from_bytes(sample, cp_isolation=pages)
+    mess = {match.encoding: match.chaos for match in matches if match.encoding in pages}
+    clean = [page for page in pages if page in mess and mess[page] <= min(mess.values()) + _EQUALLY_CLEAN]
+    return clean if len(clean) == 1 else pages
 
 
 def _unicode_encoding(content: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
@@ -40,9 +41,11 @@ def write_codes(table: Table) -> bool:
     return True
 
 
-def table_of_language(table: Table, code: str) -> Table:
+def table_of_language(table: Table, code: str, loaded: Collection[str] = ()) -> Table:
     """
     The rows of one language, or all if the table has no column `language`.
+
+    Rows of further languages are reported as unused, except those of `loaded`.
 
     Raises:
         ValueError: a row has no language, or one that Whisper does not know, or no row is of this language.
@@ -53,11 +56,13 @@ def table_of_language(table: Table, code: str) -> Table:
     if "" in codes:
         raise ValueError(f"{table.place(codes.index(''))} has no language: fill the column {LANGUAGE_COLUMN!r}")
     rows = [row for row, found in enumerate(codes) if found == code]
-    _report(Counter(codes), code, str(table.path))
+    _report(Counter(codes), code, str(table.path), loaded)
     return table.select(rows)
 
 
-def dataset_of_language(dataset: datasets.Dataset, code: str, name: str) -> datasets.Dataset:
+def dataset_of_language(
+    dataset: datasets.Dataset, code: str, name: str, loaded: Collection[str] = ()
+) -> datasets.Dataset:
     """
     The rows of one language, or all if the dataset has no column `language`.
 
@@ -68,6 +73,7 @@ def dataset_of_language(dataset: datasets.Dataset, code: str, name: str) -> data
         dataset (`datasets.Dataset`): With texts or a `ClassLabel` in the column `language`, in any case.
         code (`str`): Whisper's code of the language.
         name (`str`): The dataset's, for messages.
+        loaded (`Collection[str]`, *optional*): Codes of languages that are not reported as unused.
 
     Raises:
         ValueError: the column is of another type, or no row is of this language.
@@ -93,7 +99,7 @@ def dataset_of_language(dataset: datasets.Dataset, code: str, name: str) -> data
             log_once(f"{name} has the language {value!r}, which Whisper does not know: all rows are taken as {code!r}")
             return dataset
     counts = Counter(codes[value] for value in values)
-    _report(counts, code, name)
+    _report(counts, code, name, loaded)
     if len(counts) == 1:
         return dataset
     return dataset.select([row for row, value in enumerate(values) if codes[value] == code])
@@ -111,12 +117,13 @@ def _code_or_name(value: str | None) -> str:
     return language_code((value or "").strip()) if _is_known(value) else (value or "").strip() or "no language"
 
 
-def _report(counts: Counter[str], code: str, name: str) -> None:
-    """Say how many rows are of the language, and which others there are."""
+def _report(counts: Counter[str], code: str, name: str, loaded: Collection[str]) -> None:
+    """Say how many rows are of the language, and which others there are that nobody loads."""
     if not counts[code]:
         raise ValueError(
             f"{name} has no row of language {code!r}; it has {', '.join(f'{n} of {c}' for c, n in counts.items())}"
         )
-    others = ", ".join(f"{count} of {other}" for other, count in counts.most_common() if other != code)
+    used = {code, *loaded}
+    others = ", ".join(f"{count} of {other}" for other, count in counts.most_common() if other not in used)
     others = f"; of other languages, not used: {others}" if others else ""
     log_once(f"{name}: {counts[code]} rows of {code}{others}", logging.INFO)

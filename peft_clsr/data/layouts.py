@@ -41,13 +41,14 @@ def read_layout(
         ValueError: a table or text cannot be read, or there is no such split.
         OSError: a file cannot be opened.
     """
+    if source.is_file():  # of any ending: Excel's "Unicode text" is a .txt with tabs
+        return _rows_of_split(read_recordings(source, language, file_columns), source.parent, split)
     if not source.is_dir():
-        if source.suffix.lower() in TABLE_SUFFIXES and source.is_file():
-            return _rows_of_split(read_recordings(source, language, file_columns), source.parent, split)
         return None
     tables, whole = _tables(source)
-    if split in tables:
-        return read_recordings(tables[split], language, file_columns), False
+    table = tables.get(split) or tables.get(split.casefold())
+    if table is not None:
+        return read_recordings(table, language, file_columns), False
     if whole is not None and not tables.keys() & _SPLITS:
         return _rows_of_split(read_recordings(whole, language, file_columns), source, split)
     if _has_parquet(source):  # tables beside Parquet files are about something else
@@ -68,7 +69,10 @@ def _tables(folder: Path) -> tuple[dict[str, Path], Path | None]:
     whole: dict[str, Path] = {}
     candidates = (path for pattern in ("*", "*/metadata.*") for path in folder.glob(pattern))
     for path in sorted(path for path in candidates if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()):
+        if path.name.startswith((".", "~")):  # the lock of a file that a spreadsheet has open
+            continue
         name = path.stem if path.parent == folder else path.parent.name
+        name = name.casefold() if name.casefold() in _SPLITS else name
         is_whole = path.parent == folder and name.lower() == "metadata"
         other = (whole if is_whole else tables).setdefault("metadata" if is_whole else name, path)
         if other != path and (is_whole or name in _SPLITS):

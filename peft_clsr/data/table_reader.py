@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .encodings import decode_text
+from .json_lines import read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ def read_cells(path: Path, language: str | None = None) -> Table:
     """
     Read a table of cells, in UTF-8, UTF-16 or the code page of a language (see [`decode_text`]).
 
-    A csv has commas, semicolons or tabs between its cells, and quotes around those that contain one. A tsv has tabs,
-    and quotes are text, as in Common Voice. A jsonl has a JSON object in each line.
+    A csv has commas, semicolons or tabs between its cells, and quotes around those that contain one. A tsv has tabs.
+    In Common Voice's, quotes are text. A jsonl has a JSON object in each line.
 
     Args:
         path (`Path`): The file.
@@ -95,7 +95,7 @@ def read_cells(path: Path, language: str | None = None) -> Table:
     """
     text, encoding = decode_text(path.read_bytes(), str(path), language)
     if path.suffix.lower() == ".jsonl":
-        table, delimiter = _read_json_lines(path, text), ""
+        table, delimiter = Table(path, *read_json_lines(path, text)), ""
     else:
         table, delimiter = _read_csv(path, text)
     twice = {_key(column) for column in table.columns if [*map(_key, table.columns)].count(_key(column)) > 1}
@@ -110,47 +110,22 @@ def read_cells(path: Path, language: str | None = None) -> Table:
     return table
 
 
-def _read_json_lines(path: Path, text: str) -> Table:
-    rows: list[dict[str, str]] = []
-    lines: list[int] = []
-    columns: dict[str, None] = {}
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            pairs = json.loads(content, object_pairs_hook=list)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {line} is no JSON: {getattr(error, 'msg', error)}") from error
-        if not content.lstrip().startswith("{"):
-            raise ValueError(f'{path}, line {line} is no JSON object, such as {{"file_name": "a.wav"}}')
-        row = {name.strip(): _json_cell(value) for name, value in pairs}
-        if len(row) < len(pairs):
-            raise ValueError(f"{path}, line {line} has the same name twice: remove one")
-        columns |= dict.fromkeys(row)
-        rows.append(row)
-        lines.append(line)
-    return Table(path, list(columns), [{**dict.fromkeys(columns, ""), **row} for row in rows], lines)
-
-
-def _json_cell(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _read_csv(path: Path, text: str) -> tuple[Table, str]:
     """The rows of a csv or tsv, and its delimiter."""
     if "\n" not in text:
         text = text.replace("\r", "\n")  # line ends of the old Mac OS
-    start, delimiter = 0, "\t"
-    dialects: list[dict[str, Any]] = [{"quoting": csv.QUOTE_NONE}]
-    if path.suffix.lower() != ".tsv":
-        marked = re.match(r'"?sep=(.)"?\r?\n', text)  # Excel writes and reads such a line
-        if marked:
-            start, text = 1, text[marked.end() :]
-        delimiter = marked[1] if marked else _find_delimiter(text)
-        # A tab is hardly ever in a text, so cells between tabs need no quotes, and quotes that do not pair are text.
-        dialects = [{"strict": True}, *(dialects if delimiter == "\t" else [])]
+    marked = re.match(r'"?sep=(.)"?\r?\n', text)  # Excel writes and reads such a line
+    start, text = (1, text[marked.end() :]) if marked else (0, text)
+    header = text.lstrip().partition("\n")[0]
+    is_tsv = path.suffix.lower() == ".tsv"
+    delimiter = "\t" if is_tsv else marked[1] if marked else _find_delimiter(path, header)
+    # In a csv, quotes are quotes, also after ", ". Between tabs, quotes that do not pair are text, as few texts have
+    # a tab. In Common Voice's tsv all quotes are text.
+    dialects: list[dict[str, Any]] = [{"strict": True, "skipinitialspace": True}, {"quoting": csv.QUOTE_NONE}]
+    if delimiter != "\t":
+        dialects.pop()
+    elif is_tsv and find_column(header.split("\t"), "path"):
+        dialects.pop(0)
     problem: csv.Error | None = None
     for dialect in dialects:
         try:
@@ -160,10 +135,12 @@ def _read_csv(path: Path, text: str) -> tuple[Table, str]:
     raise ValueError(str(problem)) from problem
 
 
-def _find_delimiter(text: str) -> str:
+def _find_delimiter(path: Path, header: str) -> str:
     """The delimiter that gives the most columns in the header."""
-    header = text.lstrip().partition("\n")[0]
-    return max(",;\t", key=lambda delimiter: sum(1 for _ in _cells_of(header, delimiter)))
+    try:
+        return max(",;\t", key=lambda delimiter: len(_cells_of(header, delimiter)))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line 1 cannot be read as names of columns: {error}") from error
 
 
 def _cells_of(line: str, delimiter: str) -> list[str]:
@@ -237,7 +214,7 @@ def _check_quotes(path: Path, line: int, cells: list[str], columns: list[str], d
         for further in cell.split("\n")[1:]:
             inner = _cells_of(further, delimiter)
             if len(inner) >= len(columns) > 1 and any(map(_looks_like_file, inner)):
-                raise ValueError(
+                raise csv.Error(
                     f"{path} cannot be read after line {line - 1}: a quote in line {line} is not closed before the "
                     f"row {further.strip()!r}"
                 )

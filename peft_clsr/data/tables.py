@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def load_recordings(
     audio_column: str = "audio",
     text_column: str = "transcription",
     file_column: str | None = None,
+    languages: Collection[str] = (),
     limit: int | None = None,
 ) -> datasets.Dataset:
     """
@@ -86,6 +87,8 @@ def load_recordings(
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts, in any case.
         file_column (`str`, *optional*):
             Column of file names in a table, in any case. By default `file_name`, else `path`, else `audio_column`.
+        languages (`Collection[str]`, *optional*):
+            Further languages that are loaded from this dataset. Only rows of others are reported as unused.
         limit (`int`, *optional*): Load only the first rows.
 
     Returns:
@@ -103,7 +106,7 @@ def load_recordings(
     >>> train_set, counts = prepare_dataset(recordings, processor, "ca")
     ```
     """
-    code = language_code(language)
+    code, loaded_codes = language_code(language), [language_code(other) for other in languages]
     name = str(dataset).replace("{language}", code)
     folder = Path(name, config or "")
     file_columns = (*FILE_COLUMNS, audio_column) if file_column is None else (file_column,)
@@ -124,12 +127,13 @@ def load_recordings(
                 audio_column=audio_column,
                 text_column=text_column,
                 file_column=file_column,
+                languages=languages,
                 limit=limit,
             )
-        loaded = dataset_of_language(_without_decoding(loaded), code, f"{folder}, {split}")
+        loaded = dataset_of_language(_without_decoding(loaded), code, f"{folder}, {split}", loaded_codes)
         return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
     table, is_whole = found
-    table = table_of_language(table, code)
+    table = table_of_language(table, code, loaded_codes)
     has_texts = table.rename(text_column)
     if is_whole:
         if not has_texts:
@@ -194,6 +198,8 @@ def _load_dataset(
             if not folder.is_dir():
                 return None
             hint = "; these audio files have neither a table that is read here nor a text file each"
+        elif any(folder.glob("*.xls*")) or any(folder.glob("*.ods")):
+            hint = "; a workbook is not read: save its sheet as 'CSV UTF-8' in the folder"
         elif "Unknown split" in reason:
             hint = "; parts of a split are splits, too: --train_split 'train[:90%]' --eval_split 'train[90%:]'"
         raise ValueError(

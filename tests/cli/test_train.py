@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers import noise, write_container
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
@@ -169,6 +170,7 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
         ),
         (("--teacher", "{here}/teacher"), ("ro",), "--teacher '{here}/teacher' does not exist, expected a Whisper"),
         (("--dataset", "./recodrings"), ("ro",), "--dataset './recodrings' does not exist, expected a dataset"),
+        (("--dataset", "./foaie.csv"), ("ro",), "does not exist, expected a dataset: a folder or a table"),
         (
             ("--output_dir", "{here}/student/config.json/out"),
             ("ro",),
@@ -297,14 +299,16 @@ def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
 
 
 def test_a_spreadsheet_without_splits_trains_on_a_part_of_it(run, recordings, tmp_path, caplog):
-    """A csv of a Romanian Windows, with its own columns; the recordings of both languages are in folders."""
+    """A csv of a Romanian Windows, with its own columns; recordings of two languages from a phone are in a folder."""
     rows = [f"{i};Ţara {'abcdef'[i]};x;{'ca' if i == 3 else 'RO'}" for i in range(5)]
-    sheet = tmp_path / "foaie"
-    shutil.copytree(recordings / "train", sheet / "audio")
-    (sheet / "audio" / "metadata.csv").unlink()
-    (sheet / "foaie.csv").write_bytes("\r\n".join(["Nume;Text;Note; Language", *rows, ""]).encode("cp1250"))
-    status, printed = run("--file_column", "nume", "--text_column", "Text", dataset=sheet)
+    (tmp_path / "ro" / "audio").mkdir(parents=True)
+    for i in range(5):
+        write_container(tmp_path / "ro" / "audio" / f"{i}.m4a", noise(0.5, seed=i), 16000, "aac")
+    sheet = tmp_path / "ro" / "foaie.csv"
+    sheet.write_bytes("\r\n".join(["Nume;Text;Note; Language", *rows, ""]).encode("cp1250"))
+    status, printed = run("--file_column", "nume", "--text_column", "Text", dataset=tmp_path / "{language}/foaie.csv")
     assert status == 0, printed
+    assert str(tmp_path) not in (tmp_path / "out" / "ro" / "language.json").read_text()
     row = results_of(tmp_path / "out")["languages"]["ro"]
     assert (row["train_items"]["kept"], row["eval_items"]["kept"]) == (2, 1)
     said = [record.getMessage() for record in caplog.records if "foaie.csv" in record.getMessage()]

@@ -53,6 +53,7 @@ LAYOUTS = {
         '{"file_name": "test/1.wav", "transcription": "unu"}\n'
     },
     "a column": {"metadata.csv": "file_name,transcription, Split\n0.wav,zero,Train \n1.wav,unu,TEST\n2.wav,x,\n"},
+    "tables in any case": {"Train.CSV": TRAIN, "TEST.csv": TEST, "~$Train.csv": b"lock", ".~lock.TEST.csv#": b"lock"},
     "a table of another name": {"sheet.csv": "file_name;transcription;split\n0;zero;train\n1;unu;test\n"},
     "pairs": {"train/0.txt": "zero\n", "train/0.m4a": b"x", "test/1.txt": "unu", "test/1.m4a": b"x"},
 }
@@ -69,6 +70,18 @@ def test_splits_are_found(make, name):
 def test_a_table_is_a_dataset_too(make):
     folder = make(LAYOUTS["a column"])
     assert texts(folder / "metadata.csv", "test") == ["unu"]
+
+
+def test_unicode_text_of_excel_is_a_dataset_too(make):
+    sheet = "file_name\ttranscription\tsplit\r\n0.wav\tbună\ttrain\r\n"
+    folder = make({"sheet.txt": sheet.encode("utf-16"), "0.wav": b"x"})
+    assert texts(folder / "sheet.txt") == ["bună"]
+
+
+def test_a_workbook_in_the_folder_is_named(make):
+    folder = make({"Recordings.xlsx": b"PK\x03\x04", "readme.me": ""})
+    with pytest.raises(ValueError, match="a workbook is not read: save its sheet as 'CSV UTF-8' in the folder"):
+        texts(folder)
 
 
 def test_two_tables_of_one_split_are_refused(make):
@@ -181,6 +194,24 @@ def test_the_language_column_is_obeyed_in_any_source(make, caplog, header, sourc
     assert "3 rows of ro; of other languages, not used: 1 of en" in caplog.text
     with pytest.raises(ValueError, match="no row of language 'ca'; it has 3 of ro, 1 of en"):
         texts(folder, language="ca")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train.parquet"])
+def test_only_languages_that_nobody_loads_are_not_used(make, caplog, name):
+    caplog.set_level(logging.INFO, "peft_clsr")
+    rows = [f"train/{i}.wav,{i},{code}" for i, code in enumerate(["ro", "ca", "en", "ca"])]
+    folder = make({"metadata.csv": "\n".join(["file_name,transcription,language", *rows])})
+    if name == "train.parquet":
+        datasets.Dataset.from_csv(str(folder / "metadata.csv")).to_parquet(folder / name)
+        (folder / "metadata.csv").unlink()
+    for _ in range(2):
+        for language, other in (("ro", "Catalan"), ("ca", "ro")):
+            texts(folder, language=language, languages=[other])
+    said = [message for _, _, message in caplog.record_tuples if " rows of " in message]
+    assert [message.partition(": ")[2] for message in said] == [
+        "1 rows of ro; of other languages, not used: 1 of en",
+        "2 rows of ca; of other languages, not used: 1 of en",
+    ]
 
 
 def test_class_labels_are_languages_and_numbers_are_refused(make):

@@ -36,6 +36,10 @@ def read(tmp_path):
         ("el", "cp1253", "Καλημέρα"),
         ("tr", "cp1254", "İyi akşamlar"),
         ("ja", "cp932", "おはよう"),
+        ("sr", "cp1250", "svašta se dešava, reče čovek"),
+        ("sr", "cp1251", "добар дан"),
+        ("zh", "gb18030", "早上好，你好吗"),
+        ("zh", "cp950", "早安，你好嗎"),
         (None, "utf-16", "bună"),
         (None, "utf-16-le", "bună"),
         (None, "utf-16-be", "bună"),
@@ -62,7 +66,8 @@ def test_text_of_windows_is_read_in_the_code_page_of_its_language(read, caplog, 
         ("fr", "mac_roman", "un café, à côté", "nor cp1252, as Windows writes 'fr'"),
         ("pl", "iso-8859-2", "książka", "nor cp1250"),
         ("ru", "koi8-r", "Добрый День", "nor cp1251"),
-        ("sr", "cp1251", "добар дан", "may be cp1250 or cp1251"),
+        ("sr", "cp1251", "не знам", "may be cp1250 or cp1251"),
+        ("zh", "gb18030", "你", "may be gb18030 or cp950"),
     ],
 )
 def test_text_of_uncertain_encoding_is_refused_with_the_line(language, encoding, text, named):
@@ -70,9 +75,22 @@ def test_text_of_uncertain_encoding_is_refused_with_the_line(language, encoding,
         decode_text(f"a\nb\n{text}\n".encode(encoding), "my.csv", language)
 
 
-def test_a_nul_byte_is_refused_with_the_line(read):
+def test_damaged_utf8_is_not_read_as_another_encoding():
+    text = "a.wav,谢谢\nb.wav,".encode() + b"\xe9x\n"
+    assert text.decode("gb18030")  # all bytes are legal there, too
+    with pytest.raises(ValueError, match="my.csv cannot be read after line 1: line 2 is not utf-8.*mend it there"):
+        decode_text(text, "my.csv", "zh")
+
+
+@pytest.mark.parametrize("text", ["n\0u", "n\0u, ţara"])
+def test_a_nul_byte_is_refused_with_the_line(read, text):
     with pytest.raises(ValueError, match="metadata.csv.* line 3 has a NUL byte"):
-        read(HEADER + "a.wav,da\nb.wav,n\0u\n")
+        read((HEADER + f"a.wav,da\nb.wav,{text}\n").encode("cp1250"), language="ro")
+
+
+def test_a_workbook_is_named_as_such(read):
+    with pytest.raises(ValueError, match="metadata.csv is a workbook of Excel.*save the sheet as 'CSV UTF-8'"):
+        read(b"PK\x03\x04\x14\0\x08\xff", language="ro")
 
 
 # ---------------------------------------------------------------- csv
@@ -90,6 +108,7 @@ def test_a_nul_byte_is_refused_with_the_line(read):
         ("file_name,text\ra.wav,da\r", ["a.wav", "da"]),  # old Mac OS
         ('file_name,text\na.wav,"El a zis ""da"""\n', ["a.wav", 'El a zis "da"']),
         ('file_name\ttext\na.wav\t"Da" a zis\n', ["a.wav", '"Da" a zis']),
+        ('file_name, text\na.wav, "da, nu"\n', ["a.wav", "da, nu"]),
     ],
 )
 def test_a_csv_of_any_program_is_read(read, text, cells):
@@ -120,6 +139,23 @@ def test_a_row_that_does_not_fit_is_refused_with_its_line(read, rows, error):
         read(HEADER + rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "cells"),
+    [
+        ("list.tsv", 'a.wav\t"El zice ""da"""\n', [["a.wav", 'El zice "da"']]),  # as pandas and LibreOffice write it
+        ("list.csv", 'a.wav\t"Da\nb.wav\tnu"\n', [["a.wav", '"Da'], ["b.wav", 'nu"']]),
+        ("list.tsv", 'a.wav\t"Da\nb.wav\tnu"\n', [["a.wav", '"Da'], ["b.wav", 'nu"']]),
+    ],
+)
+def test_quotes_between_tabs_are_quotes_if_they_pair(read, name, rows, cells):
+    assert read("file_name\ttext\n" + rows, name)[1] == cells
+
+
+def test_a_header_that_is_no_header_is_refused(read):
+    with pytest.raises(ValueError, match="metadata.csv, line 1 cannot be read as names of columns"):
+        read("x" * 200_000 + "\n")
+
+
 def test_a_row_in_a_tsv_is_refused_with_its_line(read):
     with pytest.raises(ValueError, match="train.tsv.* line 2 has a carriage return inside the row"):
         read("path\tsentence\na.mp3\tbun\ra\n", "train.tsv")
@@ -145,9 +181,17 @@ def test_json_lines_are_read_as_text(read):
     )
 
 
+def test_names_in_json_lines_are_one_column_in_any_case_and_lists_are_no_text(read):
+    text = '{"file_name": "a.wav", "Text": ["un", "doi"]}\n{"FILE_NAME": "b.wav", "text ": "trei"}\n'
+    assert read(text, "metadata.jsonl")[:2] == (["file_name", "Text"], [["a.wav", ""], ["b.wav", "trei"]])
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
+        ('{"text": "\\ud800"}', "line 2 has a NUL or half a character"),
+        ('{"text": "\\u0000"}', "line 2 has a NUL or half a character"),
+        ('{"Text": "a", "text": "b"}', "line 2 has the same name twice"),
         ('{"file_name":', "line 2 is no JSON: Expecting value"),
         ('["a.wav"]', "line 2 is no JSON object"),
         ('{"text": "a", "text": "b"}', "line 2 has the same name twice"),
