@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT = "kept"
 _CUT = "cut"  # kept, too
-_OUTCOMES = (_KEPT, "unreadable", "empty", "too_long", _CUT, "labels_too_long", "no_text", "unknown_language")
+OUTCOMES = (_KEPT, "unreadable", "empty", "too_long", _CUT, "labels_too_long", "no_text", "unknown_language")
 
 
 def prepare_dataset(
@@ -87,7 +87,7 @@ def prepare_dataset(
     if len(dataset) == 0:
         split = "" if dataset.split is None else f" (split {str(dataset.split)!r})"
         raise ValueError(f"the dataset is empty{split}: check the name of the split, and what filtered it")
-    _check_columns(dataset, language, audio_column, text_column, language_column)
+    check_columns(dataset, language, audio_column, text_column, language_column)
     # A bad task or language fails here, not in a worker.
     encode_labels(processor.tokenizer, "", "en" if language is None else language, task)
     teacher_columns = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
@@ -118,7 +118,7 @@ def prepare_dataset(
     return _usable_rows(prepared)
 
 
-def _check_columns(
+def check_columns(
     dataset: datasets.Dataset, language: str | None, audio_column: str, text_column: str, language_column: str
 ) -> None:
     columns = {"audio_column": audio_column, "text_column": text_column}
@@ -237,7 +237,7 @@ def _no_features(extractor: Any) -> np.ndarray:
 
 def _usable_rows(prepared: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, int]]:
     """The rows that are kept, and the counts of outcomes. Warns of each dropped or cut item."""
-    counts = dict.fromkeys(_OUTCOMES, 0)
+    counts = dict.fromkeys(OUTCOMES, 0)
     kept = []
     outcomes = prepared.select_columns(["outcome", "problem"])
     for index, (outcome, problem) in enumerate(zip(outcomes["outcome"], outcomes["problem"], strict=True)):
