@@ -32,7 +32,7 @@ _MAX_PROMPT = 224  # tokens with <|startofprev|>: half of the decoder, as in Whi
 class Utterance(NamedTuple):
     """A usable row: where it is, how long it is, and what is said."""
 
-    index: int
+    row: int
     seconds: float
     text: str
     language: str
@@ -202,7 +202,7 @@ class PackedStream(IterableDataset):
                 return
             utterances, _ = packing.usable(buffer, start)
             windows = packing.plan(utterances, f"{packing.seed} {start}").windows(epoch)
-            audio = {one.index: buffer[one.index - start][packing.audio_column] for one in utterances}
+            audio = {one.row: buffer[one.row - start][packing.audio_column] for one in utterances}
             for index in range(len(windows)):
                 yield packing.row(windows, index, utterances, audio.__getitem__, epoch)
 
@@ -296,7 +296,7 @@ class _Packing:
         window = windows[index]
         members = [utterances[member] for member in window.utterances]
         samples, times = self._join(members, window.gaps, audio)
-        draws = random.Random(f"{self.seed} {epoch} {members[0].index}")
+        draws = random.Random(f"{self.seed} {epoch} {members[0].row}")
         has_timestamps, has_previous = draws.random() < self.timestamps, draws.random() < self.previous_text
         text = " ".join(member.text for member in members)
         tokenizer, language = self.processor.tokenizer, members[0].language
@@ -321,7 +321,7 @@ class _Packing:
         parts: list[np.ndarray] = []
         times, position = [], 0
         for member, gap in zip(members, gaps, strict=True):
-            samples = read_audio(audio(member.index), rate)
+            samples = read_audio(audio(member.row), rate)
             parts += [np.zeros(round(gap * rate), dtype=np.float32), samples]
             start = position + len(parts[-2])
             position = start + len(samples)
