@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from peft_clsr import CLSRConfig, CLSRLayer, read_audio
+from peft_clsr.files import to_json
 from peft_clsr.tuner.layer import InputLinear
 
 from .timing import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
@@ -295,7 +295,7 @@ def main() -> None:
     }
     results["bounds"] = check_bounds(results)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    arguments.output.write_text(to_json(results), encoding="utf-8")
     print(format_results(results))
     print(f"results: {arguments.output}")
 

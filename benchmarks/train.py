@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import tempfile
 import time
@@ -44,6 +43,7 @@ from peft_clsr import (
     set_audio_context,
 )
 from peft_clsr.distillation.losses import TeacherTargets, chunked_losses, cross_entropy_sum, distillation_sum
+from peft_clsr.files import to_json
 
 from .timing import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
 
@@ -298,7 +298,7 @@ def main() -> None:
         for method, reference, at_most in BOUNDS
     ]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    arguments.output.write_text(to_json(results), encoding="utf-8")
     print(format_results(results))
     print(f"results: {arguments.output}")
 

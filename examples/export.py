@@ -36,7 +36,8 @@ recordings = load_recordings(options.data, name, "test")
 dataset, _ = prepare_dataset(recordings, processor, name)
 # "loss": modules whose gate is undecided become the FFN with the lower loss on the transcripts.
 frozen = freeze_routing(model, name, dataset=dataset, processor=processor, undecided="loss")
-print(f"WER {frozen.before['wer']:.1%} routed, {frozen.after['wer']:.1%} frozen")
+rate = frozen.before["rate"]  # "wer", or "cer" for languages without spaces between words
+print(f"{rate.upper()} {frozen.before[rate]:.1%} routed, {frozen.after[rate]:.1%} frozen")
 
 frozen.model.save_pretrained(options.output_dir)
 processor.save_pretrained(options.output_dir)

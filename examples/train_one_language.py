@@ -54,4 +54,5 @@ model.save_pretrained(options.output_dir)
 for name, measured in (("with the expert", model), ("base model", model.unload())):
     texts = transcribe(measured, processor, test_set, config.language)
     rates = error_rates(texts, test_set["text"], language=config.language)[config.language]
-    print(f"{name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")
+    rate = rates["rate"]  # "wer", or "cer" for languages without spaces between words
+    print(f"{name}: {rate.upper()} {rates[rate]:.1%}")

@@ -1,6 +1,7 @@
 from .checkpoints.checks import check_adapter_folder as check_adapter_folder
 from .checkpoints.convert_naver import convert_naver_expert as convert_naver_expert
 from .data.audio import EmptyAudioError as EmptyAudioError
+from .data.audio import TruncatedAudioError as TruncatedAudioError
 from .data.audio import read_audio as read_audio
 from .data.collator import DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding
 from .data.dataset import prepare_dataset as prepare_dataset
@@ -23,6 +24,7 @@ from .evaluation.error_rates import error_rates as error_rates
 from .evaluation.error_rates import make_compute_metrics as make_compute_metrics
 from .evaluation.gates import gate_means as gate_means
 from .evaluation.mode import evaluation_mode as evaluation_mode
+from .evaluation.normalization import normalize_text as normalize_text
 from .evaluation.plots import plot_gate_means as plot_gate_means
 from .evaluation.transcripts import transcribe as transcribe
 from .export.freeze import FrozenRouting as FrozenRouting
@@ -41,6 +43,7 @@ from .languages import language_code as language_code
 from .tuner.config import CLSRConfig as CLSRConfig
 from .tuner.layer import CLSRLayer as CLSRLayer
 from .tuner.model import CLSRModel as CLSRModel
+from .tuner.progress import set_gate_progress as set_gate_progress
 from .whisper import set_audio_context as set_audio_context
 
 __version__: str

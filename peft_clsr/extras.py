@@ -6,11 +6,11 @@ import importlib
 from typing import Any
 
 _EXTRAS = {
+    "av": "train",
     "datasets": "train",
     "jiwer": "train",
     "soundfile": "train",
     "soxr": "train",
-    "pysubs2": "transcribe",
     "matplotlib": "plots",
     "ctranslate2": "export",
     "faster_whisper": "export",

@@ -105,7 +105,7 @@ def adapter_of_language(adapters: Mapping[str, Any], language: str) -> str:
     code = language_code(language)
     if code in adapters:
         return code
-    languages = _adapter_languages(adapters)
+    languages = adapter_languages(adapters)
     names = [name for name in adapters if languages[name] == code]
     if not names and len(adapters) == 1:
         names = [name for name in adapters if languages[name] is None]
@@ -146,7 +146,7 @@ def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | 
     True
     ```
     """
-    languages = _adapter_languages(adapters)
+    languages = adapter_languages(adapters)
     if active is not None and languages[active] == language:
         return active
     if language in adapters:
@@ -162,6 +162,6 @@ def inference_adapter(adapters: Mapping[str, Any], language: str, active: str | 
     return active if active is not None and languages[active] is None else None
 
 
-def _adapter_languages(adapters: Mapping[str, Any]) -> dict[str, str | None]:
+def adapter_languages(adapters: Mapping[str, Any]) -> dict[str, str | None]:
     """The language of each adapter, or `None` for no language in particular."""
     return {name: config.language or _find_code(name) for name, config in adapters.items()}

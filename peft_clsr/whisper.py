@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, Literal
 
 import torch
@@ -56,9 +57,17 @@ def set_audio_context(model: nn.Module | None, processor: Any | None, seconds: f
 
     Raises:
         ValueError:
-            `seconds` is out of range; the model is no Whisper, its positions are not in memory, or it has an adapter
-            of another `max_audio_seconds`. Nothing has changed then.
+            `seconds` is no number, or out of range; there is neither a model nor a processor; the model is no Whisper,
+            its positions are not in memory, or it has an adapter of another `max_audio_seconds`. Nothing has changed
+            then.
     """
+    if model is None and processor is None:
+        raise ValueError("set_audio_context got neither a model nor a processor: give at least one of them")
+    if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool):
+        hint = (
+            "; None in max_audio_seconds means the model's own context: leave the call out" if seconds is None else ""
+        )
+        raise ValueError(f"the audio context is {seconds!r}, expected a number of seconds, such as 10{hint}")
     if model is not None:
         check_audio_context(model, seconds, getattr(model, "peft_config", {}))
     if processor is not None:

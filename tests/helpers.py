@@ -53,3 +53,37 @@ def logits_of(model, inputs, adapter=None):
 def noise(seconds, rate=16000, seed=0):
     """White noise, float32 [samples]."""
     return np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)).astype(np.float32)
+
+
+def write_container(path, samples, rate, codec, *, channels=2, video=False, **options):
+    """
+    Writes sound with PyAV, in the container that the file's ending names.
+
+    Args:
+        samples (`np.ndarray`): float32 [samples], the same for each channel.
+        video (`bool`): Add a video track of the same length. Without `codec`, it is silent.
+        options: Such as `{"movflags": "faststart"}`.
+    """
+    import av
+
+    layout = "mono" if channels == 1 else "stereo"
+    with av.open(str(path), "w", options=options) as container:
+        sound = codec and container.add_stream(codec, rate=rate, layout=layout)
+        if video:
+            picture = container.add_stream("mpeg4", rate=10)
+            picture.width = picture.height = 16
+            picture.pix_fmt = "yuv420p"
+            for _ in range(round(10 * len(samples) / rate)):
+                frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), dtype=np.uint8), format="rgb24")
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode())
+        if codec:
+            context = sound.codec_context
+            if not context.is_open:
+                context.open()
+            frame = av.AudioFrame.from_ndarray(np.stack([samples] * channels), format="fltp", layout=layout)
+            frame.sample_rate = rate
+            resampler = av.AudioResampler(context.format, layout, rate, frame_size=context.frame_size or None)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(sound.encode(part))
+            container.mux(sound.encode())

@@ -1,10 +1,12 @@
 """Small files: read with a limit, written completely or not at all."""
 
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from peft_clsr.files import MAX_JSON_BYTES, read_json, write_text
+from peft_clsr.files import MAX_JSON_BYTES, check_output_folder, existing_path, read_json, to_json, write_text
 
 
 def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
@@ -12,6 +14,12 @@ def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
     write_text(path, "one\n")
     write_text(path, "zwei ä\n")
     assert path.read_bytes() == "zwei ä\n".encode() and [one.name for one in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_json_has_null_for_what_is_not_finite():
+    value = {"é": [float("nan"), (float("inf"), 1.5)], "a": {"b": -float("inf")}}
+    assert to_json(value, indent=None, sort_keys=True) == '{"a": {"b": null}, "é": [null, [null, 1.5]]}\n'
+    assert to_json({"é": 1}, ensure_ascii=True) == '{\n  "\\u00e9": 1\n}\n'
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -47,3 +55,27 @@ def test_bad_json_is_an_error_that_names_the_file(tmp_path, content, error):
         read_json(path)
     path.write_bytes(b'{"a": [1]}')
     assert read_json(path) == {"a": [1]}
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    check_output_folder(tmp_path / "new" / "deep", "--output_dir")
+    with pytest.raises(ValueError, match=r"--output_dir \S*file is a file, expected a folder"):
+        check_output_folder(tmp_path / "file", "--output_dir")
+    with pytest.raises(ValueError, match=r"file/out would be in \S*file, which is a file"):
+        check_output_folder(tmp_path / "file" / "out", "--output_dir")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(ValueError, match=rf"you may not write to {re.escape(str(tmp_path))}"):
+        check_output_folder(tmp_path / "new" / "deep", "--output_dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_is_found_in_its_other_unicode_form(tmp_path, on_disk, asked):
+    file = tmp_path / unicodedata.normalize(on_disk, "Städte") / unicodedata.normalize(on_disk, "Zürich.csv")
+    write_text(file, "")
+    for folder in (on_disk, asked):
+        path = tmp_path / unicodedata.normalize(folder, "Städte") / unicodedata.normalize(asked, "Zürich.csv")
+        assert existing_path(str(path)) == file
+    assert existing_path(file) == file and existing_path(file.parent / "other ü") == file.parent / "other ü"
+    assert existing_path("ü\0") == Path("ü\0")

@@ -318,3 +318,18 @@ def test_adapters_of_different_contexts_on_one_model_are_warned_of(tiny_whisper,
         UserWarning, match=r"adapters \['long'\] were not made for the audio context of 0.5 s that .*'short'"
     ):
         model.load_adapter(tmp_path / names[1], names[1])
+
+
+@pytest.mark.parametrize("seconds", [None, True, "10"])
+def test_a_context_that_is_no_number_is_named(whisper, tiny_processor, seconds):
+    model = whisper()
+    with pytest.raises(
+        ValueError, match=rf"the audio context is {seconds!r}, expected a number of seconds, such as 10"
+    ):
+        set_audio_context(model, tiny_processor, seconds)
+    assert context_of(model) == 150 and tiny_processor.feature_extractor.chunk_length == 1
+
+
+def test_a_context_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="neither a model nor a processor"):
+        set_audio_context(None, None, 10)

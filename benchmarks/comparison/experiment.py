@@ -22,7 +22,6 @@ from transformers import (
     WhisperProcessor,
     set_seed,
 )
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from transformers.utils import logging
 
 from benchmarks.timing import machine
@@ -38,6 +37,7 @@ from peft_clsr import (
     set_audio_context,
     transcribe,
 )
+from peft_clsr.evaluation.normalization import normalize_text
 
 from .errors import evaluation_of
 from .methods import ALL_LANGUAGES, BASE, FINETUNED, LORA, ROUTED, ZERO_SHOT
@@ -306,24 +306,23 @@ def measure(
             transcripts = transcribe(
                 model, processor, dataset, language, batch_size=EVAL_BATCH, max_new_tokens=MAX_NEW_TOKENS
             )
-            evaluations[key] = count_errors(transcripts, dataset["text"])
+            evaluations[key] = count_errors(transcripts, dataset["text"], language)
             if run.method in ROUTED:
                 means = gate_means(model, dataset, collator, batch_size=EVAL_BATCH)
                 gates[key] = {name: round(mean, 4) for name, mean in means.items()}
     return evaluations, gates
 
 
-def count_errors(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+def count_errors(predictions: Sequence[str], references: Sequence[str], language: str) -> dict[str, Any]:
     """
-    Count the errors of each utterance. Texts are normalized as in `peft_clsr.error_rates`.
+    Count the errors of each utterance in a language. Texts are normalized as in `peft_clsr.error_rates`.
 
     Returns:
         `dict`: "wer", "cer" and "utterances", see `errors.evaluation_of`.
     """
-    normalize = BasicTextNormalizer(remove_diacritics=False)
     utterances = []
     for prediction, reference in zip(predictions, references, strict=True):
-        reference, prediction = normalize(reference).strip(), normalize(prediction).strip()
+        reference, prediction = normalize_text(reference, language), normalize_text(prediction, language)
         words = jiwer.process_words(reference, prediction)
         characters = jiwer.process_characters(reference, prediction)
         errors = (words.substitutions, words.deletions, words.insertions)
@@ -349,7 +348,8 @@ def measure_untouched(run: Run, setup: Setup) -> str:
     for language in (*UNTOUCHED_LANGUAGES, run.language):
         dataset = load_split(setup, language, "test", processor)
         key = language if language in UNTOUCHED_LANGUAGES else f"{language} at 30 s"
-        untouched[key] = count_errors(transcribe(model, processor, dataset, language, **settings), dataset["text"])
+        transcripts = transcribe(model, processor, dataset, language, **settings)
+        untouched[key] = count_errors(transcripts, dataset["text"], language)
         if language != "en":
             transcripts = transcribe(model, processor, dataset, language, task="translate", **settings)
             untouched[f"translate-{language}"] = {

@@ -41,7 +41,7 @@ def measure_gates(run: Run, setup: Setup) -> str:
             transcripts = transcribe(
                 model, processor, dataset, run.language, batch_size=EVAL_BATCH, max_new_tokens=MAX_NEW_TOKENS
             )
-            without_gates[name][split] = count_errors(transcripts, dataset["text"])
+            without_gates[name][split] = count_errors(transcripts, dataset["text"], run.language)
         for hook in hooks:
             hook.remove()
     setup.store.write(run, results | {"gate_logits": logits, "without_gates": without_gates})

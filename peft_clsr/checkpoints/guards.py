@@ -1,5 +1,5 @@
 """
-Guards: functions of PEFT and transformers that load adapters, wrapped to check CLSR adapters first.
+Guards: functions of PEFT and transformers that load and save adapters, wrapped to check CLSR adapters first.
 
 PEFT 0.20 and 0.21 and transformers 5.6 to 5.24 put an adapter of the config's sizes on the model before they read its
 weights, so an error in the weights leaves a changed model. They read the pickle `adapter_model.bin` if there is no
@@ -12,6 +12,8 @@ wraps their functions. Adapters of other methods are passed on unchanged.
 - `load_peft_weights`, as `hotswap_adapter` calls it: the folder is checked, and `hotswap.py` checks that it fits the
   model. `hotswap_adapter` itself may have been imported by name before this module.
 - `torch_load` is called by `load_peft_weights` alone, for pickles.
+- `PeftModel.save_pretrained` and transformers' `PreTrainedModel.save_pretrained`, which trainers call too: weights
+  that are not finite, and pickles, are refused before anything is written.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,16 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.config import PeftConfigMixin
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, hotswap, save_and_load
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 from transformers.utils.hub import extract_commit_hash
 
 from ..tuner.adapter_names import check_adapter_name, check_subfolder
 from ..tuner.config import CLSRConfig
+from .base_model import warn_of_other_base
 from .checks import check_adapter_folder, check_weights, check_weights_for
 from .configs import is_clsr, is_clsr_file, read_config
+from .saving import check_save_of_peft, check_save_of_transformers
 
 _in_guarded_call: ContextVar[bool] = ContextVar("peft_clsr_in_guarded_call", default=False)
 
@@ -49,27 +55,36 @@ def register_guards() -> None:
     PeftAdapterMixin.load_adapter = _guard(PeftAdapterMixin.load_adapter, _check_transformers)
     hotswap.load_peft_weights = _guard(hotswap.load_peft_weights, _check_hotswap)
     save_and_load.torch_load = _guard_pickle(save_and_load.torch_load)
+    PeftModel.save_pretrained = _guard(PeftModel.save_pretrained, check_save_of_peft)
+    PreTrainedModel.save_pretrained = _guard(PreTrainedModel.save_pretrained, check_save_of_transformers)
 
 
-def _guard(load: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
-    """`load`, which first calls `check` with its arguments by name. `check` may change them."""
-    signature = inspect.signature(load)
+@contextmanager
+def already_checked() -> Iterator[None]:
+    """Do not check again what the functions named above load in this block."""
+    token = _in_guarded_call.set(True)
+    try:
+        yield
+    finally:
+        _in_guarded_call.reset(token)
 
-    @functools.wraps(load)
+
+def _guard(function: Callable, check: Callable[[dict[str, Any]], None]) -> Callable:
+    """`function`, which first calls `check` with its arguments by name. `check` may change them."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
     def guarded(*args, **kwargs):
         if _in_guarded_call.get():  # PeftModel.from_pretrained calls load_adapter
-            return load(*args, **kwargs)
+            return function(*args, **kwargs)
         try:
             call = signature.bind(*args, **kwargs)
         except TypeError:
-            return load(*args, **kwargs)  # raises the error of wrong arguments itself
+            return function(*args, **kwargs)  # raises the error of wrong arguments itself
         call.apply_defaults()
         check(call.arguments)
-        token = _in_guarded_call.set(True)
-        try:
-            return load(*call.args, **call.kwargs)
-        finally:
-            _in_guarded_call.reset(token)
+        with already_checked():
+            return function(*call.args, **call.kwargs)
 
     return guarded
 
@@ -130,9 +145,11 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
 def _check_folder(folder: Path, config: CLSRConfig | None, model: nn.Module | None) -> None:
     """Check an adapter with the caller's config, or with the folder's if there is none."""
     if config is None:
-        check_adapter_folder(folder, model)
+        config = check_adapter_folder(folder, model)
     else:
         check_weights(folder, config, model)
+    if model is not None:
+        warn_of_other_base(model, config.base_model_name_or_path, folder)
 
 
 def _clsr_folder(arguments: dict[str, Any], hub_kwargs: str, peft_type: str | None) -> Path | None:

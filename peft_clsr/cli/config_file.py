@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
+import os
 from typing import Any
 
 import yaml
@@ -47,6 +49,8 @@ def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[
         OSError: the file cannot be read.
         ValueError: it is no YAML mapping, or an option has no value or a list instead of one.
     """
+    if not os.path.isfile(path):
+        raise ValueError(f"--config {path} is no file, expected a YAML file of options{_nearest_file(path)}")
     with open(path, encoding="utf-8") as file:
         try:
             values = yaml.safe_load(file)
@@ -60,15 +64,19 @@ def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[
     for name, value in values.items():
         option = name if name in actions else f"--{name}"
         action = actions.get(option)
+        if action is None:
+            raise ValueError(
+                f"unrecognized arguments: {option}={_text(value)} in {path}{nearest_option(option, parser)}"
+            )
         if value is None:
             raise ValueError(f"{path}: {name} has no value: give one, or remove the line")
-        if isinstance(value, list) and action is not None and action.nargs in (None, 0, "?"):
+        if isinstance(value, list) and action.nargs in (None, 0, "?"):
             raise ValueError(f"{path}: {name} is a list, expected one value")
         if option == name:
             positional += map(_text, value if isinstance(value, list) else [value])
         elif isinstance(value, list):
             options += [option, *map(_text, value)]
-        elif isinstance(value, bool) and action is not None and action.nargs == 0:  # a flag without a value
+        elif isinstance(value, bool) and action.nargs == 0:  # a flag without a value
             if value:
                 options.append(option)
             elif isinstance(action, argparse.BooleanOptionalAction):
@@ -76,6 +84,22 @@ def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[
         else:
             options.append(f"{option}={_text(value)}")
     return positional, options
+
+
+def nearest_option(name: str, parser: argparse.ArgumentParser) -> str:
+    """A remark about the option that is most similar to an unknown one; "" if there is none."""
+    known = list(parser._option_string_actions)
+    nearest = difflib.get_close_matches("--" + name.lstrip("-–—"), known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; all options: {parser.prog} --help-all"
+
+
+def _nearest_file(path: str) -> str:
+    folder, name = os.path.split(path)
+    try:
+        nearest = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+    except OSError:
+        return ""
+    return f"; did you mean {os.path.join(folder, nearest[0])}?" if nearest else ""
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 DESCRIPTION = "convert an expert of the reference implementation to an adapter"
 
@@ -27,8 +28,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from ..checkpoints.convert_naver import convert_naver_expert
+    from ..files import check_output_folder
+    from ..sources import did_you_mean
 
+    if not os.path.isfile(arguments.path):
+        parser.exit(1, f"error: there is no file {arguments.path}{did_you_mean(arguments.path)}\n")
     try:
+        check_output_folder(arguments.output_dir, "output_dir")
         print(f"wrote {convert_naver_expert(**vars(arguments))}")
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .table import markdown_table
+from .table import markdown_table, rate_cells
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,12 +36,14 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--dataset_config", help="configuration on the Hub (ca_es), or subfolder")
     add("--split", default="test", help="split to use")
     add("--audio_column", default="audio", help="column of the audio (Hub datasets)")
+    add("--file_column", help="column of file names in a table; by default file_name, or path")
     add("--text_column", default="transcription", help="column of the transcripts")
     add("--max_samples", type=int, help="use only the first so many")
     add = parser.add_argument_group("freezing").add_argument
     add("--threshold", type=float, default=0.95, help="share of tokens that decides a module")
     add(
         "--undecided",
+        choices=["loss", "majority", "routed"],
         default="loss",
         help="what other modules become: by their 'loss', by the 'majority' of their tokens, or 'routed' as before",
     )
@@ -61,8 +63,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from ..extras import require
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("peft_clsr.data").setLevel(logging.INFO)  # says which rows are used
     try:
-        for name in ("datasets", "jiwer", "soundfile", "ctranslate2", "faster_whisper"):
+        for name in ("av", "datasets", "jiwer", "soundfile", "ctranslate2", "faster_whisper"):
             require(name)
         return _export(arguments)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -72,8 +75,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     """Freeze, convert, check, and print the results. Returns the exit status, 1 if a module stays routed."""
     import torch
+    from ctranslate2.specs import model_spec
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+    from ..checkpoints.checks import check_adapter_folder
     from ..data.audio import read_audio
     from ..data.dataset import prepare_dataset
     from ..data.tables import load_recordings
@@ -81,23 +86,44 @@ def _export(arguments: argparse.Namespace) -> int:
     from ..evaluation.transcripts import transcribe
     from ..export.ctranslate2 import MAX_NEW_TOKENS, save_and_convert, transcribe_with_faster_whisper
     from ..export.freeze import freeze_routing
+    from ..files import check_output_folder
     from ..languages import adapter_of_language, language_code
+    from ..sources import check_source, check_whisper
     from ..whisper import POSITIONS_PER_SECOND, set_audio_context
 
     code = language_code(arguments.language)
     output_dir = arguments.output_dir
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"--output_dir {output_dir} is not an empty folder: give another one, or remove it")
+    check_output_folder(output_dir, "--output_dir")
+    if not 0.5 < arguments.threshold <= 1:
+        raise ValueError(f"--threshold is {arguments.threshold}, expected above 0.5 and at most 1")
+    for name in ("batch_size", "max_samples"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
+    known = model_spec.ACCEPTED_MODEL_TYPES
+    if arguments.quantization not in known:
+        raise ValueError(f"--quantization is {arguments.quantization!r}, expected one of {', '.join(known)}")
     if not 1 <= arguments.max_new_tokens <= MAX_NEW_TOKENS:
         raise ValueError(
             f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 to {MAX_NEW_TOKENS}, CTranslate2's limit"
         )
+    check_whisper(arguments.base, "--base")
+    check_source(arguments.adapter, "--adapter", "an adapter")
+    check_source(arguments.dataset.replace("{language}", code), "--dataset", "a dataset")
+    if Path(arguments.adapter).is_dir():
+        try:
+            check_adapter_folder(arguments.adapter)
+        except ValueError as error:
+            raise ValueError(f"--adapter {arguments.adapter} cannot be used: {error}") from error
     raw = load_recordings(
         arguments.dataset,
         code,
         arguments.split,
         config=arguments.dataset_config,
         audio_column=arguments.audio_column,
+        text_column=arguments.text_column,
+        file_column=arguments.file_column,
         limit=arguments.max_samples,
     )
     model = _load_model(arguments, code)
@@ -122,7 +148,7 @@ def _export(arguments: argparse.Namespace) -> int:
     rows = [("with the expert, routed", frozen.before), ("frozen", frozen.after)]
     routed = list(frozen.decisions.values()).count("routed")
     if routed:
-        print(_rates_table(rows))
+        print(_rates_table(rows, code))
         print(
             f"{routed} of {len(frozen.decisions)} modules are left routed, which CTranslate2 cannot run; nothing was "
             "written. --undecided loss decides them all"
@@ -136,7 +162,7 @@ def _export(arguments: argparse.Namespace) -> int:
     converted = transcribe_with_faster_whisper(converted_dir, code, waveforms, arguments.max_new_tokens)
     rates = error_rates(converted, dataset["text"], language=code)[code]
     rows.append((f"frozen, faster-whisper {arguments.quantization}", rates))
-    print(_rates_table(rows))
+    print(_rates_table(rows, code))
     equal = sum(text == expected_text for text, expected_text in zip(converted, expected, strict=True))
     print(f"{equal} of {len(expected)} transcripts of faster-whisper equal those of transformers")
     print(f"for transformers: {whisper_dir}; for faster-whisper: {converted_dir}, context {seconds:g} s")
@@ -172,7 +198,7 @@ def _modules_table(frozen: FrozenRouting) -> str:
     return markdown_table(["module", "to the expert, %", "of padding, %", "became"], rows)
 
 
-def _rates_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
+def _rates_table(rows: list[tuple[str, dict[str, Any]]], code: str) -> str:
     """Error rates in percent, as a Markdown table."""
-    cells = [[name, *(f"{100 * rates[rate]:.1f}" for rate in ("wer", "cer"))] for name, rates in rows]
+    cells = [[name, *rate_cells(rates, code)] for name, rates in rows]
     return markdown_table(["model", "WER %", "CER %"], cells)

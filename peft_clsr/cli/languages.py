@@ -22,18 +22,27 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     from ..hub.pull import list_languages
     from ..hub.record import read_languages
+    from ..sources import check_source, did_you_mean
 
     folder = Path(arguments.source)
+    try:
+        check_source(arguments.source, "SOURCE", "adapters")
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
     try:
         if folder.is_dir():
             languages = read_languages(folder)
         else:
             languages = list_languages(arguments.source, revision=arguments.revision)
     except (OSError, ValueError) as error:  # the Hub's errors are of both kinds
-        parser.exit(2, f"error: no languages of {arguments.source}: {error}\n")
+        parser.exit(
+            2, f"error: {arguments.source} is no folder here{did_you_mean(arguments.source)}; on the Hub: {error}\n"
+        )
     if not languages:
         parser.exit(2, f"error: {arguments.source} has no adapter of a language\n")
-    header = ["language", "name", "folder", "base model", "expert", "MB", "WER %"]
+    # One rate a language, the one to read.
+    rates = [name for name in ("wer", "cer") if name == "wer" or any(entry.rate == name for entry in languages)]
+    header = ["language", "name", "folder", "base model", "expert", "MB", *(f"{name.upper()} %" for name in rates)]
     rows = [
         [
             language.code,
@@ -42,7 +51,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             language.base_model or "",
             "full" if language.rank is None else f"rank {language.rank}",
             "" if language.size is None else f"{language.size / 1e6:.1f}",
-            "" if language.wer is None else f"{100 * language.wer:.1f}",
+            *(
+                "" if language.error_rate is None or language.rate != name else f"{100 * language.error_rate:.1f}"
+                for name in rates
+            ),
         ]
         for language in languages
     ]

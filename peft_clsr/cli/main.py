@@ -6,9 +6,10 @@ import argparse
 import difflib
 import importlib
 import sys
+from itertools import takewhile
 from types import ModuleType
 
-from .config_file import arguments_in_file, split_config
+from .config_file import arguments_in_file, nearest_option, split_config
 from .help import HelpFormatter
 
 PROG = "peft-clsr"
@@ -57,18 +58,45 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
             first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
             positional, options = arguments_in_file(config, parser)
             arguments = positional + arguments[:first] + options + arguments[first:]
+        _check_names(parser, arguments)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
+
+    from huggingface_hub.errors import HTTPError
 
     from ..registration import register
 
     register()
     try:
         return command.run(parser, arguments)
+    except HTTPError as error:  # of the connection; commands handle the Hub's answers
+        parser.exit(1, f"error: the Hub cannot be reached ({error}): check the connection, and try again\n")
     except ModuleNotFoundError as error:
         if "peft_clsr[" not in str(error):  # no extra of ours
             raise
         parser.exit(2, f"error: {error}\n")
+
+
+def _check_names(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Raise a `ValueError` for an option that the command does not have."""
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return
+        # A dash copied from a web page may be a longer one.
+        if argument[:1] in ("-", "–", "—") and len(argument) > 1 and not _is_number(argument):
+            name = argument.partition("=")[0]
+            if name not in parser._option_string_actions:
+                values = takewhile(lambda value: not value.startswith("-"), arguments[position + 1 :])
+                unknown = " ".join([argument, *values])
+                raise ValueError(f"unrecognized arguments: {unknown}{nearest_option(name, parser)}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parser(command: ModuleType, name: str, everything: bool = False) -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 DESCRIPTION = "publish the languages of a folder on the Hub"
 
@@ -25,8 +26,18 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
-    from ..hub.push import push_folder
+    from huggingface_hub.utils import validate_repo_id
 
+    from ..hub.push import push_folder
+    from ..sources import did_you_mean
+
+    if not os.path.isdir(arguments.folder):
+        parser.exit(2, f"error: there is no folder {arguments.folder!r}{did_you_mean(arguments.folder)}\n")
+    try:
+        validate_repo_id(arguments.repository)
+    except ValueError as error:
+        expected = "expected one such as me/whisper-small-experts"
+        parser.exit(2, f"error: {arguments.repository!r} is no name of a repository, {expected}: {error}\n")
     try:
         commit = push_folder(
             arguments.folder,

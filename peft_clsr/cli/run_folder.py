@@ -8,13 +8,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import check_output_folder, to_json, write_text
 from .train_options import TrainOptions, expert_config
 
 RESULTS = "results.json"
 # These do not affect results, or stand in the row of their language.
 _NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config"}
-_NO_SETTINGS |= {"preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
+_NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:
@@ -47,8 +47,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     """
     data, output_dir = options.data, options.output_dir
     settings = settings_of(options)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder, which need not exist")
+    check_output_folder(output_dir, "--output_dir")
     path = output_dir / RESULTS
     if not path.exists():
         for language in data.languages:
@@ -63,7 +62,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     languages = earlier["languages"]
     if data.overwrite:
         languages = {key: row for key, row in languages.items() if key not in data.languages}
-    if settings["max_audio_seconds"] is None and languages:
+    if settings["max_audio_seconds"] is None and (languages or not data.overwrite):
         settings["max_audio_seconds"] = earlier["settings"].get("max_audio_seconds")
     differences = ", ".join(
         f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
@@ -99,8 +98,7 @@ def read_results(output_dir: str | Path) -> dict[str, Any]:
 
 def write_results(results: dict[str, Any], output_dir: str | Path) -> None:
     """Write `results.json`."""
-    text = json.dumps(results, indent=2, ensure_ascii=False, sort_keys=True)
-    write_text(Path(output_dir) / RESULTS, text + "\n")
+    write_text(Path(output_dir) / RESULTS, to_json(results, sort_keys=True))
 
 
 def checkpoints_folder(output_dir: str | Path, language: str) -> Path:

@@ -1,8 +1,8 @@
-"""Tables in Markdown, and the table of training results."""
+"""Tables in Markdown, error rates in them, and the table of training results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 RESULTS_HEADER = ["language", "utterances", "model", "WER %", "CER %", "trained parameters", "gate mean"]
@@ -16,6 +16,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in [header, rule, *rows]
     )
+
+
+def rate_cells(rates: Mapping[str, float], language: str) -> list[str]:
+    """
+    WER and CER in percent, for two columns of a table.
+
+    CER is in bold where it is the rate to read, in languages without spaces between words.
+    """
+    from ..evaluation.normalization import leading_rate
+
+    wer, cer = (f"{100 * rates[name]:.1f}" for name in ("wer", "cer"))
+    return [wer, f"**{cer}**" if leading_rate(language) == "cer" else cer]
 
 
 def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
@@ -46,7 +58,7 @@ def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
             language,
             str(row[key]["utterances"]),
             name,
-            *(f"{100 * row[key][rate]:.1f}" for rate in ("wer", "cer")),
+            *rate_cells(row[key], language),
             *more,
         ]
         for key, (name, *more) in names.items()

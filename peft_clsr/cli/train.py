@@ -18,15 +18,16 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from ..extras import require
 
-    for module in ("datasets", "jiwer", "matplotlib", "soundfile", "soxr"):  # before the work, not after it
+    for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
     from .run_folder import open_results
-    from .train_data import choose_context, dataset_configs
+    from .train_data import check_recordings, choose_context, dataset_configs
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         # Everything that can be wrong with the options, before anything is loaded or written.
         from ..languages import language_code
+        from ..sources import check_source, check_whisper
 
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
         if unknown:
@@ -38,6 +39,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         if training.process_index == 0:
             logging.getLogger("peft_clsr").setLevel(logging.INFO)
         configs = dataset_configs(data, spellings)
+        check_whisper(data.student, "--student", data.languages)
+        if data.teacher is not None:
+            check_whisper(data.teacher, "--teacher", data.languages)
+        for language in data.languages:
+            check_source(data.dataset.replace("{language}", language), "--dataset", "a dataset")
         results = open_results(options)
         for language, dataset_config in zip(data.languages, configs, strict=True):
             earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)
@@ -46,8 +52,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
                     f"{options.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
                     "choose another --output_dir, or give --overwrite to replace them"
                 )
+        data.max_audio_seconds = results["settings"]["max_audio_seconds"]
+        untrained = [index for index, code in enumerate(data.languages) if code not in results["languages"]]
+        longest = check_recordings(
+            options, [data.languages[index] for index in untrained], [configs[index] for index in untrained]
+        )
         if results["settings"]["max_audio_seconds"] is None:
-            results["settings"]["max_audio_seconds"] = choose_context(options, configs)
+            results["settings"]["max_audio_seconds"] = choose_context(options, longest)
         data.max_audio_seconds = results["settings"]["max_audio_seconds"]
         _train_all(options, configs, results)
     except (ValueError, OSError) as error:
@@ -72,7 +83,7 @@ def _train_all(options: TrainOptions, configs: list[str | None], results: dict[s
                 f"{language}: trained before with these settings, see {options.output_dir} (again: --overwrite)",
             )
             continue
-        results["languages"][language] = train_language(language, dataset_config, options)
+        results["languages"][language] = train_language(language, dataset_config, options, results)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)

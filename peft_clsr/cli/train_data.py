@@ -6,11 +6,22 @@ import math
 from typing import TYPE_CHECKING
 
 import datasets
-from transformers import WhisperFeatureExtractor, WhisperProcessor
+from transformers import AutoConfig, WhisperProcessor
 
-from ..data.audio import audio_seconds
-from ..data.dataset import prepare_dataset, without_decoding
+from ..data.dataset import prepare_dataset
+from ..data.labels import MAX_LABEL_LENGTH
+from ..data.rows import (
+    KEPT,
+    RowReader,
+    check_dropped,
+    check_rows,
+    count_outcomes,
+    describe_dropped,
+    outcomes_at_context,
+    without_decoding,
+)
 from ..data.tables import load_recordings
+from ..evaluation.error_rates import check_scorable
 from .train_options import DataArguments, TrainOptions
 
 if TYPE_CHECKING:
@@ -28,17 +39,22 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
         split (`str`): "train" or "eval": `data.train_split` or `data.eval_split`.
 
     Raises:
-        ValueError: there is no such dataset or split, or no row of the language.
+        ValueError: there is no such dataset or split, no row of the language, or no transcript to measure with.
     """
-    return load_recordings(
+    recordings = load_recordings(
         data.dataset.replace("{language}", language),
         language,
         data.train_split if split == "train" else data.eval_split,
         config=dataset_config,
         revision=data.dataset_revision,
         audio_column=data.audio_column,
+        text_column=data.text_column,
+        file_column=data.file_column,
         limit=data.max_train_samples if split == "train" else data.max_eval_samples,
     )
+    if split == "eval" and data.text_column in recordings.column_names:  # else prepare_dataset() says what is wrong
+        check_scorable(recordings[data.text_column], language)
+    return recordings
 
 
 def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str | None]:
@@ -66,19 +82,60 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
     ]
 
 
-def choose_context(options: TrainOptions, configs: list[str | None]) -> int:
+# The share of training recordings that may be dropped without --allow_dropped.
+MAX_DROPPED = 0.1
+
+
+def check_recordings(options: TrainOptions, languages: list[str], configs: list[str | None]) -> float:
     """
-    The shortest context, in whole seconds, that holds all usable recordings of all languages, at most the student's.
+    Check headers and transcripts of all languages before any training, and say how many recordings can be used.
+
+    Args:
+        options (`TrainOptions`): Say where the recordings are.
+        languages (`list[str]`): Codes of the languages to train.
+        configs (`list[str]`): The dataset's configuration for each.
+
+    Returns:
+        `float`: seconds of the longest usable recording.
+
+    Raises:
+        ValueError: nothing can be used, or more than a tenth of a language's training data cannot, without
+            `--allow_dropped`.
+    """
+    data, longest = options.data, 0.0
+    processor = WhisperProcessor.from_pretrained(data.student)
+    context = data.max_audio_seconds or processor.feature_extractor.chunk_length
+    for language, config in zip(languages, configs, strict=True):
+        for split, name in (("train", "training"), ("eval", "evaluation")):
+            with options.training.main_process_first(desc="recordings"):
+                checks = _check_split(load_split(data, language, config, split), processor, language, name, data)
+            outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
+            usable = [length for length, kind in zip(checks["seconds"], outcomes, strict=True) if kind == KEPT]
+            longest = max([longest, *usable])
+            counts = count_outcomes(outcomes)
+            report(
+                options.training,
+                f"{language}, {name}: {counts[KEPT]} of {len(checks)} recordings can be used "
+                f"({describe_dropped(counts)})",
+            )
+            check_dropped(
+                counts, len(checks), list(filter(None, problems)), max_dropped(data, split), "give --allow_dropped"
+            )
+    return longest
+
+
+def max_dropped(data: DataArguments, split: str) -> float:
+    """The share of a split's recordings that may be dropped. Dropped evaluation recordings are only reported."""
+    return 1.0 if data.allow_dropped or split != "train" else MAX_DROPPED
+
+
+def choose_context(options: TrainOptions, longest: float) -> int:
+    """
+    The shortest context, in whole seconds, that holds recordings of `longest` seconds, at most the student's.
 
     All languages get one context, as adapters on one model share it. With long_audio="cut" no recording is too long.
     """
-    data = options.data
-    longest, whole = 0.0, WhisperFeatureExtractor.from_pretrained(data.student).chunk_length
-    for language, config in zip(data.languages, configs, strict=True):
-        for split in ("train", "eval"):
-            for seconds in _durations(load_split(data, language, config, split), data):
-                if data.long_audio == "cut" or seconds <= whole:
-                    longest = max(longest, seconds)
+    whole = WhisperProcessor.from_pretrained(options.data.student).feature_extractor.chunk_length
     context = min(math.ceil(longest), whole) or whole
     report(
         options.training,
@@ -88,13 +145,29 @@ def choose_context(options: TrainOptions, configs: list[str | None]) -> int:
     return context
 
 
-def _durations(recordings: datasets.Dataset, data: DataArguments) -> list[float]:
-    """Lengths, in seconds, of the recordings with text. Unreadable ones are left out; only headers are read."""
-    if not {data.audio_column, data.text_column} <= set(recordings.column_names):
-        return []  # prepare_dataset() says what is wrong
-    rows = without_decoding(recordings.select_columns([data.audio_column, data.text_column]), data.audio_column)
-    durations = [audio_seconds(row[data.audio_column]) for row in rows if (row[data.text_column] or "").strip()]
-    return [seconds for seconds in durations if seconds is not None]
+def _check_split(
+    recordings: datasets.Dataset, processor: WhisperProcessor, language: str, name: str, data: DataArguments
+) -> datasets.Dataset:
+    recordings = without_decoding(recordings, data.audio_column)
+    reader = RowReader.of(
+        recordings,
+        tokenizer=processor.tokenizer,
+        language=language,
+        task="transcribe",
+        audio_column=data.audio_column,
+        text_column=data.text_column,
+        language_column="language",
+        max_label_length=label_limit(data),
+    )
+    return check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
+
+
+def label_limit(data: DataArguments) -> int:
+    """The longest labels, in tokens, that student and teacher take."""
+    models = [model for model in (data.student, data.teacher) if model is not None]
+    return min(
+        getattr(AutoConfig.from_pretrained(model), "max_target_positions", MAX_LABEL_LENGTH) for model in models
+    )
 
 
 def prepare(
@@ -116,6 +189,8 @@ def prepare(
             audio_column=data.audio_column,
             text_column=data.text_column,
             long_audio=data.long_audio,
+            max_label_length=label_limit(data),
+            max_dropped=max_dropped(data, "train" if name == "training" else "eval"),
             num_proc=data.preprocessing_workers,
             desc=f"{language}: features, {name}",
         )

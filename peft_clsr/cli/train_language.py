@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,24 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.plain_batch import PlainCollator
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
-from ..evaluation.error_rates import error_rates, make_compute_metrics
+from ..evaluation.error_rates import check_scorable, error_rates, format_rates, make_compute_metrics
 from ..evaluation.gates import gate_means
-from ..evaluation.plots import plot_gate_means
+from ..evaluation.plots import try_plot_gate_means
 from ..evaluation.transcripts import transcribe
 from ..hub.card import write_folder_card
-from ..hub.push import save_language
+from ..hub.push import save_language, save_weights
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
-from .run_folder import checkpoints_folder
+from .run_folder import checkpoints_folder, write_results
 from .train_data import load_split, prepare, report
 from .train_options import TrainOptions, expert_config
 
+logger = logging.getLogger(__name__)
 
-def train_language(language: str, dataset_config: str | None, options: TrainOptions) -> dict[str, Any]:
+
+def train_language(
+    language: str, dataset_config: str | None, options: TrainOptions, results: dict[str, Any]
+) -> dict[str, Any]:
     """
     Train the expert (or LoRA) of one language, and save it in the output folder.
 
@@ -43,6 +48,7 @@ def train_language(language: str, dataset_config: str | None, options: TrainOpti
         language (`str`): The code.
         dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
         options (`TrainOptions`): With `data.max_audio_seconds` set.
+        results (`dict`): The results so far, as `open_results` returned them.
 
     Returns:
         `dict`: the row of results: counts of recordings, error rates, parameters, gate means and times in seconds.
@@ -52,13 +58,16 @@ def train_language(language: str, dataset_config: str | None, options: TrainOpti
         OSError: a model cannot be loaded.
     """
     set_seed(options.training.seed)
-    return _LanguageTraining(language, dataset_config, options).run()
+    return _LanguageTraining(language, dataset_config, options, results).run()
 
 
 class _LanguageTraining:
-    def __init__(self, language: str, dataset_config: str | None, options: TrainOptions) -> None:
+    def __init__(
+        self, language: str, dataset_config: str | None, options: TrainOptions, results: dict[str, Any]
+    ) -> None:
         self.language = language
         self.options = options
+        self.results = results
         self.row: dict[str, Any] = {"dataset_config": dataset_config}
         data, training = options.data, options.training
         with training.main_process_first(desc="recordings"):
@@ -80,7 +89,7 @@ class _LanguageTraining:
         model = self._add_adapter(model)
         trainer = self._trainer(model, self._load_teacher())
         self._train(trainer)
-        self._measure_and_save(model, trainer)
+        self._measure_trained(model, trainer)
         self.row["seconds"] = round(time.monotonic() - started, 1)
         return self.row
 
@@ -95,6 +104,7 @@ class _LanguageTraining:
         self.eval_set, self.row["eval_items"] = prepare(
             self.eval_recordings, self.processor, self.language, "evaluation", self.options
         )
+        check_scorable(self.eval_set["text"], self.language)  # of what can be used, unlike in load_split()
 
     def _measure_base(self, model: nn.Module) -> None:
         """Measure the base model at its own context and, if that is cut, at the cut one: on the same recordings."""
@@ -123,7 +133,7 @@ class _LanguageTraining:
             desc=f"{self.language}: {name}",
         )
         rates = error_rates(transcripts, dataset["text"], language=self.language)[self.language]
-        report(self.options.training, f"{self.language}, {name}: WER {rates['wer']:.1%}, CER {rates['cer']:.1%}")
+        report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
         return rates
 
     def _add_adapter(self, model: nn.Module) -> PeftModel:
@@ -197,29 +207,53 @@ class _LanguageTraining:
         checkpoint, folder = None, trainer.args.output_dir
         if trainer.args.resume_from_checkpoint and Path(folder).is_dir():
             checkpoint = get_last_checkpoint(folder)
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trained = trainer.train(resume_from_checkpoint=checkpoint)
+        except Exception as error:
+            if trainer.state.global_step > 0:
+                self._save_weights(trainer)
+                logger.warning(
+                    f"{self.language}: the training stopped after {trainer.state.global_step} of "
+                    f"{trainer.state.max_steps} steps ({type(error).__name__}); the adapter of then is in "
+                    f"{self.options.output_dir / self.language}"
+                )
+            raise
+        self._save_weights(trainer)  # before anything else can fail
         self.row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
         self.row["train_steps"] = trainer.state.global_step
 
-    def _measure_and_save(self, model: PeftModel, trainer: Seq2SeqTrainer) -> None:
-        output_dir = self.options.output_dir
-        is_main = trainer.args.process_index == 0
+    def _save_weights(self, trainer: Seq2SeqTrainer) -> None:
+        """Save the adapter; `results.json` without its results says that the folder is of this run."""
+        if trainer.args.process_index > 0:
+            return
+        model, output_dir = trainer.accelerator.unwrap_model(trainer.model), self.options.output_dir
+        if self.options.lora is None:
+            save_weights(model, output_dir, self.language)
+        else:
+            model.save_pretrained(str(output_dir / self.language))
+        write_results(self.results, output_dir)
+
+    def _measure_trained(self, model: PeftModel, trainer: Seq2SeqTrainer) -> None:
         if self.options.lora is not None:
             self.row["lora"] = self._measure(model, "with LoRA")
-            if is_main:
-                model.save_pretrained(str(output_dir / self.language))
             return
         self.row["expert"] = self._measure(model, "with the expert")
         batch_size = trainer.args.per_device_eval_batch_size
         means = gate_means(model, self.eval_set, self.collator, batch_size=batch_size)
         self.row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
         self.row["gate_mean"] = sum(means.values()) / len(means)
-        if is_main:
-            title = f"{self.options.data.student}, {self.language}"
-            plot_gate_means(means, output_dir / f"gates-{self.language}.png", title=title)
-            self._save_expert(model, means)
+        if trainer.args.process_index == 0:
+            plot = self.options.output_dir / f"gates-{self.language}.png"
+            has_plot = try_plot_gate_means(means, plot, f"{self.options.data.student}, {self.language}")
+            try:
+                self._save_expert(model, means if has_plot else None)
+            except Exception as error:
+                logger.warning(
+                    f"{self.language}: the adapter and its results are saved, but not its model card "
+                    f"({type(error).__name__}: {error}). Mend that, and call peft_clsr.save_language()"
+                )
 
-    def _save_expert(self, model: PeftModel, means: dict[str, float]) -> None:
+    def _save_expert(self, model: PeftModel, means: dict[str, float] | None) -> None:
         """Save the adapter with its results and a model card, as [`push_folder`] publishes them."""
         data = self.options.data
         base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
@@ -227,8 +261,8 @@ class _LanguageTraining:
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
         if self.row["dataset_config"]:
             rates["config"] = self.row["dataset_config"]
-        is_folder = Path(data.dataset).is_dir()
-        test_set = Path(data.dataset).resolve().name if is_folder else data.dataset  # no path of this machine
+        is_local = Path(data.dataset).exists()
+        test_set = Path(data.dataset).resolve().name if is_local else data.dataset  # no path of this machine
         save_language(
             model,
             self.options.output_dir,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -11,6 +13,8 @@ from transformers import HfArgumentParser
 
 if TYPE_CHECKING:
     from ..distillation.arguments import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -27,11 +31,9 @@ class DataArguments:
     dataset: str = field(metadata={"help": "Hub id or folder, see above."})
     languages: list[str] = field(metadata={"help": "Codes or English names; an expert for each."})
     teacher: str | None = _option(None, "Larger Whisper to learn from: Hub id or folder.")
-    teacher_cache: str | None = _option(
-        None, "Folder for the teacher's states: it then runs once, not in every epoch."
-    )
+    teacher_cache: str | None = _option(None, "Folder for the teacher's states: it then runs only once.")
     dataset_config: list[str] | None = _option(
-        None, "Hub configuration or subfolder (ca_es): one per language, or one for all."
+        None, "Hub configuration or subfolder (ca_es): one, or one per language."
     )
     dataset_revision: str | None = _option(
         None, "Branch, tag or commit on the Hub; refs/convert/parquet if the dataset is a script."
@@ -39,13 +41,15 @@ class DataArguments:
     train_split: str = _option("train", "Split to train on.")
     eval_split: str = _option("test", "Held-out split to measure on.")
     audio_column: str = _option("audio", "Column of the audio (Hub datasets).")
+    file_column: str | None = _option(None, "Column of file names in a table. By default file_name, or path.")
     text_column: str = _option("transcription", "Column of the transcripts.")
     max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
     max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
     max_audio_seconds: int | None = _option(
-        None, "Context in seconds; 0: Whisper's own 30. By default that of the longest recording."
+        None, "Context; 0: Whisper's own 30. By default for the longest recording."
     )
     long_audio: Literal["drop", "cut"] = _option("drop", "Drop recordings longer than the context, or cut their end.")
+    allow_dropped: bool = _option(False, "Train even if over a tenth of the recordings cannot be used.")
     max_new_tokens: int | None = _option(
         None, "Longest transcript when measuring, in tokens. By default as many as the decoder allows."
     )
@@ -128,15 +132,16 @@ TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() i
 # Options of the other groups that the short help leaves out.
 _RARE = (
     "dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples long_audio "
-    "max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight exclude_modules lora_alpha "
-    "lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
+    "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
+    "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
 ).split()
 
 _DESCRIPTION = """\
 Train language experts for a Whisper: measure, train, measure again, show a
-table. The dataset is a Hub id, or a folder of one of these kinds:
-- train/metadata.csv and test/metadata.csv: columns file_name (relative to the
-  csv), transcription and, if there are several, language;
+table. The dataset is a Hub id, a table, or a folder of one of these kinds:
+- train/metadata.csv and test/metadata.csv, or one metadata.csv: columns
+  file_name (relative to the csv), transcription, language if there are several;
+- recordings with a text file each, such as 0.wav and 0.txt;
 - train.tsv, test.tsv and clips/, as Common Voice (--text_column sentence);
 - files that datasets.load_dataset reads, such as Parquet.
 "{language}" in --dataset is the language's code; in --dataset_config it is the
@@ -180,19 +185,54 @@ def check_options(
     Raises:
         ValueError: an option is wrong, or two exclude each other.
     """
+    from ..evaluation.normalization import leading_rate
     from ..tuner.config import CLSRConfig
 
+    by_characters = [language for language in data.languages if leading_rate(language) == "cer"]
+    if by_characters and str(training.metric_for_best_model).removeprefix("eval_") == "wer":
+        logger.warning(
+            f"--metric_for_best_model wer takes whole utterances as words in {', '.join(by_characters)}, which put no "
+            "spaces between words: give error_rate, which is CER there and WER elsewhere"
+        )
     CLSRConfig(**expert_config(expert))
     if data.teacher_cache is not None and data.teacher is None:
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
     if data.max_audio_seconds is not None and data.max_audio_seconds < 0:
         raise ValueError(f"--max_audio_seconds is {data.max_audio_seconds}, expected at least 0")
+    _check_numbers(data, training)
+    if expert.exclude_modules is not None:
+        try:
+            re.compile(expert.exclude_modules)
+        except re.error as error:
+            raise ValueError(
+                f"--exclude_modules {expert.exclude_modules!r} is no regular expression ({error}), expected "
+                "one such as '.*encoder.*'"
+            ) from error
     if training.resume_from_checkpoint not in (None, "true", "True"):
         raise ValueError(
             f"--resume_from_checkpoint is {training.resume_from_checkpoint!r}, expected 'true': each language goes on "
             "from the last checkpoint in its own folder under --output_dir"
         )
     return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
+
+
+def _check_numbers(data: DataArguments, training: DistillationTrainingArguments) -> None:
+    """Raise a `ValueError` for a number that cannot be used, whose error would come after the work has begun."""
+    at_least_1 = {
+        name: getattr(arguments, name)
+        for arguments, names in (
+            (data, ("max_train_samples", "max_eval_samples", "max_new_tokens")),
+            (training, ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")),
+        )
+        for name in names
+    }
+    for name, value in at_least_1.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected at least 1")
+    for name in ("learning_rate", "num_train_epochs"):
+        value = getattr(training, name)
+        if not value > 0 and not (name == "num_train_epochs" and training.max_steps > 0):
+            raise ValueError(f"--{name} is {value}, expected more than 0")
 
 
 def expert_config(expert: ExpertArguments) -> dict[str, Any]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from ..inference.recordings import Recording
+    from ..inference.subtitles import Transcript
 
 DESCRIPTION = "transcribe recordings with a Whisper and its language experts"
 
@@ -21,8 +22,9 @@ Each recording takes the expert of its language, or the base model if there is n
 ones. A table gives the languages: recordings/metadata.csv with the columns file_name (relative to it) and language,
 instead of the folder.
 
-Transcripts are written as they are finished, and existing ones are kept, so an interrupted run continues when it is
-started again. A file that cannot be read is named and skipped; the exit status is then 1.
+A transcript grows in a file with the ending .part, which is renamed when it is finished. Existing transcripts are
+kept, so an interrupted run continues with the other recordings when it is started again. Files that cannot be read are
+named first, and skipped; the exit status is then 1.
 
 examples:
   peft-clsr transcribe recordings/ --model openai/whisper-base --adapters experts/ --language ca \\
@@ -62,13 +64,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     from ..extras import require
     from ..inference.experts import load_with_experts
-    from ..inference.recordings import find_recordings
+    from ..inference.recordings import find_recordings, split_readable
     from ..languages import language_code
 
     logging.set_verbosity_error()  # transformers warns of arguments that Whisper's generate passes to itself
     try:
         # Check everything about the run as a whole before the first recording.
-        for name in ("soundfile", "pysubs2"):
+        for name in ("av", "soundfile", "soxr"):
             require(name)
         candidates = list(dict.fromkeys(language_code(language) for language in arguments.language))
         _check(arguments)
@@ -81,6 +83,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             recordings = pending
             if not recordings:
                 return 0
+        recordings, unreadable = split_readable(recordings)
+        for problem in unreadable:
+            print(f"skipped: {problem}", file=sys.stderr)
+        total = len(recordings) + len(unreadable)
+        print(f"{len(recordings)} of {total} recordings can be read", file=sys.stderr)
+        if not recordings:
+            return 1
         languages: set[str | None] = {recording.language for recording in recordings}
         if None in languages and candidates:
             languages = languages - {None} | set(candidates)
@@ -95,7 +104,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         parser.exit(2, f"error: {error}\nTake a smaller --batch_size; finished transcripts are kept\n")
     except OSError as error:
         parser.exit(2, f"error: a transcript cannot be written: {error}\n")
-    skipped = len(recordings) - transcribed
+    skipped = total - transcribed
     print(f"{transcribed} transcribed, {skipped} skipped", file=sys.stderr)
     return 1 if skipped else 0
 
@@ -104,6 +113,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number, a folder or a combination of arguments that cannot be used."""
     import torch
 
+    from ..files import check_output_folder
+
     for name in ("batch_size", "num_beams"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
@@ -111,10 +122,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.output_format != "text":
             raise ValueError(f"--output_format {arguments.output_format} is written to files: give an --output_dir")
     else:
-        try:
-            arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"--output_dir {arguments.output_dir} is a file, expected a folder") from error
+        check_output_folder(arguments.output_dir, "--output_dir")
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.device is None:
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -130,7 +139,12 @@ def _transcribe_all(
     candidates: list[str],
     arguments: argparse.Namespace,
 ) -> int:
-    """Transcribe and write all recordings. Returns the number of transcripts."""
+    """
+    Transcribe and write all recordings. Returns the number of transcripts.
+
+    A transcript grows in `<output>.part`, which becomes the output at its end. If the work is interrupted, the file
+    stays with what was heard. Without outputs, what was heard is printed.
+    """
     from tqdm import tqdm
 
     from ..files import write_text
@@ -138,6 +152,15 @@ def _transcribe_all(
     from ..inference.transcribe import transcribe_files
 
     outputs = {recording.path: recording.output for recording in recordings}
+    unfinished: dict[Path, Transcript] = {}
+
+    def keep(path: Path, transcript: Transcript) -> None:
+        unfinished[path] = transcript
+        output = outputs[path]
+        if output is not None:
+            text = format_transcript(transcript, arguments.output_format, path, arguments.task)
+            write_text(_part(output), text)
+
     transcripts = transcribe_files(
         model,
         processor,
@@ -148,14 +171,37 @@ def _transcribe_all(
         batch_size=arguments.batch_size,
         num_beams=arguments.num_beams,
         warn=lambda message: tqdm.write(message, file=sys.stderr),
+        on_window=keep,
     )
     count = 0
-    for path, transcript in transcripts:
-        text = format_transcript(transcript, arguments.output_format, path, arguments.task)
-        output = outputs[path]
-        if output is None:
-            tqdm.write(f"{path}: {' '.join(text.split())}")
-        else:
-            write_text(output, text)
-        count += 1
+    try:
+        for path, transcript in transcripts:
+            keep(path, transcript)
+            output = outputs[path]
+            if output is None:
+                tqdm.write(f"{path}: {_one_line(transcript)}")
+            else:
+                _part(output).replace(output)
+            del unfinished[path]
+            count += 1
+    except BaseException:
+        for path, transcript in unfinished.items():
+            _tell_unfinished(path, transcript, outputs[path])
+        raise
     return count
+
+
+def _part(output: Path) -> Path:
+    """The file in which a transcript grows."""
+    return output.with_name(f"{output.name}.part")
+
+
+def _one_line(transcript: Transcript) -> str:
+    return " ".join(word for segment in transcript.segments for word in segment["text"].split())
+
+
+def _tell_unfinished(path: Path, transcript: Transcript, output: Path | None) -> None:
+    """Say where the transcript of an interrupted recording is, or print it."""
+    end = transcript.segments[-1]["end"] if transcript.segments else 0.0
+    place = f" to {end:.0f} s is in {_part(output)}" if output else f" to {end:.0f} s: {_one_line(transcript)}"
+    print(f"{path}: interrupted; what was heard up{place}", file=sys.stderr if output else sys.stdout)

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..extras import require
+from ..files import existing_path
+from .containers import container_seconds, decode_container
+
+# A recording that ends so much before the length in its header, in seconds, is truncated.
+_MISSING_SECONDS = 0.25
+# Floats lie between -1 and 1. A mix or a lossy codec may pass that a little; integers that became floats pass it far.
+_MAX_FLOAT = 10.0
 
 
 class EmptyAudioError(ValueError):
     """The audio has no samples."""
+
+
+class TruncatedAudioError(ValueError):
+    """The audio ends before the length that its header says. `samples` is what there is: float32 [samples]."""
+
+    def __init__(self, message: str, samples: np.ndarray) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 def audio_name(audio: Any) -> str:
@@ -30,9 +45,10 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
 
     Args:
         audio (`str`, `os.PathLike` or `dict`):
-            A path (WAV, FLAC, OGG, MP3 and the other formats of libsndfile), or a cell of `datasets`:
-            `{"bytes", "path"}` from a column cast to `Audio(decode=False)`, or `{"array", "sampling_rate"}` with an
-            array [samples] or [channels, samples].
+            A path, or a cell of `datasets`: `{"bytes", "path"}` from a column cast to `Audio(decode=False)`, or
+            `{"array", "sampling_rate"}` with an array [samples] or [channels, samples]. libsndfile reads WAV, FLAC,
+            OGG, MP3 and others. PyAV reads what it refuses: M4A, AAC, WebM, AMR, WMA, 3GP, and the sound of videos. An
+            array holds floats from -1 to 1, or int8, int16, int32 or uint8, which are scaled to that.
         sampling_rate (`int`, *optional*, defaults to 16000): The rate of the result, in Hz.
 
     Returns:
@@ -40,75 +56,158 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
 
     Raises:
         EmptyAudioError: (a `ValueError`) no samples.
-        ValueError: the audio cannot be read, or holds NaN or infinite values. Both messages name the file.
+        TruncatedAudioError: (a `ValueError`) the file ends before the length in its header.
+        ValueError:
+            The audio cannot be read, holds NaN, infinite or far too large values, or integers of unknown range. All
+            messages name the file.
     """
-    name = audio_name(audio)
+    name, seconds = audio_name(audio), None
     if isinstance(audio, dict) and audio.get("array") is not None:
-        if not audio.get("sampling_rate"):
-            raise ValueError(f"audio {name} has an 'array' but no 'sampling_rate': give its rate in Hz")
-        samples, rate = np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])
-        if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > max(samples.shape[1], 1)):
-            raise ValueError(
-                f"audio {name} has an array of shape {samples.shape}; expected [samples] or [channels, samples] "
-                "(transpose what soundfile reads)"
-            )
-        if samples.ndim == 2:
-            samples = samples.mean(axis=0)
+        samples, rate = _array(audio, name)
     else:
-        samples, rate = _decode(audio, name)
+        samples, rate, seconds = _decode(audio, name)
     if samples.size == 0:
         raise EmptyAudioError(f"audio {name} is empty (0 samples)")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"audio {name} holds NaN or infinite samples: it is damaged, remove or re-record it")
+    samples = _scaled(samples, name).mean(axis=0)
+    read_seconds = len(samples) / rate
     if rate != sampling_rate:
         samples = require("soxr").resample(samples, rate, sampling_rate)
         if samples.size == 0:
             raise EmptyAudioError(f"audio {name} is empty (0 samples at {sampling_rate} Hz)")
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    samples = np.ascontiguousarray(samples, dtype=np.float32)
+    if seconds is not None and read_seconds < seconds - _MISSING_SECONDS:
+        raise TruncatedAudioError(
+            f"audio {name} ends after {read_seconds:.1f} s of the {seconds:.1f} s that its header says: it may be "
+            "truncated, copy it again",
+            samples,
+        )
+    return samples
 
 
-def audio_seconds(audio: dict[str, Any]) -> float | None:
+def audio_seconds(audio: str | os.PathLike | dict[str, Any]) -> float:
     """
-    Return the length of a recording in seconds, from its header.
+    Return the length of a recording in seconds, from its header, without decoding it.
 
     Args:
-        audio (`dict`): A cell of `datasets`, as in [`read_audio`].
+        audio (`str`, `os.PathLike` or `dict`): As in [`read_audio`].
 
-    Returns:
-        `float` or `None`: the length, or `None` if the recording cannot be read.
+    Raises:
+        EmptyAudioError: (a `ValueError`) no samples.
+        ValueError: the header cannot be read. Both messages are those of [`read_audio`].
     """
-    if audio.get("array") is not None:
-        return np.shape(audio["array"])[-1] / audio["sampling_rate"] if audio.get("sampling_rate") else None
-    source = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio.get("path")
+    name = audio_name(audio)
+    if isinstance(audio, dict) and audio.get("array") is not None:
+        samples, rate = _array(audio, name)
+        seconds = samples.shape[-1] / rate
+    else:
+        with _open(audio, name) as file:
+            try:
+                with require("soundfile").SoundFile(file) as sound:
+                    seconds = sound.frames / sound.samplerate
+            except (RuntimeError, OSError, TypeError) as refusal:  # LibsndfileError is a RuntimeError
+                file.seek(0)
+                try:
+                    seconds = container_seconds(file)
+                except ValueError as error:
+                    raise ValueError(_unreadable(name, refusal, error)) from error
+    if seconds == 0:
+        raise EmptyAudioError(f"audio {name} is empty (0 samples)")
+    return seconds
+
+
+def _array(audio: dict[str, Any], name: str) -> tuple[np.ndarray, float]:
+    """The array of a dict, [channels, samples], and its rate in Hz."""
+    rate = audio.get("sampling_rate")
+    if not rate or rate < 0:
+        raise ValueError(
+            f"audio {name} has an 'array' but no 'sampling_rate': give its rate in Hz"
+            if not rate
+            else f"audio {name} has a 'sampling_rate' of {rate}, expected a positive number of Hz"
+        )
     try:
-        return require("soundfile").info(source).duration
-    except (RuntimeError, OSError, TypeError):  # LibsndfileError is a RuntimeError
-        return None
+        samples = np.asarray(audio["array"])
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on a GPU
+        raise ValueError(
+            f"audio {name} has an 'array' that NumPy cannot read ({error}): give a NumPy array"
+        ) from error
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > max(samples.shape[1], 1)):
+        raise ValueError(
+            f"audio {name} has an array of shape {samples.shape}; expected [samples] or [channels, samples] "
+            "(transpose what soundfile reads)"
+        )
+    return np.atleast_2d(samples), rate
 
 
-def _decode(audio: str | os.PathLike | dict[str, Any], name: str) -> tuple[np.ndarray, int]:
-    """Decode a path or `{"bytes", "path"}`: mono samples [samples] and their rate in Hz."""
-    soundfile = require("soundfile")
-    if isinstance(audio, (str, os.PathLike)):
-        source: Any = os.fspath(audio)
-    elif isinstance(audio, dict) and audio.get("bytes") is not None:
+def _scaled(samples: np.ndarray, name: str) -> np.ndarray:
+    """Samples of any type as float32 from -1 to 1."""
+    if samples.dtype.name in ("int8", "int16", "int32"):
+        return samples.astype(np.float32) / 2 ** (8 * samples.dtype.itemsize - 1)
+    if samples.dtype == np.uint8:  # as in 8-bit WAV, silence is 128
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind != "f":
+        raise ValueError(
+            f"audio {name} has samples of type {samples.dtype}, whose range is unknown: convert them to their "
+            "original type, such as array.astype('int16'), or to floats from -1 to 1"
+        )
+    if not np.isfinite(samples).all():
+        raise ValueError(f"audio {name} holds NaN or infinite samples: it is damaged, remove or re-record it")
+    peak = max(samples.max(), -samples.min())
+    if peak > _MAX_FLOAT:
+        raise ValueError(
+            f"audio {name} holds floats up to {peak:g}, expected -1 to 1: divide them by the range of the integers "
+            "that they were, such as array / 32768 for 16 bits"
+        )
+    return samples.astype(np.float32, copy=False)
+
+
+def _open(audio: Any, name: str) -> BinaryIO:
+    """Open the file of a path or of `{"bytes", "path"}`."""
+    if isinstance(audio, dict) and audio.get("bytes") is not None:
         if len(audio["bytes"]) == 0:
             raise EmptyAudioError(f"audio {name} is empty (0 bytes)")
-        source = io.BytesIO(audio["bytes"])
-    elif isinstance(audio, dict) and audio.get("path"):
-        source = os.fspath(audio["path"])
-    else:
+        return io.BytesIO(audio["bytes"])
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    if not path or not isinstance(path, (str, os.PathLike)):
         raise ValueError(
             f"audio must be a path or a dict with 'array' and 'sampling_rate', or with 'bytes' or 'path'; got "
             f"{sorted(audio) if isinstance(audio, dict) else type(audio).__name__}"
         )
-    if isinstance(source, str):
-        if not os.path.isfile(source):
-            raise ValueError(f"audio {name} cannot be read: no such file")
-        if os.path.getsize(source) == 0:
-            raise EmptyAudioError(f"audio {name} is empty (0 bytes)")
+    path = existing_path(path)
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that the disk does not allow
+        what = "it is a folder" if os.path.isdir(path) else "no such file"
+        raise ValueError(f"audio {name} cannot be read: {what}")
     try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)  # [samples, channels]
-    except (RuntimeError, OSError, TypeError) as error:  # LibsndfileError is a RuntimeError
-        raise ValueError(f"audio {name} cannot be read: {error}") from error
-    return samples.mean(axis=1), rate
+        if path.stat().st_size == 0:
+            raise EmptyAudioError(f"audio {name} is empty (0 bytes)")
+        return path.open("rb")
+    except OSError as error:
+        raise ValueError(f"audio {name} cannot be read: {error.strerror}") from error
+
+
+def _decode(audio: Any, name: str) -> tuple[np.ndarray, float, float | None]:
+    """Decode a file: samples [channels, samples], their rate in Hz, and the seconds that its header says."""
+    with _open(audio, name) as file:
+        try:
+            sound = require("soundfile").SoundFile(file)
+        except (RuntimeError, OSError, TypeError) as refusal:
+            file.seek(0)
+            try:
+                return decode_container(file)
+            except ValueError as error:
+                raise ValueError(_unreadable(name, refusal, error)) from error
+        # What libsndfile opens and cannot decode is damaged: PyAV would read a part of it, silently.
+        try:
+            with sound:
+                samples = sound.read(dtype="float32", always_2d=True).T
+                return samples, sound.samplerate, sound.frames / sound.samplerate
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"audio {name} cannot be read: {_reason(error)}") from error
+
+
+def _unreadable(name: str, refusal: Exception, error: Exception) -> str:
+    return f"audio {name} cannot be read: {error}; {_reason(refusal)} (libsndfile)"
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words. Those of soundfile have the address of an open file."""
+    return str(getattr(error, "error_string", error)).rstrip(".")

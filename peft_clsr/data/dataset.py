@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..extras import require
-from ..languages import language_code
 from ..whisper import context_seconds
-from .audio import EmptyAudioError, audio_name, read_audio
 from .features import example_features
-from .labels import MAX_LABEL_LENGTH, encode_labels
+from .labels import MAX_LABEL_LENGTH
+from .rows import (
+    CUT,
+    KEPT,
+    RowReader,
+    UnusableRow,
+    check_dropped,
+    check_rows,
+    count_outcomes,
+    describe_dropped,
+    outcomes_at_context,
+    without_decoding,
+)
 from .teacher_columns import TeacherColumns
 
 if TYPE_CHECKING:
@@ -21,9 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_KEPT = "kept"
-_CUT = "cut"  # kept, too
-OUTCOMES = (_KEPT, "unreadable", "empty", "too_long", _CUT, "labels_too_long", "no_text", "unknown_language")
+_REMEDY = "set a larger max_dropped"
 
 
 def prepare_dataset(
@@ -38,14 +46,16 @@ def prepare_dataset(
     task: str = "transcribe",
     long_audio: Literal["drop", "cut"] = "drop",
     max_label_length: int = MAX_LABEL_LENGTH,
+    max_dropped: float = 1.0,
     num_proc: int | None = None,
     desc: str = "features",
 ) -> tuple[datasets.Dataset, dict[str, int]]:
     """
     Compute log-mel features and labels of a dataset, with a progress bar.
 
-    Items that cannot be used are dropped. Each is named in a warning and counted. The context is the processor's
-    ([`set_audio_context`] cuts it).
+    Items that cannot be used are dropped. Each is named in a warning and counted. Headers and transcripts are checked
+    first, so most are known before the first feature is computed. Features are cached by `datasets` until a row, an
+    audio file or an argument changes. The context is the processor's ([`set_audio_context`] cuts it).
 
     Args:
         dataset (`datasets.Dataset`): Recordings and transcripts.
@@ -64,7 +74,11 @@ def prepare_dataset(
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
         long_audio (`str`, *optional*, defaults to `"drop"`):
             "drop" or "cut" audio longer than the context. A cut item keeps its whole transcript.
-        max_label_length (`int`, *optional*, defaults to 448): Longest labels, in tokens. Longer ones are dropped.
+        max_label_length (`int`, *optional*, defaults to 448):
+            Longest labels, in tokens. Longer ones are dropped. The limit of a model is its
+            `config.max_target_positions`, 448 in every published Whisper.
+        max_dropped (`float`, *optional*, defaults to 1.0):
+            Largest share of items that may be dropped. With 0.1, more than a tenth is an error. By default any.
         num_proc (`int`, *optional*): Processes to use.
         desc (`str`, *optional*, defaults to `"features"`): Name of the progress bar.
 
@@ -75,74 +89,65 @@ def prepare_dataset(
         `teacher_processor`, it also has `teacher_input_features` float32 [teacher's mels, frames], if the features
         differ, and `teacher_labels` [tokens], if the vocabularies differ: the teacher's ids of `labels`, -100 for
         tokens that it lacks. The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut",
-        "labels_too_long", "no_text" and "unknown_language".
+        "labels_too_long", "no_text", "special_tokens" and "unknown_language".
 
     Raises:
         ValueError:
-            The dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, or no
-            item is left.
+            The dataset is empty, a column is missing, an argument is unknown, the teacher's context is shorter, no
+            item is left, or more than `max_dropped` are dropped.
     """
     if long_audio not in ("drop", "cut"):
         raise ValueError(f"long_audio {long_audio!r} is unknown: expected 'drop' or 'cut'")
+    if not 0 <= max_dropped <= 1:
+        raise ValueError(f"max_dropped is {max_dropped}, expected a share from 0 to 1")
     if len(dataset) == 0:
         split = "" if dataset.split is None else f" (split {str(dataset.split)!r})"
         raise ValueError(f"the dataset is empty{split}: check the name of the split, and what filtered it")
-    check_columns(dataset, language, audio_column, text_column, language_column)
-    # A bad task or language fails here, not in a worker.
-    encode_labels(processor.tokenizer, "", "en" if language is None else language, task)
+    dataset = without_decoding(dataset, audio_column)
+    reader = RowReader.of(
+        dataset,
+        tokenizer=processor.tokenizer,
+        language=language,
+        task=task,
+        audio_column=audio_column,
+        text_column=text_column,
+        language_column=language_column,
+        max_label_length=max_label_length,
+    )
     teacher_columns = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
-    prepare = _ExamplePreparation(
-        processor,
-        teacher_columns,
-        language,
-        task,
-        audio_column,
-        text_column,
-        language_column,
-        long_audio,
-        max_label_length,
+    known = _check_first(dataset, reader, processor.feature_extractor, long_audio, max_dropped, num_proc, desc)
+    prepared = dataset.map(
+        _ExamplePreparation(reader, processor, teacher_columns, long_audio),
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=_feature_types(processor, teacher_columns),
+        num_proc=num_proc,
+        writer_batch_size=32,  # an item of 30 s is 1 MB; the default of 1,000 would hold 1 GB
+        desc=desc,
     )
-    prepared = (
-        without_decoding(dataset, audio_column)
-        .with_format(None)
-        .map(
-            prepare,
-            with_indices=True,
-            remove_columns=dataset.column_names,
-            features=_feature_types(processor, teacher_columns),
-            num_proc=num_proc,
-            writer_batch_size=32,  # an item of 30 s is 1 MB; the default of 1,000 would hold 1 GB
-            desc=desc,
-        )
-    )
-    return _usable_rows(prepared)
+    return _usable_rows(prepared, known, max_dropped)
 
 
-def check_columns(
-    dataset: datasets.Dataset, language: str | None, audio_column: str, text_column: str, language_column: str
-) -> None:
-    columns = {"audio_column": audio_column, "text_column": text_column}
-    if language is None:
-        columns["language_column"] = language_column
-    for argument, column in columns.items():
-        if column not in dataset.column_names:
-            instead = "give a language (such as 'ca') or set" if argument == "language_column" else "set"
-            raise ValueError(
-                f"the dataset has no column {column!r}; it has {', '.join(map(repr, dataset.column_names))}: "
-                f"{instead} {argument} (--{argument}) to one of them"
-            )
-        kind = getattr(dataset.features[column], "dtype", None)
-        if argument != "audio_column" and kind not in ("string", "large_string"):
-            raise ValueError(f"column {column!r} holds {kind or dataset.features[column]}; expected text (string)")
-
-
-def without_decoding(dataset: datasets.Dataset, audio_column: str) -> datasets.Dataset:
-    """The dataset with undecoded audio. datasets would need FFmpeg, and one bad file would end the whole map."""
-    datasets = require("datasets")
-    feature = dataset.features[audio_column]
-    if isinstance(feature, datasets.Audio) or getattr(feature, "dtype", None) == "string":
-        return dataset.cast_column(audio_column, datasets.Audio(decode=False))
-    return dataset
+def _check_first(
+    dataset: datasets.Dataset,
+    reader: RowReader,
+    extractor: Any,
+    long_audio: str,
+    max_dropped: float,
+    num_proc: int | None,
+    desc: str,
+) -> set[int]:
+    """Say what headers and transcripts tell, before features are computed. Returns the rows that were named."""
+    checks = check_rows(dataset, reader, num_proc, f"{desc}: checking")
+    for problem in filter(None, checks["problem"]):
+        logger.warning("dropped: %s", problem)
+    outcomes, problems = outcomes_at_context(checks, context_seconds(extractor) if long_audio == "drop" else None)
+    counts = count_outcomes(outcomes)
+    level = logging.INFO if counts[KEPT] == len(checks) else logging.WARNING
+    text = "%s: %d of %d items can be used, by their headers and transcripts (%s)"
+    logger.log(level, text, desc, counts[KEPT], len(checks), describe_dropped(counts))
+    check_dropped(counts, len(checks), list(filter(None, problems)), max_dropped, _REMEDY)
+    return {index for index, problem in enumerate(checks["problem"]) if problem}
 
 
 def _feature_types(processor: Any, teacher_columns: TeacherColumns | None) -> datasets.Features:
@@ -172,43 +177,26 @@ def _feature_types(processor: Any, teacher_columns: TeacherColumns | None) -> da
 class _ExamplePreparation:
     """Prepares one row, with its outcome. Dropped rows hold zeros, as Arrow needs the fixed shape."""
 
+    reader: RowReader
     processor: Any
     teacher_columns: TeacherColumns | None
-    language: str | None
-    task: str
-    audio_column: str
-    text_column: str
-    language_column: str
     long_audio: str
-    max_label_length: int
 
     def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
         row = self._empty_row(example, index)
-        name = f"item {index}, {audio_name(example[self.audio_column])}"
-        if not (example[self.text_column] or "").strip():
-            return {**row, "outcome": "no_text", "problem": f"{name}: no text in column {self.text_column!r}"}
-        language = example[self.language_column] if self.language is None else self.language
-        try:
-            labels = encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task)
-        except ValueError as error:
-            return {**row, "outcome": "unknown_language", "problem": f"{name}: {error}"}
-        row["language"] = language_code(language)
-        if len(labels) > self.max_label_length:
-            problem = f"{name}: labels of {len(labels)} tokens, longer than {self.max_label_length}"
-            return {**row, "outcome": "labels_too_long", "problem": problem}
         extractor = self.processor.feature_extractor
         try:
-            samples = read_audio(example[self.audio_column], extractor.sampling_rate)
-        except EmptyAudioError as error:
-            return {**row, "outcome": "empty", "problem": f"item {index}: {error}"}
-        except ValueError as error:
-            return {**row, "outcome": "unreadable", "problem": f"item {index}: {error}"}
+            row["language"], labels = self.reader.labels(example, index)
+            samples = self.reader.samples(example, index, extractor.sampling_rate)
+        except UnusableRow as unusable:
+            return {**row, "outcome": unusable.outcome, "problem": str(unusable)}
         if len(samples) > extractor.n_samples:
             seconds, context = len(samples) / extractor.sampling_rate, context_seconds(extractor)
+            name = self.reader.name(example, index)
             row["problem"] = f"{name}: {seconds:.1f} s of audio, longer than the context of {context:g} s"
             if self.long_audio == "drop":
                 return {**row, "outcome": "too_long"}
-            row["outcome"] = _CUT
+            row["outcome"] = CUT
             samples = samples[: extractor.n_samples]
         return row | example_features(samples, labels, self.processor, self.teacher_columns)
 
@@ -218,10 +206,10 @@ class _ExamplePreparation:
             "input_features": _no_features(extractor),
             "attention_mask": np.zeros(extractor.nb_max_frames, dtype=np.int8),
             "labels": [],
-            "text": example[self.text_column],
+            "text": example[self.reader.text_column],
             "language": None,
             "index": index,
-            "outcome": _KEPT,
+            "outcome": KEPT,
             "problem": "",
         }
         if self.teacher_columns is not None and self.teacher_columns.extractor is not None:
@@ -235,24 +223,20 @@ def _no_features(extractor: Any) -> np.ndarray:
     return np.zeros((extractor.feature_size, extractor.nb_max_frames), dtype=np.float32)
 
 
-def _usable_rows(prepared: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, int]]:
-    """The rows that are kept, and the counts of outcomes. Warns of each dropped or cut item."""
-    counts = dict.fromkeys(OUTCOMES, 0)
-    kept = []
-    outcomes = prepared.select_columns(["outcome", "problem"])
-    for index, (outcome, problem) in enumerate(zip(outcomes["outcome"], outcomes["problem"], strict=True)):
-        counts[outcome] += 1
-        if outcome in (_KEPT, _CUT):
-            kept.append(index)
-        if problem:
-            logger.warning("%s: %s", "cut" if outcome == _CUT else "dropped", problem)
-    counts[_KEPT] += counts[_CUT]
-    if not kept:
-        dropped = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-        raise ValueError(
-            f"no item of the {len(prepared)} in the dataset can be used ({dropped}); the warnings above name them"
-        )
+def _usable_rows(
+    prepared: datasets.Dataset, named: set[int], max_dropped: float
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """The rows that are kept, and the counts of outcomes. Warns of each dropped or cut item not yet `named`."""
+    rows = prepared.select_columns(["outcome", "problem"])
+    outcomes, problems = rows["outcome"][:], rows["problem"][:]
+    for index, (outcome, problem) in enumerate(zip(outcomes, problems, strict=True)):
+        if problem and index not in named:
+            logger.warning("%s: %s", "cut" if outcome == CUT else "dropped", problem)
+    counts = count_outcomes(outcomes)
+    is_kept = [outcome in (KEPT, CUT) for outcome in outcomes]
+    dropped = [problem for problem, kept in zip(problems, is_kept, strict=True) if not kept]
+    check_dropped(counts, len(prepared), dropped, max_dropped, _REMEDY)
     prepared = prepared.remove_columns(["outcome", "problem"])
-    if len(kept) < len(prepared):
-        prepared = prepared.select(kept)
+    if dropped:
+        prepared = prepared.select([index for index, kept in enumerate(is_kept) if kept])
     return prepared.with_format("torch"), counts

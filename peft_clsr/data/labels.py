@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from ..languages import language_code
 
-# The decoder of every Whisper has this many positions.
+# The decoder of every published Whisper has this many positions; the config of another says max_target_positions.
 MAX_LABEL_LENGTH = 448
 
 # The timestamp tokens are <|0.00|>, <|0.02|>, ... <|30.00|>.
 SECONDS_PER_TIMESTAMP = 0.02
+_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>")
 
 
 def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcribe") -> list[int]:
@@ -31,10 +33,11 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
         `list[int]`: token ids.
 
     Raises:
-        ValueError: an unknown language or task, or one that the tokenizer has no token for.
+        ValueError: an unknown language or task, or one that the tokenizer has no token for; a text with special
+            tokens, see [`check_transcript`].
     """
     prompt_ids = _prompt_ids(tokenizer, language, task, "<|notimestamps|>")
-    return [*prompt_ids, *_text_ids(tokenizer, text), tokenizer.eos_token_id]
+    return [*prompt_ids, *check_transcript(tokenizer, text), tokenizer.eos_token_id]
 
 
 def encode_segments(
@@ -73,7 +76,7 @@ def encode_segments(
             raise ValueError(
                 f"the tokenizer has no token {end_token} for the end of {text!r}: cut the audio before it"
             )
-        labels += [first + steps[0], *_text_ids(tokenizer, text), first + steps[1]]
+        labels += [first + steps[0], *check_transcript(tokenizer, text), first + steps[1]]
     return [*labels, tokenizer.eos_token_id]
 
 
@@ -91,7 +94,7 @@ def encode_prompt(tokenizer: Any, text: str, max_length: int) -> list[int]:
     """
     if max_length < 2:
         return []
-    return [tokenizer.convert_tokens_to_ids("<|startofprev|>"), *_text_ids(tokenizer, text)[1 - max_length :]]
+    return [tokenizer.convert_tokens_to_ids("<|startofprev|>"), *check_transcript(tokenizer, text)[1 - max_length :]]
 
 
 def _prompt_ids(tokenizer: Any, language: str, task: str, last: str) -> list[int]:
@@ -106,5 +109,31 @@ def _prompt_ids(tokenizer: Any, language: str, task: str, last: str) -> list[int
     return prompt_ids
 
 
-def _text_ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(" " + text.strip(), add_special_tokens=False).input_ids
+def check_transcript(tokenizer: Any, text: str) -> list[int]:
+    """
+    Encode a transcript without prompt and end, with one leading space.
+
+    Transcripts that Whisper itself made may hold timestamps ("<|0.00|> un<|0.50|>") and prompts
+    ("<|startoftranscript|>"). As tokens they would contradict the prompt of the labels or end them in the middle. A
+    tokenizer without timestamps would spell them out.
+
+    Args:
+        tokenizer (`WhisperTokenizer`): A Whisper tokenizer.
+        text (`str`): The transcript.
+
+    Returns:
+        `list[int]`: token ids.
+
+    Raises:
+        ValueError: the text holds `<|...|>` or another special token of the tokenizer.
+    """
+    ids = tokenizer(" " + text.strip(), add_special_tokens=False).input_ids
+    found = _SPECIAL_TOKEN.findall(text) or tokenizer.convert_ids_to_tokens(
+        sorted(set(ids).intersection(tokenizer.all_special_ids), key=ids.index)
+    )
+    if found:
+        raise ValueError(
+            f"the transcript {text!r} holds the special token{'s' * (len(found) > 1)} {', '.join(found)}, expected "
+            r"words alone: remove them from the text, such as with re.sub(r'<\|.*?\|>', '', text)"
+        )
+    return ids

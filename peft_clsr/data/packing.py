@@ -14,12 +14,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from ..languages import language_code
 from ..whisper import context_seconds
-from .audio import audio_name, audio_seconds, read_audio
-from .dataset import OUTCOMES, check_columns, without_decoding
 from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels, encode_prompt, encode_segments
+from .rows import KEPT, OUTCOMES, RowReader, UnusableRow, describe_dropped, without_decoding
 from .teacher_columns import TeacherColumns
 from .windows import MIN_GAP, Window, WindowPlan
 
@@ -74,7 +72,7 @@ def pack_utterances(
         max_seconds (`float`, *optional*, defaults to 30.0): Longest window, in seconds; at most the context.
         timestamps (`float`, *optional*, defaults to 0.5): Share of windows with timestamps in their labels.
         seed (`int`, *optional*, defaults to 0): Seed of all draws.
-        single (`float`, *optional*, defaults to 0.1): Share of utterances that have a window of their own.
+        single (`float`, *optional*, defaults to 0.1): Share of windows that hold one utterance.
         previous_text (`float`, *optional*, defaults to 0.1):
             Share of windows that follow another window's text, as prompt behind `<|startofprev|>`. It has no loss.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
@@ -133,15 +131,14 @@ class PackedUtterances(Dataset):
     """
 
     def __init__(self, dataset: Any, packing: _Packing) -> None:
-        packing.check_columns(dataset)
-        self._dataset = without_decoding(dataset, packing.audio_column).with_format(None)
-        self._packing = packing
-        self._utterances, self.counts = packing.usable(tqdm(self._dataset, desc="lengths", disable=None))
+        self._dataset = without_decoding(dataset, packing.audio_column)
+        self._packing, self._reader = packing, packing.reader(self._dataset)
+        rows = tqdm(self._dataset, desc="lengths", disable=None)
+        self._utterances, self.counts = packing.usable(rows, self._reader)
         if not self._utterances:
-            outcomes = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items() if count)
             raise ValueError(
-                f"no row of the {len(dataset)} in the dataset can be used ({outcomes or 'it is empty'}); the warnings "
-                "above name them"
+                f"no row of the {len(dataset)} in the dataset can be used ({describe_dropped(self.counts)}); the "
+                "warnings above name them"
             )
         self.seconds = sum(utterance.seconds for utterance in self._utterances)
         self._plan = packing.plan(self._utterances, packing.seed)
@@ -171,10 +168,10 @@ class PackedUtterances(Dataset):
             self._planned = (epoch, self._plan.windows(epoch))
         windows = self._planned[1]
         index = range(len(windows))[index]  # negative ones, and an IndexError past the end, which ends an iteration
-        return self._packing.row(windows, index, self._utterances, self._audio, epoch)
+        return self._packing.row(windows, index, self._utterances, self._samples, epoch)
 
-    def _audio(self, row: int) -> Any:
-        return self._dataset[row][self._packing.audio_column]
+    def _samples(self, row: int) -> np.ndarray:
+        return self._reader.samples(self._dataset[row], row, self._packing.sampling_rate)
 
 
 class PackedStream(IterableDataset):
@@ -195,16 +192,19 @@ class PackedStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         packing, epoch = self._packing, int(self._epoch)
-        rows = iter(self._stream)
+        reader, rows = packing.reader(self._stream), iter(self._stream)
         for start in count(0, _BUFFER):
             buffer = list(islice(rows, _BUFFER))
             if not buffer:
                 return
-            utterances, _ = packing.usable(buffer, start)
+            utterances, _ = packing.usable(buffer, reader, start)
             windows = packing.plan(utterances, f"{packing.seed} {start}").windows(epoch)
-            audio = {one.row: buffer[one.row - start][packing.audio_column] for one in utterances}
+
+            def samples(row: int, buffer: list[dict[str, Any]] = buffer, start: int = start) -> np.ndarray:
+                return reader.samples(buffer[row - start], row, packing.sampling_rate)
+
             for index in range(len(windows)):
-                yield packing.row(windows, index, utterances, audio.__getitem__, epoch)
+                yield packing.row(windows, index, utterances, samples, epoch)
 
 
 @dataclass(frozen=True)
@@ -226,50 +226,55 @@ class _Packing:
     speaker_column: str | None
     max_label_length: int
 
-    def check_columns(self, dataset: Any) -> None:
-        check_columns(dataset, self.language, self.audio_column, self.text_column, self.language_column)
+    @property
+    def sampling_rate(self) -> int:
+        return self.processor.feature_extractor.sampling_rate
+
+    def reader(self, dataset: Any) -> RowReader:
+        """The reader of a dataset's rows. Raises a `ValueError` for bad settings and missing columns."""
+        settings = {
+            "tokenizer": self.processor.tokenizer,
+            "language": self.language,
+            "task": self.task,
+            "audio_column": self.audio_column,
+            "text_column": self.text_column,
+            "language_column": self.language_column,
+            "max_label_length": self.max_label_length - 1,  # with timestamps there is one token more
+        }
+        if not hasattr(dataset, "__len__"):
+            return RowReader(**settings, array_type=None, files="")
         if self.speaker_column is not None and self.speaker_column not in dataset.column_names:
             raise ValueError(
                 f"the dataset has no column {self.speaker_column!r}; it has "
                 f"{', '.join(map(repr, dataset.column_names))}: set speaker_column to one of them, or leave it out"
             )
+        return RowReader.of(dataset, **settings)
 
     # ------------------------------------------------------------------ rows
 
-    def usable(self, rows: Iterable[dict[str, Any]], start: int = 0) -> tuple[list[Utterance], dict[str, int]]:
+    def usable(
+        self, rows: Iterable[dict[str, Any]], reader: RowReader, start: int = 0
+    ) -> tuple[list[Utterance], dict[str, int]]:
         """The utterances that can be used, and counts of outcomes. The others are named in warnings."""
         counts = dict.fromkeys(OUTCOMES, 0)
         utterances = []
         for index, row in enumerate(rows, start):
-            outcome, found = self._utterance(row, index)
-            counts[outcome] += 1
-            if isinstance(found, Utterance):
-                utterances.append(found)
-            else:
-                logger.warning("dropped: item %d, %s: %s", index, audio_name(row[self.audio_column]), found)
+            try:
+                utterances.append(self._utterance(row, index, reader))
+                counts[KEPT] += 1
+            except UnusableRow as unusable:
+                counts[unusable.outcome] += 1
+                logger.warning("dropped: %s", unusable)
         return utterances, counts
 
-    def _utterance(self, row: dict[str, Any], index: int) -> tuple[str, Utterance | str]:
-        """The outcome of a row, and its utterance or the problem."""
-        text = (row[self.text_column] or "").strip()
-        if not text:
-            return "no_text", f"no text in column {self.text_column!r}"
-        language = row[self.language_column] if self.language is None else self.language
-        try:
-            labels = encode_labels(self.processor.tokenizer, text, language, self.task)
-        except ValueError as error:
-            return "unknown_language", str(error)
-        if len(labels) + 1 > self.max_label_length:  # with timestamps there is one token more
-            return "labels_too_long", f"labels of {len(labels) + 1} tokens, longer than {self.max_label_length}"
-        seconds = audio_seconds(row[self.audio_column])
-        if seconds is None:
-            return "unreadable", "the audio cannot be read"
-        if seconds == 0:
-            return "empty", "the audio has no samples"
+    def _utterance(self, row: dict[str, Any], index: int, reader: RowReader) -> Utterance:
+        language, labels = reader.labels(row, index)
+        seconds = reader.seconds(row, index)
         if seconds + MIN_GAP > self.max_seconds:
-            return "too_long", f"{seconds:.1f} s of audio, longer than a window of {self.max_seconds:g} s"
+            problem = f"{seconds:.1f} s of audio, longer than a window of {self.max_seconds:g} s"
+            raise UnusableRow("too_long", f"{reader.name(row, index)}: {problem}")
         speaker = None if self.speaker_column is None else row[self.speaker_column]
-        return "kept", Utterance(index, seconds, text, language_code(language), speaker, len(labels) - 4)
+        return Utterance(index, seconds, row[self.text_column].strip(), language, speaker, len(labels) - 4)
 
     # ------------------------------------------------------------------ windows
 
@@ -289,13 +294,13 @@ class _Packing:
         windows: list[Window],
         index: int,
         utterances: Sequence[Utterance],
-        audio: Callable[[int], Any],
+        read: Callable[[int], np.ndarray],
         epoch: int,
     ) -> dict[str, Any]:
         """Features and labels of a window."""
         window = windows[index]
         members = [utterances[member] for member in window.utterances]
-        samples, times = self._join(members, window.gaps, audio)
+        samples, times = self._join(members, window.gaps, read)
         draws = random.Random(f"{self.seed} {epoch} {members[0].row}")
         has_timestamps, has_previous = draws.random() < self.timestamps, draws.random() < self.previous_text
         text = " ".join(member.text for member in members)
@@ -314,14 +319,14 @@ class _Packing:
         return row
 
     def _join(
-        self, members: list[Utterance], gaps: Sequence[float], audio: Callable[[int], Any]
+        self, members: list[Utterance], gaps: Sequence[float], read: Callable[[int], np.ndarray]
     ) -> tuple[np.ndarray, list[tuple[float, float]]]:
         """The samples [samples] of a window, and start and end of each utterance in seconds."""
-        rate = self.processor.feature_extractor.sampling_rate
+        rate = self.sampling_rate
         parts: list[np.ndarray] = []
         times, position = [], 0
         for member, gap in zip(members, gaps, strict=True):
-            samples = read_audio(audio(member.row), rate)
+            samples = read(member.row)
             parts += [np.zeros(round(gap * rate), dtype=np.float32), samples]
             start = position + len(parts[-2])
             position = start + len(samples)

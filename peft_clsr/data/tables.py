@@ -1,14 +1,20 @@
-"""Recordings and transcripts from tables (metadata.csv, Common Voice's tsv), folders of Parquet files, and the Hub."""
+"""Recordings and transcripts from tables, folders and the Hub."""
 
 from __future__ import annotations
 
-import csv
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..languages import language_code
+from .language_rows import dataset_of_language, table_of_language, write_codes
+from .layouts import read_layout
+from .split import PARTS, split_by_text
+from .table_files import FILE_COLUMNS, read_recordings
+from .table_reader import Table, log_once
 
 if TYPE_CHECKING:
     import datasets
@@ -17,22 +23,24 @@ if TYPE_CHECKING:
 CONVERTED_REVISION = "refs/convert/parquet"
 
 
-def read_table(path: str | Path) -> list[tuple[Path, dict[str, str]]]:
+def read_table(path: str | Path, language: str | None = None) -> list[tuple[Path, dict[str, str]]]:
     """
-    Read a table of recordings.
+    Read a table of recordings: csv, tsv or jsonl.
 
     Args:
         path (`str` or `Path`):
-            A `metadata.csv`, whose column `file_name` is relative to its folder, or a tsv of Common Voice, whose
-            column `path` is relative to the folder `clips` beside it.
+            A table whose column `file_name` is relative to its folder, or a tsv of Common Voice, whose column `path`
+            is relative to the folder `clips` beside it.
+        language (`str`, *optional*): Whisper's code of the language of its text, if the file may be not in UTF-8.
 
     Returns:
         `list[tuple[Path, dict[str, str]]]`: for each row, the path of the recording and the cells by column. All cells
-        are text, as a transcript may be "null" or "12".
+        are text, as a transcript may be "null" or "12". The column `language` has Whisper's codes.
 
     Raises:
         ValueError:
-            There is no row, no column of paths, or a row with more cells than columns, or the file is not in UTF-8.
+            There is no row, no column of paths, a row that does not fit, a recording that comes twice, a language that
+            Whisper does not know, or an unknown encoding. The message has the file and the line.
         OSError: the file cannot be opened.
 
     Example:
@@ -42,30 +50,9 @@ def read_table(path: str | Path) -> list[tuple[Path, dict[str, str]]]:
     (PosixPath('recordings/train/0.wav'), {'file_name': '0.wav', 'transcription': 'Bon dia', 'language': 'ca'})
     ```
     """
-    path = Path(path)
-    dialect: dict[str, Any] = {}
-    column, folder = "file_name", path.parent
-    if path.suffix.lower() == ".tsv":
-        column, folder, dialect = "path", path.parent / "clips", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="", **dialect)
-        rows = []
-        try:
-            columns = list(reader.fieldnames or [])
-            for row in reader:
-                if None in row:
-                    raise ValueError(
-                        f"{path}, line {reader.line_num} has more cells than the {len(columns)} columns: quote text "
-                        "that has commas"
-                    )
-                rows.append((folder / row.get(column, ""), row))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read after line {reader.line_num}: {error}") from error
-    if not rows or column not in columns:
-        raise ValueError(
-            f"{path} has {len(rows)} rows of {', '.join(columns)}; expected some, with a column {column!r}"
-        )
-    return rows
+    table = read_recordings(Path(path), language)
+    write_codes(table)
+    return list(zip(table.files, table.rows, strict=True))
 
 
 def load_recordings(
@@ -76,6 +63,8 @@ def load_recordings(
     config: str | None = None,
     revision: str | None = None,
     audio_column: str = "audio",
+    text_column: str = "transcription",
+    file_column: str | None = None,
     limit: int | None = None,
 ) -> datasets.Dataset:
     """
@@ -83,21 +72,29 @@ def load_recordings(
 
     Args:
         dataset (`str` or `Path`):
-            A folder with `train/metadata.csv` and `test/metadata.csv`, or with `train.tsv`, `test.tsv` and `clips/` as
-            in Common Voice's archives, or a folder or Hub id that `datasets.load_dataset` reads. `{language}` in it
-            stands for the language's code.
-        language (`str`): Name or code. A table with a column `language` gives only the rows of this language.
-        split (`str`): "train", "test", or another name of a folder, table or split.
+            A folder with tables (`metadata.csv`, `train/metadata.csv`, `train.csv`, as tsv or jsonl too), a folder of
+            recordings with a text file each, a table, or a folder or Hub id that `datasets.load_dataset` reads.
+            `{language}` in it stands for the language's code. See docs/training.md, "Your own recordings".
+        language (`str`): Name or code. A column `language`, in any source, gives only the rows of this language.
+        split (`str`):
+            "train", "test", or another name of a folder, table or split. If a folder has no splits, "train",
+            "validation" and "test" are split off by text, see [`split_by_text`].
         config (`str`, *optional*): Configuration on the Hub, or a subfolder.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        audio_column (`str`, *optional*, defaults to `"audio"`): Column for the paths of recordings in a table.
+        audio_column (`str`, *optional*, defaults to `"audio"`):
+            Column of the audio. A table gets this column, with the paths of its recordings.
+        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts, in any case.
+        file_column (`str`, *optional*):
+            Column of file names in a table, in any case. By default `file_name`, else `path`, else `audio_column`.
         limit (`int`, *optional*): Load only the first rows.
 
     Returns:
         `datasets.Dataset`: one row a recording, with the columns of the table or dataset.
 
     Raises:
-        ValueError: there is no such dataset or split, or no row of the language.
+        ValueError:
+            There is no such dataset or split, or no row of the language, or a table cannot be read: the message has
+            the file and the line.
 
     Example:
 
@@ -106,65 +103,139 @@ def load_recordings(
     >>> train_set, counts = prepare_dataset(recordings, processor, "ca")
     ```
     """
-    datasets = require("datasets")
     code = language_code(language)
     name = str(dataset).replace("{language}", code)
     folder = Path(name, config or "")
-    tables = {path.parent.name: path for path in folder.glob("*/metadata.csv")}
-    tables |= {path.stem: path for path in folder.glob("*.tsv")}
-    if split in tables:
-        return _table_dataset(tables[split], code, audio_column, limit)
-    if tables:
+    file_columns = (*FILE_COLUMNS, audio_column) if file_column is None else (file_column,)
+    found = None
+    for source in (folder, folder / "data"):
+        found = found or read_layout(source, split, code, text_column, file_columns)
+    if found is None:
+        loaded = _load_dataset(name, folder, config, split, revision)
+        if loaded is None:  # audio files on the Hub
+            from huggingface_hub import snapshot_download
+
+            copy = snapshot_download(name, repo_type="dataset", revision=revision)
+            return load_recordings(
+                copy,
+                code,
+                split,
+                config=config,
+                audio_column=audio_column,
+                text_column=text_column,
+                file_column=file_column,
+                limit=limit,
+            )
+        loaded = dataset_of_language(_without_decoding(loaded), code, f"{folder}, {split}")
+        return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
+    table, is_whole = found
+    table = table_of_language(table, code)
+    has_texts = table.rename(text_column)
+    if is_whole:
+        if not has_texts:
+            raise ValueError(
+                f"{table.path} has no column {text_column!r}, but {', '.join(table.columns)}: set text_column "
+                "(--text_column) to one of them"
+            )
+        table = _split_off(table, code, text_column, split)
+    if has_texts:
+        _report_missing_texts(table, text_column)
+    return _table_dataset(table, audio_column, limit)
+
+
+def _split_off(table: Table, code: str, text_column: str, split: str) -> Table:
+    """One of the parts that a table without splits is split into."""
+    if split not in PARTS:
         raise ValueError(
-            f"{folder} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
-            "the split (--train_split, --eval_split) to one of these"
+            f"{table.path} says no splits, so it is split into {', '.join(PARTS)}: set the split {split!r} "
+            "(--train_split, --eval_split) to one of these"
         )
+    try:
+        parts = split_by_text([row[text_column] for row in table.rows])
+    except ValueError as error:
+        raise ValueError(f"{table.path}, {code}: {error}") from error
+    sizes = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
+    log_once(
+        f"{table.path}, {code}: nothing says which recordings are held out, so they are split by text, each sentence "
+        f"in one part: {sizes} (a column 'split' makes other parts)"
+    )
+    return table.select([row for row, part in enumerate(parts) if part == split])
+
+
+def _report_missing_texts(table: Table, text_column: str) -> None:
+    missing = [row for row, cells in enumerate(table.rows) if not cells[text_column].strip()]
+    if missing:
+        places = ", ".join(table.place(row) for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        log_once(f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are not used: {places}")
+
+
+def _load_dataset(
+    name: str, folder: Path, config: str | None, split: str, revision: str | None
+) -> datasets.Dataset | None:
+    """A split of what `datasets` reads: a folder, or a dataset on the Hub; `None` for audio files on the Hub."""
+    datasets = require("datasets")
     source: dict[str, Any] = {"path": name, "name": config}
     if folder.is_dir():
         source = {"path": str(folder)}
     elif revision == CONVERTED_REVISION:
         source = {"path": name, "data_dir": config}
     try:
-        loaded = datasets.load_dataset(**source, split=split, revision=revision)
-    # A RuntimeError: the dataset is a script, which datasets 4 and later do not run.
-    except (datasets.exceptions.DatasetsError, ConnectionError, FileNotFoundError, RuntimeError, ValueError) as error:
+        return datasets.load_dataset(**source, split=split, revision=revision)
+    # A RuntimeError: the dataset is a script, which datasets 4 and later do not run. An ImportError: torchcodec.
+    except (datasets.exceptions.DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(error) if cause is error else f"{str(error).rstrip('.')}: {cause}"
         hint = ""
         if isinstance(error, RuntimeError):
             hint = f"; if it is a script, try another revision, --dataset_revision {CONVERTED_REVISION}"
+        if "torchcodec" in reason:  # datasets needs it for audio files; our own layouts do not
+            if not folder.is_dir():
+                return None
+            hint = "; these audio files have neither a table that is read here nor a text file each"
+        elif "Unknown split" in reason:
+            hint = "; parts of a split are splits, too: --train_split 'train[:90%]' --eval_split 'train[90%:]'"
         raise ValueError(
-            f"no split {split!r} of dataset {str(folder)!r} ({error}): expected a folder with {split}/metadata.csv, "
-            f"one with {split}.tsv and clips/, or a dataset that datasets.load_dataset reads, here or on the Hub; "
-            "check the names of the dataset, its configuration (--dataset_config) and its splits (--train_split, "
-            f"--eval_split){hint}"
+            f"no split {split!r} of dataset {str(folder)!r} ({reason}): expected a table metadata.csv in the folder, "
+            f"a folder with {split}/metadata.csv, one with {split}.tsv and clips/, recordings with a text file each, "
+            "or a dataset that datasets.load_dataset reads, here or on the Hub; check the names of the dataset, its "
+            f"configuration (--dataset_config) and its splits (--train_split, --eval_split){hint}"
         ) from error
-    return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
 
 
-def _table_dataset(table: Path, code: str, audio_column: str, limit: int | None) -> datasets.Dataset:
-    """The rows of one language in a table, with the paths of their recordings."""
+def _without_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The dataset with audio as files: read_audio decodes them, without torchcodec."""
+    audio = require("datasets").Audio
+    for column, feature in dataset.features.items():
+        if isinstance(feature, audio) and feature.decode:
+            dataset = dataset.cast_column(column, audio(decode=False))
+    return dataset
+
+
+def _table_dataset(table: Table, audio_column: str, limit: int | None) -> datasets.Dataset:
+    """The rows of a table, with the paths of their recordings."""
     datasets = require("datasets")
-    rows = read_table(table)
-    if "language" in rows[0][1]:
-        names = sorted({row["language"] for _, row in rows})
-        try:
-            codes = {name: language_code(name) for name in names}
-        except ValueError as error:
-            raise ValueError(f"{table}, column 'language': {error}") from error
-        rows = [(file, row) for file, row in rows if codes[row["language"]] == code]
-        if not rows:
-            raise ValueError(f"{table} has no row of language {code!r}; it has {names}")
     # datasets caches features until a row changes, so a recording that was replaced must change its row.
     cells = [
-        {**row, audio_column: str(file), "modified": str(file.stat().st_mtime_ns) if file.is_file() else ""}
-        for file, row in rows[:limit]
+        {**row, audio_column: str(file), "modified": _time_of_change(file)}
+        for file, row in zip(table.files[:limit], table.rows[:limit], strict=True)
     ]
     # A generator's rows are on disk, and so are the features made from them. from_list would keep both in memory.
+    # datasets hashes the arguments: a text at once, a list of rows cell by cell, which would take longer than reading.
     return datasets.Dataset.from_generator(
         _each_row,
         features=datasets.Features({name: datasets.Value("string") for name in cells[0]}),
-        gen_kwargs={"rows": cells},
+        gen_kwargs={"rows": json.dumps(cells)},
     )
 
 
-def _each_row(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
-    yield from rows
+def _time_of_change(file: Path) -> str:
+    try:
+        return str(os.stat(file).st_mtime_ns)
+    except (OSError, ValueError):
+        return ""
+
+
+def _each_row(rows: str) -> Iterator[dict[str, str]]:
+    yield from json.loads(rows)

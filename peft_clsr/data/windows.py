@@ -39,7 +39,7 @@ class WindowPlan:
         groups (`Sequence[Hashable]`): Utterances of one group may share a window: those of a language and a speaker.
         max_seconds (`float`): Longest window.
         max_tokens (`int`): Most tokens of a window.
-        single (`float`): Share of utterances that get a window of their own, in [0, 1].
+        single (`float`): Share of windows that hold one utterance, in [0, 1].
         seed (`int`): Seed of all draws.
     """
 
@@ -97,18 +97,18 @@ class WindowPlan:
 
     def _pack(self, group: list[int], generator: random.Random) -> list[list[int]]:
         order = generator.sample(group, len(group))
-        alone = round(self.single * len(order))
-        packed, rest = [[utterance] for utterance in order[:alone]], order[alone:]
-        window: list[int] = []
+        packed, window = [], [order[0]]
         target = self._target(generator)
-        for utterance in rest:
-            if window and not self._fit([*window, utterance], target):
+        for utterance in order[1:]:
+            if not self._fit([*window, utterance], target):
                 packed.append(window)
                 window, target = [], self._target(generator)
             window.append(utterance)
-        return [*packed, window] if window else packed
+        return [*packed, window]
 
     def _target(self, generator: random.Random) -> float:
+        if generator.random() < self.single:
+            return 0.0  # the first utterance is always taken
         if generator.random() < 0.5:
             return self.max_seconds
         return generator.uniform(min(SHORTEST_TARGET, self.max_seconds), self.max_seconds)

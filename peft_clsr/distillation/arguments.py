@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
 
 from .losses import KD_LOSSES
+
+_ERROR_RATE = re.compile(r"(eval_)?(error_rate|[wc]er(_\w+)?)")
 
 
 @dataclass
@@ -30,6 +33,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             every example once. At `inf`, it has as many examples of each language as of the largest.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             As in `TrainingArguments`, where it is `True`. That would remove columns that the collator needs.
+        greater_is_better (`bool`, *optional*):
+            As in `TrainingArguments`, but `False` by default for the rates of [`make_compute_metrics`], such as
+            "error_rate" and "wer_ca".
 
     Raises:
         ValueError: a value outside the range above.
@@ -54,6 +60,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self):
+        # transformers would keep the worst weights.
+        if self.greater_is_better is None and _ERROR_RATE.fullmatch(self.metric_for_best_model or ""):
+            self.greater_is_better = False
         super().__post_init__()
         if self.kd_loss not in KD_LOSSES:
             raise ValueError(f"kd_loss is {self.kd_loss!r}, expected one of {', '.join(KD_LOSSES)}")

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..tuner.progress import set_gate_progress
+
 
 class GateScheduleCallback(TrainerCallback):
     """
@@ -22,13 +24,7 @@ class GateScheduleCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        tuner = getattr(model, "base_model", None)
-        if not hasattr(tuner, "set_gate_progress"):
-            raise TypeError(
-                f"GateScheduleCallback expects a PeftModel with a CLSR adapter, not a {type(model).__name__}: wrap "
-                "the model with get_peft_model(model, CLSRConfig(...))"
-            )
-        tuner.set_gate_progress(min(state.global_step / max(state.max_steps, 1), 1.0))
+        set_gate_progress(model, min(state.global_step / max(state.max_steps, 1), 1.0))
 
 
 class EpochCallback(TrainerCallback):

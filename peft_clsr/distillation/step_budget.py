@@ -42,9 +42,10 @@ class StepBudget:
     def batch_gates(self, adapter_names: list[str]) -> torch.Tensor:
         """The gates of the last forward pass [2, adapters], with their graph; `adapter_names` has one per sample."""
         adapters = list(self.configs)
-        if self.routing.gate_sums is None:
+        of_samples = self.routing.forward_gates
+        if of_samples.sums is None:
             return torch.zeros(2, len(adapters), device=self.accelerator.device)
-        by_sample = torch.stack([self.routing.gate_sums, self.routing.gate_counts])  # [2, batch]
+        by_sample = torch.stack([of_samples.sums, of_samples.counts])  # [2, batch]
         index = torch.tensor([adapters.index(name) for name in adapter_names], device=by_sample.device)
         return by_sample.new_zeros(2, len(adapters)).index_add(1, index, by_sample)
 

@@ -12,19 +12,23 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Seq2SeqTrainer
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from ..languages import adapter_of_language
-from ..tuner.adapter_names import adapter_folder
+from ..inference.label_prompt import prompt_of_labels
+from ..languages import adapter_languages, adapter_of_language
+from ..multilingual import check_model_languages
+from ..tuner.adapter_names import adapter_folder, short_repr
 from ..tuner.layer import CLSRLayer
+from ..tuner.quantized import dequantized_weight
+from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
 from .batches import batch_sampler, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
+from .finite import FiniteChecks, finite_examples, finite_states, finite_targets
 from .logged_sums import LoggedSums
 from .losses import TeacherTargets, chunked_losses
 from .output_layer import output_layer, replaced_output_layer
@@ -52,7 +56,9 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     only the adapter of that language. Adapters are found by name or by the `language` of their config.
 
     Args:
-        model ([`~peft.PeftModel`]): The student: a Whisper with CLSR adapters.
+        model ([`~peft.PeftModel`] or [`~transformers.PreTrainedModel`]):
+            The student: a Whisper with CLSR adapters. One whose adapters were added by transformers' own `add_adapter`
+            is wrapped in a `PeftModel`, which shares their weights and saves in PEFT's folders.
         args ([`DistillationTrainingArguments`]): Arguments.
         teacher_model ([`~transformers.PreTrainedModel`] or [`TeacherStates`], *optional*):
             One of: another Whisper, also inside a `PeftModel`; `model` itself, so that its shared FFNs teach without a
@@ -71,7 +77,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         ValueError:
             the model has no CLSR adapter; a `compute_loss_func` is given; the teacher does not fit; the training
             dataset is empty, lacks the language column, or has a language without an adapter; several GPUs without
-            `accelerate launch`.
+            `accelerate launch`. In `train`: a batch, the teacher, the student or a gradient is NaN or infinite; the
+            step is not made, so the weights are the last good ones.
 
     Example:
 
@@ -95,11 +102,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         teacher_processor: Any | None = None,
         **kwargs: Any,
     ) -> None:
-        if not hasattr(getattr(model, "base_model", None), "budget_loss"):
-            raise ValueError(
-                f"the model is a {type(model).__name__} without a CLSR adapter: wrap it with "
-                "get_peft_model(model, CLSRConfig(...)) first"
-            )
+        model = as_peft_model(model)
         if not isinstance(args, DistillationTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}, expected DistillationTrainingArguments")
         if kwargs.get("compute_loss_func") is not None:
@@ -116,6 +119,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         self._trained_adapters = trained_adapters(model, kwargs.get("train_dataset"), args.language_column)
         self._set_trainable(model)
         super().__init__(model=model, args=args, **kwargs)
+        if args.predict_with_generate and getattr(model.generation_config, "is_multilingual", True):
+            check_model_languages(model)  # before the training, not at the first evaluation
         # Trainer then counts the label tokens of a step and passes their number to compute_loss.
         self.model_accepts_loss_kwargs = True
         if not any(isinstance(callback, GateScheduleCallback) for callback in self.callback_handler.callbacks):
@@ -128,6 +133,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         self._training_sums, self._evaluation_sums = LoggedSums(), LoggedSums()
         self._batches_to_count: list[dict[str, Any]] = []  # of an accumulated step, until its gates are counted
         self._adapters_of_step: set[str] = set()
+        self._finite = FiniteChecks(self.accelerator)
 
     # ------------------------------------------------------------------ languages
 
@@ -208,7 +214,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         Raises:
             ValueError: `inputs` have no labels.
         """
-        _check_labels(inputs)
+        self._check_labels(inputs)
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         adapter_names = self._adapter_names(inputs, labels)
@@ -221,13 +227,21 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
                 processes = self.accelerator.num_processes // self.get_tp_size()
         num_labels = num_labels.clamp(min=1)
 
+        flags = self._finite.flags = {}
+        for name in ("input_features", "teacher_input_features"):
+            if inputs.get(name) is not None:
+                flags[name.replace("teacher_", "teacher's ").replace("_", " ")] = finite_examples(inputs[name])
         targets = self._teacher_targets(inputs, labels, model.training)
+        if targets is not None:
+            flags["teacher's decoder states"] = finite_targets(targets, labels != -100)
         outputs, losses = self._student_losses(model, inputs, labels, adapter_names, targets, return_outputs)
         weighted_sum, ce_sum, kd_sum = losses
         gates = self._budget.batch_gates(adapter_names)
         budget_losses = self._budget.losses(gates, is_whole_step)
         budget_loss = self._budget.weighted_sum(budget_losses).to(weighted_sum.device)
         loss = processes * (weighted_sum / num_labels + budget_loss)
+        for name, value in (("cross-entropy", ce_sum), ("distillation loss", kd_sum), ("budget loss", budget_loss)):
+            flags[name] = value.detach().isfinite()
 
         if model.training:
             ce_loss, kd_loss = processes * ce_sum / num_labels, processes * kd_sum / num_labels
@@ -236,6 +250,24 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             sums = {"ce_sum": ce_sum, "kd_sum": kd_sum, "labels": num_labels, "gates": gates.detach()}
             self._evaluation_sums.add(**sums, labels_with_targets=num_labels * (targets is not None))
         return (loss, outputs) if return_outputs else loss
+
+    def _check_labels(self, inputs: dict[str, Any]) -> None:
+        """Raise a `ValueError` for a batch without labels, or with more of them than the student's decoder takes."""
+        labels = inputs.get("labels")
+        if labels is None:
+            raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")
+        limit = getattr(self._tuner.model.config, "max_target_positions", labels.shape[1])
+        if labels.shape[1] > limit:
+            lengths = (labels != -100).sum(dim=1)
+            example = int(lengths.argmax())
+            tokens = labels[example][labels[example] != -100].tolist()
+            decode = getattr(self.processing_class, "decode", None)
+            what = f"the tokens {tokens[:8]}..." if decode is None else repr(decode(tokens, skip_special_tokens=True))
+            raise ValueError(
+                f"example {example} of the batch has {len(tokens)} label tokens in {labels.shape[1]} positions "
+                f"({what}), but the student's decoder takes {limit} (max_target_positions): drop such examples, with "
+                f"prepare_dataset(..., max_label_length={limit}), or split their audio and text"
+            )
 
     def _teacher_targets(
         self, inputs: dict[str, Any], labels: torch.Tensor, is_training: bool
@@ -306,10 +338,11 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`chunked_losses` of decoder states [batch, tokens, hidden]."""
         layer = output_layer(self.model)
-        weight, bias = dequantize_module_weight(layer), layer.bias
+        weight, bias = dequantized_weight(layer), layer.bias
         if targets is not None and targets.output_layer is None:  # the student is its own teacher
             targets = replace(targets, output_layer=partial(F.linear, weight=weight, bias=bias))
         is_label = labels != -100
+        self._finite.flags["student's decoder states"] = finite_states(hidden_states.detach(), is_label)
         return chunked_losses(
             hidden_states[is_label],
             weight,
@@ -335,7 +368,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor | Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        _check_labels(inputs)
+        self._check_labels(inputs)
         if self._batches_to_count:
             model.train()
             with self.compute_loss_context_manager():
@@ -345,13 +378,29 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         # Around the backward pass too: gradient checkpointing runs the forward again there.
         with self._tuner.route_samples(adapter_names):
             loss = super().training_step(model, inputs, *args, **kwargs)
+        self._finite.end_batch(inputs["labels"])
         if self.accelerator.sync_gradients:
+            self._finite.end_step(self.state.global_step, self._describe_example)
             self._budget.end_step()
             self._drop_gradients_of_absent_adapters()
         return loss
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # Trainer calls it before each step
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._finite.check_gradients(grad_norm, self.state.global_step)
+        return grad_norm
+
+    def _describe_example(self, labels: torch.Tensor) -> str:
+        """The text of an example, or its labels [tokens] if there is no tokenizer, for an error message."""
+        tokens = labels[labels != -100].tolist()
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        if hasattr(tokenizer, "decode"):
+            return f"its text is {short_repr(tokenizer.decode(tokens, skip_special_tokens=True))}"
+        return f"its labels are {short_repr(tokens)}"
+
     def _run_for_gates(self, model: nn.Module, batch: dict[str, Any]) -> list[str]:
         """Run the student on a batch for its gates alone; returns the adapter of each example."""
+        self._check_labels(batch)
         inputs = dict(self._prepare_inputs(batch))
         labels = inputs.pop("labels")
         adapter_names = self._adapter_names(inputs, labels)
@@ -392,6 +441,7 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._training_sums.clear()
+        self._finite = FiniteChecks(self.accelerator)
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -419,14 +469,31 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             loss = self.compute_loss(model, inputs).detach()
         if prediction_loss_only:
             return loss, None, None
+        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
         names = ("input_features", "attention_mask", "language")
         generation_inputs = {name: inputs[name] for name in names if name in inputs}
-        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
+        given = gen_kwargs or getattr(self, "_gen_kwargs", {})
+        prompt = self._generation_prompt(inputs["labels"], adapter_names) | generation_inputs
+        generation_inputs = {name: value for name, value in prompt.items() if name not in given}
         with self._tuner.route_samples(adapter_names):
             _, tokens, _ = super().prediction_step(
                 model, generation_inputs, False, ignore_keys=ignore_keys, **gen_kwargs
             )
         return loss, tokens, inputs["labels"]
+
+    def _generation_prompt(self, labels: torch.Tensor, adapter_names: list[str]) -> dict[str, Any]:
+        """The language and task of a batch for `generate`: those of the labels, else the language of the adapter."""
+        config = self.model.generation_config
+        lang_to_id = getattr(config, "lang_to_id", None)
+        if not lang_to_id:  # the model knows English only
+            return {}
+        languages, task = prompt_of_labels(labels, lang_to_id, getattr(config, "task_to_id", None) or {})
+        if languages is None and getattr(config, "language", None) is None:
+            known = adapter_languages(self._tuner.peft_config)
+            languages = [known[name] for name in adapter_names]
+        if languages is None or None in languages:
+            return {}
+        return {"language": languages} | ({} if task is None or getattr(config, "task", None) else {"task": task})
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._evaluation_sums.clear()
@@ -459,8 +526,3 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         for name, folder in folders.items():
             self.model.load_adapter(str(folder), name, is_trainable=True)
         self._set_trainable(self.model)
-
-
-def _check_labels(inputs: dict[str, Any]) -> None:
-    if inputs.get("labels") is None:
-        raise ValueError(f"the batch has no 'labels', only {', '.join(inputs)}: check the collator")

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 
 from ..extras import require
 from ..whisper import module_side
+
+logger = logging.getLogger(__name__)
+
+
+def try_plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, title: str | None = None) -> bool:
+    """Plot as [`plot_gate_means`] does. A failure is a warning, as results are worth more than their plot."""
+    try:
+        plot_gate_means(gate_means, path, title)
+    except Exception as error:
+        logger.warning(
+            f"there is no plot of the gate means at {path}, the rest goes on ({type(error).__name__}: {error}). "
+            "To make it later: peft_clsr.plot_gate_means(gate_means, path)"
+        )
+        return False
+    return True
 
 
 def plot_gate_means(gate_means: Mapping[str, float], path: str | os.PathLike, title: str | None = None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,19 +13,23 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..multilingual import check_model_languages
 from .mode import evaluation_mode
 
 
 @contextmanager
 def _without_generation_warnings() -> Iterator[None]:
     """Hide transformers' warnings at each batch about arguments that Whisper's `generate` passes to itself."""
-    logger = logging.getLogger("transformers.generation.utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger, thread = logging.getLogger("transformers.generation.utils"), threading.get_ident()
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
+    logger.addFilter(is_shown)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_shown)
 
 
 def transcribe(
@@ -58,7 +63,12 @@ def transcribe(
 
     Returns:
         `list[str]`: one transcript an example, in order, without surrounding spaces.
+
+    Raises:
+        ValueError: the dataset is not prepared, or the model cannot be told a language.
     """
+    check_model_languages(model)
+    _check_prepared(dataset)
     if max_new_tokens is None:
         max_new_tokens = model.config.max_target_positions - 4
 
@@ -84,3 +94,21 @@ def transcribe(
             transcripts += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
             progress.update(len(input_features))
     return transcripts
+
+
+def _check_prepared(dataset: Any) -> None:
+    """Raise a `ValueError` for a dataset that [`prepare_dataset`] has not made."""
+    columns = getattr(dataset, "column_names", None)
+    splits = dataset if isinstance(dataset, Mapping) else columns
+    if isinstance(splits, Mapping):
+        raise ValueError(
+            f"the dataset is a dict of the splits {', '.join(splits)}: give one, dataset[{[*splits][-1]!r}]"
+        )
+    if columns is None and len(dataset):
+        columns = list(dataset[0]) if isinstance(dataset[0], Mapping) else []
+    if columns is not None and "input_features" not in columns:
+        found = f"it has {', '.join(columns)}" if columns else f"its items are of type {type(dataset[0]).__name__}"
+        raise ValueError(
+            f"the dataset has no 'input_features', {found}: prepare it first, "
+            "dataset, _ = prepare_dataset(dataset, processor, language)"
+        )

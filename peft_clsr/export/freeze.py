@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from ..evaluation.error_rates import error_rates
+from ..evaluation.error_rates import check_scorable, error_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.transcripts import transcribe
 from ..extras import require
@@ -48,8 +48,8 @@ class FrozenRouting:
     shares: dict[str, float]
     padding_shares: dict[str, float]
     decisions: dict[str, Decision]
-    before: dict[str, float | int]
-    after: dict[str, float | int]
+    before: dict[str, Any]
+    after: dict[str, Any]
 
 
 def freeze_routing(
@@ -98,14 +98,15 @@ def freeze_routing(
         TypeError: `model` is no `PeftModel` around a Whisper, or `dataset` no `datasets.Dataset`.
         ValueError:
             `threshold` is outside (0.5, 1], or `undecided` is unknown; the language has no adapter; the adapter is not
-            CLSR; the dataset is empty, lacks columns, or has another language or context; FFNs are quantized or not in
-            memory.
+            CLSR; the dataset is empty, lacks columns, has no transcript that can be scored, or has another language or
+            context; FFNs are quantized or not in memory.
 
     Example:
 
     ```py
     >>> frozen = freeze_routing(model, "ca", dataset=dataset, processor=processor, undecided="loss")
-    >>> print(f"WER {frozen.before['wer']:.1%} routed, {frozen.after['wer']:.1%} frozen")
+    >>> rate = frozen.before["rate"]  # "wer", or "cer" for languages without spaces between words
+    >>> print(f"{rate}: {frozen.before[rate]:.1%} routed, {frozen.after[rate]:.1%} frozen")
     >>> frozen.model.save_pretrained("whisper-ca")
     >>> processor.save_pretrained("whisper-ca")
     ```
@@ -128,7 +129,7 @@ def freeze_routing(
         model.delete_adapter(other)
     model.eval()
 
-    def measure_errors(model: nn.Module, desc: str) -> dict[str, float | int]:
+    def measure_errors(model: nn.Module, desc: str) -> dict[str, Any]:
         transcripts = transcribe(
             model,
             processor,
@@ -269,6 +270,7 @@ def _check_dataset(dataset: Any, code: str, max_source_positions: int) -> None:
                 f"the dataset has utterances of the languages {others} beside or instead of {code!r}: keep those of "
                 f"{code!r} alone"
             )
+    check_scorable(dataset["text"], code)
     frames, context = len(dataset[0]["input_features"][0]), FRAMES_PER_POSITION * max_source_positions
     if frames != context:
         raise ValueError(

@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..checkpoints.base_model import is_hub_id
 from ..files import write_text
-from .base_model import is_hub_id
 from .record import PLOT_NAME, HubLanguage, read_languages
 
 README = "README.md"
@@ -134,7 +134,7 @@ def _eval_results(language: HubLanguage) -> list[EvalResult]:
             metric_value=round(100 * rates[metric], 2),
         )
         for test_set, rates in language.results.items()
-        for metric in ("wer", "cer")
+        for metric in (("cer", "wer") if language.rate == "cer" else ("wer", "cer"))
         if metric in rates
     ]
 
@@ -152,14 +152,18 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
     for language in languages:
         expert = "full" if language.rank is None else f"rank {language.rank}"
         size = "" if language.size is None else f"{language.size / 1e6:.1f} MB"
-        base = language.base_model if is_hub_id(language.base_model) else ""  # no local paths
+        base = language.base_model if is_hub_id(language.base_model) else "not on the Hub"  # no local paths
         row = [f"{language.name} ({language.code})", language.subfolder, base, expert, size]
         for test_set, rates in language.results.items() or [("", {})]:
             details = [str(rates[key]) for key in ("config", "split") if key in rates]
             details += [f"{rates['utterances']} utterances"] if "utterances" in rates else []
             name = f"{test_set} ({', '.join(details)})" if details else test_set
-            errors = [_percent(rates, metric) for metric in ("wer", "cer")]
+            wer, cer = (_percent(rates, metric) for metric in ("wer", "cer"))
+            errors = [wer, f"**{cer}**" if cer and language.rate == "cer" else cer]
             lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors]) + " |")
+    by_characters = [f"{language.name} ({language.code})" for language in languages if language.rate == "cer"]
+    if by_characters:
+        lines += ["", f"No spaces between words, so read CER, in bold: {', '.join(dict.fromkeys(by_characters))}."]
     lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
     trained = [language for language in languages if language.training]
     if trained:

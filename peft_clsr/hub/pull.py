@@ -12,13 +12,15 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
+from ..checkpoints.base_model import check_base_model
 from ..checkpoints.checks import check_adapter_folder
 from ..checkpoints.configs import is_clsr, read_config
+from ..checkpoints.guards import already_checked
 from ..checkpoints.weights import weights_path
+from ..files import sha256_of
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
-from .base_model import check_base_model
-from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_languages, read_record, sha256_of
+from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_languages, read_record
 
 
 def list_languages(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubLanguage]:
@@ -31,7 +33,7 @@ def list_languages(repo_id: str, *, revision: str | None = None, token: str | bo
         token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
-        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `wer` and the other results. Folders
+        `list[HubLanguage]`: code, name, folder, base model, rank, size in bytes, `error_rate` and all results. Folders
         that cannot be read are left out, with a warning. Offline, the languages in the cache.
 
     Raises:
@@ -41,7 +43,7 @@ def list_languages(repo_id: str, *, revision: str | None = None, token: str | bo
 
     ```py
     >>> for language in list_languages("me/whisper-small-experts"):
-    ...     print(language.code, language.name, language.base_model, language.rank, language.size, language.wer)
+    ...     print(language.code, language.name, language.base_model, language.rank, language.size, language.error_rate)
     ```
     """
     api = HfApi(token=token)
@@ -130,10 +132,11 @@ def load_language(
     was_wrapped = isinstance(model, PeftModel)
     try:
         for name, folder in folders.items():
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), name, is_trainable=is_trainable)
-            else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
+            with already_checked():
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(folder), name, is_trainable=is_trainable)
+                else:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
     except ValueError:  # each fits alone, but not together, such as with different max_audio_seconds
         if was_wrapped:
             for name in folders.keys() & model.peft_config.keys():

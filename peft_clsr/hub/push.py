@@ -21,12 +21,12 @@ from transformers import TrainingArguments
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
+from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
-from ..evaluation.plots import plot_gate_means
-from ..files import MAX_JSON_BYTES, write_text
+from ..evaluation.plots import try_plot_gate_means
+from ..files import MAX_JSON_BYTES, to_json, write_text
 from ..languages import adapter_of_language, language_code
 from ..tuner.adapter_names import adapter_folder
-from .base_model import ffn_identity
 from .card import README, language_card, read_card, write_folder_card
 from .record import (
     LANGUAGE_FILES,
@@ -79,7 +79,7 @@ def push_language(
         training_args (`TrainingArguments`, *optional*):
             The training arguments. The card shows those that affect the result, and no path, name or token.
         gate_means (`Mapping[str, float]`, *optional*):
-            The result of `gate_means`, for the plot on the card. Needs matplotlib.
+            The result of `gate_means`, for the plot on the card. Without matplotlib there is a warning and no plot.
         private (`bool`, *optional*): Make a repository that is created private.
         revision (`str`, *optional*): The branch to push to, created if there is none. "main" by default.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request, which needs no write access.
@@ -138,9 +138,22 @@ def save_language(
     Returns:
         `Path`: the folder of the language.
     """
+    results = check_results(metrics or {})
+    adapter_name, folder = save_weights(model, directory, language)
+    describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
+    write_folder_card(folder)
+    return folder
+
+
+def save_weights(model: PeftModel, directory: str | Path, language: str) -> tuple[str, Path]:
+    """
+    Save weights and config of the adapter of a language to `directory/<code>`, and nothing else.
+
+    Returns:
+        `tuple[str, Path]`: the adapter's name, and the folder.
+    """
     adapter_name = adapter_of_language(model.peft_config, language)
     code = language_code(model.peft_config[adapter_name].language or language)
-    results = check_results(metrics or {})
     folder = Path(directory) / code
     with tempfile.TemporaryDirectory() as temporary:
         # PEFT names the folder by the adapter, not by the language code.
@@ -150,10 +163,9 @@ def save_language(
         for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
             shutil.copyfile(saved / name, folder / name)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    write_text(folder / CONFIG_NAME, json.dumps({**config, "language": code}, indent=2, sort_keys=True))
-    describe_adapter(model, adapter_name, folder, results=results, training_args=training_args, gate_means=gate_means)
-    write_folder_card(folder)
-    return folder
+    # In ASCII, as PEFT reads it in the system's encoding.
+    write_text(folder / CONFIG_NAME, to_json({**config, "language": code}, sort_keys=True, ensure_ascii=True))
+    return adapter_name, folder
 
 
 def describe_adapter(
@@ -167,14 +179,14 @@ def describe_adapter(
 ) -> None:
     """Check the folder of a saved adapter, and write its record and its plot of gate means."""
     check_adapter_folder(folder)
-    if gate_means:
-        plot_gate_means(gate_means, folder / PLOT_NAME, title=f"{adapter_name}: mean gate by layer")
+    title = f"{adapter_name}: mean gate by layer"
+    has_plot = bool(gate_means) and try_plot_gate_means(gate_means, folder / PLOT_NAME, title)
     write_record(
         folder,
         ffn_identity(model, adapter_name),
         results=check_results(results),
         training={} if training_args is None else training_summary(training_args),
-        has_plot=bool(gate_means),
+        has_plot=has_plot,
     )
 
 
@@ -197,6 +209,7 @@ def push_folder(
     pushed = read_languages(directory)
     if not pushed:
         raise ValueError(f"{directory} holds no adapter of a language: save one there with save_language()")
+    _warn_of_local_bases(pushed)
     # PEFT saves the adapter "default" in the folder itself. On the Hub, every language has its own folder.
     files = {
         f"{language.subfolder or language.code}/{name}": directory / language.subfolder / name
@@ -204,7 +217,14 @@ def push_folder(
         for name in LANGUAGE_FILES
         if (directory / language.subfolder / name).is_file()
     }
-    pushed = [replace(language, subfolder=language.subfolder or language.code) for language in pushed]
+    pushed = [
+        replace(
+            language,
+            subfolder=language.subfolder or language.code,
+            base_model=language.base_model if is_hub_id(language.base_model) else None,
+        )
+        for language in pushed
+    ]
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the user's name in it
     if revision is not None and not revision.startswith("refs/"):
@@ -245,7 +265,7 @@ def _commit(
             by_folder = {language.subfolder: language for language in (*languages, *pushed)}
             languages = sorted(by_folder.values(), key=lambda language: (language.code, language.subfolder))
             text = language_card(languages, repo_id, card)
-            operations = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
+            operations = [CommitOperationAdd(path, _published(file)) for path, file in files.items()]
             operations.append(CommitOperationAdd(README, text.encode("utf-8")))
             return api.create_commit(
                 repo_id,
@@ -263,6 +283,28 @@ def _commit(
             logger.warning(f"{repo_id}: {reason}, trying again ({attempt} of {_ATTEMPTS - 1})")
             time.sleep(random.uniform(0.5, 1) * min(2.0**attempt, 16) / 2)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _warn_of_local_bases(languages: Sequence[HubLanguage]) -> None:
+    """Warn once of adapters whose base model is a folder of this machine."""
+    bases = {language.base_model for language in languages if language.base_model}
+    for base in sorted(name for name in bases if not is_hub_id(name)):
+        logger.warning_once(
+            f"the base model {base!r} is a folder of this machine. Its path is not published, as others lack it. "
+            "If the model is on the Hub, write its id as base_model_name_or_path into adapter_config.json, or set "
+            "model.peft_config[...].base_model_name_or_path, and push again"
+        )
+
+
+def _published(file: Path) -> str | bytes:
+    """The file to upload, or its content without a path of this machine."""
+    if file.name != CONFIG_NAME:
+        return str(file)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base or is_hub_id(base):
+        return str(file)
+    return json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True).encode("utf-8")
 
 
 def _read_repository(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:

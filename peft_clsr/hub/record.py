@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
+from ..checkpoints.base_model import RECORD_NAME as RECORD_NAME
 from ..checkpoints.configs import is_clsr, read_config
-from ..files import read_json, write_text
+from ..evaluation.normalization import leading_rate
+from ..files import read_json, sha256_of, to_json, write_text
 from ..languages import language_code
 from ..tuner.adapter_names import check_adapter_name
 
-RECORD_NAME = "language.json"
 PLOT_NAME = "gate_means.png"
 # No other file of a language's folder is pushed.
 LANGUAGE_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME, PLOT_NAME)
@@ -73,7 +72,8 @@ class HubLanguage:
         rank (`int`, *optional*): `expert_rank`; `None` for a full expert.
         size (`int`, *optional*): Size of the weights in bytes.
         max_audio_seconds (`float`, *optional*): The audio context of its training, in seconds.
-        results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions.
+        results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions. Which of them
+            to read says `rate`.
         training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
     """
@@ -88,6 +88,16 @@ class HubLanguage:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     has_plot: bool = False
+
+    @property
+    def rate(self) -> Literal["wer", "cer"]:
+        """The error rate to read: "cer" if the language puts no spaces between words, else "wer"."""
+        return leading_rate(self.code)
+
+    @property
+    def error_rate(self) -> float | None:
+        """The rate to read, as a fraction, on the first test set that has it."""
+        return next((rates[self.rate] for rates in self.results.values() if self.rate in rates), None)
 
     @property
     def wer(self) -> float | None:
@@ -112,7 +122,8 @@ def check_results(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
                 f"metrics has {test_set!r}: {rates!r}, expected the name of a test set and its rates, such as "
                 "{'google/fleurs': {'wer': 0.12, 'base_wer': 0.31}}"
             )
-        unknown = sorted(set(rates) - set(_RESULT_KEYS))
+        # A row of error_rates() has "rate", too, which follows from the language.
+        unknown = sorted(set(rates) - {*_RESULT_KEYS, "rate"})
         if unknown:
             raise ValueError(f"the results on {test_set!r} have {unknown}, expected some of {', '.join(_RESULT_KEYS)}")
         for name in RATES:
@@ -136,8 +147,7 @@ def training_summary(args: TrainingArguments) -> dict[str, Any]:
 def write_record(folder: Path, base_ffn: Mapping[str, Any], **known: Any) -> None:
     """Write `language.json` into the folder of a saved adapter. The weights' hash in it ties it to these weights."""
     record = {"weights_sha256": sha256_of(folder / SAFETENSORS_WEIGHTS_NAME), "base_ffn": dict(base_ffn), **known}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_text(folder / RECORD_NAME, text)
+    write_text(folder / RECORD_NAME, to_json(record))
 
 
 def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
@@ -250,12 +260,3 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         training=record.get("training", {}),
         has_plot=record.get("has_plot") is True,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
+from peft.utils import CONFIG_NAME
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from ..checkpoints.configs import is_clsr, read_config
 from ..hub.pull import list_languages, load_language
 from ..hub.record import HubLanguage, read_languages
+from ..sources import check_source, check_whisper
 
 
 def load_with_experts(
@@ -28,24 +31,15 @@ def load_with_experts(
     Raises:
         ValueError: model or experts cannot be loaded or do not fit, or the model does not know a language.
     """
+    codes = {language for language in languages if language is not None}
+    check_whisper(model_name, "--model", codes)
     try:
-        model_type = AutoConfig.from_pretrained(model_name).model_type
-        if model_type != "whisper":
-            raise ValueError(f"it is a {model_type}, expected a Whisper")
         model: WhisperForConditionalGeneration | PeftModel = WhisperForConditionalGeneration.from_pretrained(
             model_name, dtype=dtype
         )
         processor = WhisperProcessor.from_pretrained(model_name)
     except (ValueError, OSError) as error:
         raise ValueError(f"--model {model_name} cannot be used: {error}") from error
-    known = getattr(model.generation_config, "lang_to_id", None)
-    if not known:
-        raise ValueError(f"--model {model_name} knows no languages, expected a multilingual Whisper")
-    codes = {language for language in languages if language is not None}
-    unknown = sorted(code for code in codes if f"<|{code}|>" not in known)
-    if unknown:
-        raise ValueError(f"the model {model_name} has no token for the language {', '.join(unknown)}")
-
     for source, language in choose_experts(sources, set() if None in languages else codes):
         name = language.subfolder or language.code
         if not Path(source).is_dir():
@@ -75,6 +69,7 @@ def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[t
     """
     by_language: dict[str, list[tuple[str, HubLanguage]]] = {}
     for source in sources:
+        check_source(source, "--adapters", "adapters")
         try:
             found = read_languages(Path(source)) if Path(source).is_dir() else list_languages(source)
         except (ValueError, OSError) as error:
@@ -82,10 +77,7 @@ def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[t
                 f"--adapters {source} is neither a folder here nor a repository that can be read on the Hub: {error}"
             ) from error
         if not found:
-            raise ValueError(
-                f"--adapters {source} holds no adapter of a language: expected an adapter_config.json with a "
-                "language, in it or in a folder a language"
-            )
+            raise ValueError(f"--adapters {source} holds no adapter of a language: {_what_it_is(Path(source))}")
         for language in found:
             by_language.setdefault(language.code, []).append((source, language))
     chosen = {code: entries for code, entries in by_language.items() if not languages or code in languages}
@@ -101,6 +93,23 @@ def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[t
     experts = [entries[0] for entries in chosen.values()]
     _check_contexts(experts, languages)
     return experts
+
+
+def _what_it_is(folder: Path) -> str:
+    """What a folder without adapters of languages is instead, and where to give it."""
+    for path in sorted([*folder.glob(CONFIG_NAME), *folder.glob(f"*/{CONFIG_NAME}")]):
+        config = read_config(path)
+        if not is_clsr(config):
+            kind = config.get("peft_type") if isinstance(config, dict) else None
+            return (
+                f"{path.parent} is an adapter of the method {kind}. Merge it into its base model, "
+                f"peft.PeftModel.from_pretrained(whisper, {str(path.parent)!r}).merge_and_unload(), save that with "
+                "save_pretrained, and give its folder as --model"
+            )
+        return f'{path} names no language, and {path.parent.name!r} is none: write \'"language": "ca"\' into it'
+    if (folder / "config.json").is_file():
+        return "it is a whole model: give it as --model"
+    return "expected an adapter_config.json with a language, in it or in a folder a language"
 
 
 def _check_contexts(experts: Sequence[tuple[str, HubLanguage]], languages: Collection[str]) -> None:

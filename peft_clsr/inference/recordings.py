@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.audio import audio_seconds
+from ..data.table_reader import TABLE_SUFFIXES
 from ..data.tables import read_table
-from ..languages import language_code
+from ..files import existing_path
 from .subtitles import SUFFIXES
 
-# Endings of recordings in folders. libsndfile does not read those of the second line; they are then named as
-# unreadable.
+# Endings of recordings in folders. PyAV reads those of the second line.
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
 AUDIO_SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov"}
 
@@ -40,7 +41,7 @@ def find_recordings(
     Find recordings, and the file for each transcript.
 
     Args:
-        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables `metadata.csv`.
+        inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables.
         output_dir (`Path`, *optional*): The folder for transcripts. A recording keeps its relative path there.
         output_format (`str`): "text", "srt", "vtt" or "json".
         language (`str`, *optional*): For recordings whose table gives none.
@@ -50,17 +51,17 @@ def find_recordings(
         OSError: a folder or table cannot be read.
     """
     found: dict[Path, tuple[Path, str | None]] = {}  # its relative path in the output, and its language
-    for given in inputs:
+    for given in map(existing_path, inputs):
         if not given.exists():
             raise ValueError(f"{given} does not exist: give audio files, folders of them, or tables of them")
         if given.is_dir():
             for path in _audio_files(given):
                 found.setdefault(path, (path.relative_to(given), language))
-        elif given.suffix.lower() == ".csv":
-            for name, table_language in _read_languages(given):
-                is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-                relative = Path(name if is_inside else Path(name).name)
-                found.setdefault(given.parent / name, (relative, table_language or language))
+        elif given.suffix.lower() in TABLE_SUFFIXES:
+            for path, row in read_table(given, language):
+                is_inside = path.is_relative_to(given.parent) and ".." not in path.relative_to(given.parent).parts
+                relative = path.relative_to(given.parent) if is_inside else Path(path.name)
+                found.setdefault(path, (relative, row.get("language") or language))
         else:
             found.setdefault(given, (Path(given.name), language))
     if not found:
@@ -88,15 +89,22 @@ def find_recordings(
     return recordings
 
 
-def _read_languages(table: Path) -> Iterator[tuple[str, str | None]]:
-    """File names, and language codes if the table has them."""
-    for _, row in read_table(table):
-        if not row["file_name"]:
-            raise ValueError(f"{table} has a row without file_name: expected that column, and language if known")
+def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
+    """
+    Read the header of each recording.
+
+    Returns:
+        `tuple`: the recordings that can be read, and for each of the others a message that names it.
+    """
+    readable, problems = [], []
+    for recording in recordings:
         try:
-            yield row["file_name"], language_code(row["language"]) if row.get("language") else None
+            audio_seconds(recording.path)
         except ValueError as error:
-            raise ValueError(f"{table}, column 'language': {error}") from error
+            problems.append(str(error))
+        else:
+            readable.append(recording)
+    return readable, problems
 
 
 def _audio_files(folder: Path) -> Iterator[Path]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..extras import require
+from ..files import to_json
 
 # Endings of the files, by format.
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
@@ -61,13 +61,28 @@ def format_transcript(transcript: Transcript, output_format: str, path: Path, ta
                 for segment in segments
             ],
         }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return to_json(content)
     if output_format == "text":
         return "\n".join(segment["text"] for segment in segments) + "\n"
-    pysubs2 = require("pysubs2")
-    subtitles = pysubs2.SSAFile()
-    for segment in segments:
-        text = html.escape(segment["text"], quote=False) if output_format == "vtt" else segment["text"]
-        start, end = (round(1000 * segment[name]) for name in ("start", "end"))
-        subtitles.append(pysubs2.SSAEvent(start=start, end=end, text=text))
-    return subtitles.to_string(output_format, keep_ssa_tags=True)  # otherwise "{...}" in the text is lost
+    cues = [_cue(number, segment, output_format) for number, segment in enumerate(segments, 1)]
+    return "".join((["WEBVTT\n\n"] if output_format == "vtt" else []) + cues)
+
+
+def _cue(number: int, segment: dict[str, Any], output_format: str) -> str:
+    """
+    One subtitle of SRT or WebVTT.
+
+    It is written here, as pysubs2 turns a heard "\\N" into a new line. SRT knows no escapes: its text is as it was
+    heard. A player of WebVTT shows `&lt;` as "<".
+    """
+    text = re.sub(r"\s*[\r\n]\s*", "\n", segment["text"])  # an empty line would end the subtitle
+    if output_format == "vtt":
+        text = html.escape(text, quote=False)
+    times = " --> ".join(_time(segment[name], "." if output_format == "vtt" else ",") for name in ("start", "end"))
+    return f"{number}\n{times}\n{text}\n\n"
+
+
+def _time(seconds: float, separator: str) -> str:
+    """Hours, minutes, seconds and milliseconds."""
+    whole, milliseconds = divmod(round(1000 * seconds), 1000)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{separator}{milliseconds:03}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
-from ..data.audio import audio_seconds, read_audio
+from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
 from ..languages import inference_adapter
+from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
+from .generation import warn_of_unused_adapter
+from .sampling import seeded_sampling
 from .subtitles import Transcript
+from .windows import each_window
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,7 @@ def transcribe_files(
     batch_size: int = 8,
     num_beams: int = 1,
     warn: Callable[[str], None] = logger.warning,
+    on_window: Callable[[Path, Transcript], None] | None = None,
 ) -> Iterator[tuple[Path, Transcript]]:
     """
     Transcribe recordings of any length, the longest first, with a progress bar.
@@ -53,9 +59,14 @@ def transcribe_files(
         num_beams (`int`, *optional*, defaults to 1): Beams of the search.
         warn (`Callable`, *optional*): Gets a message for each unreadable or truncated recording. By default it is
             logged.
+        on_window (`Callable`, *optional*): Gets a recording and its transcript so far, after each window. The end of
+            the last segment may still change.
 
     Yields:
         `tuple[Path, Transcript]`: each readable recording and its transcript.
+
+    Raises:
+        ValueError: the model cannot be told a language.
 
     Example:
 
@@ -64,9 +75,10 @@ def transcribe_files(
     ...     print(path, transcript.language, transcript.text)
     ```
     """
+    check_model_languages(model)
     rate = processor.feature_extractor.sampling_rate
     recordings = [
-        (Path(path), language, audio_seconds({"path": str(path)}) or 0.0)
+        (Path(path), language, _header_seconds(path))
         for path, language in zip(paths, languages or [None] * len(paths), strict=True)
     ]
     # With the longest first, batches are even, and a lack of memory shows at once.
@@ -74,7 +86,8 @@ def transcribe_files(
     total = round(sum(seconds for _, _, seconds in recordings))
     with tqdm(total=total, desc="audio", unit="s") as progress:
         for start in range(0, len(recordings), batch_size):
-            readable = list(_read_all(recordings[start : start + batch_size], rate, warn))
+            batch = [(path, language) for path, language, _ in recordings[start : start + batch_size]]
+            readable = list(_read_all(batch, rate, warn))
             if not readable:
                 continue
             transcripts = transcribe_waveforms(
@@ -86,25 +99,37 @@ def transcribe_files(
                 task=task,
                 num_beams=num_beams,
                 progress=progress,
+                on_window=None if on_window is None else _by_path([path for path, _, _ in readable], on_window),
             )
             yield from zip((path for path, _, _ in readable), transcripts, strict=True)
 
 
+def _by_path(
+    paths: Sequence[Path], on_window: Callable[[Path, Transcript], None]
+) -> Callable[[int, Transcript], None]:
+    return lambda index, transcript: on_window(paths[index], transcript)
+
+
+def _header_seconds(path: str | Path) -> float:
+    try:
+        return audio_seconds(path)
+    except ValueError:
+        return 0.0  # it is named when its turn comes
+
+
 def _read_all(
-    recordings: Sequence[tuple[Path, str | None, float]], rate: int, warn: Callable[[str], None]
+    recordings: Sequence[tuple[Path, str | None]], rate: int, warn: Callable[[str], None]
 ) -> Iterator[tuple[Path, str | None, np.ndarray]]:
     """The readable recordings, with their language and waveform."""
-    for path, language, seconds in recordings:
+    for path, language in recordings:
         try:
             waveform = read_audio(path, rate)
+        except TruncatedAudioError as error:
+            warn(f"warning: {str(error).removeprefix('audio ')}")
+            waveform = error.samples
         except (ValueError, OSError) as error:
             warn(f"skipped: {error}")
             continue
-        if len(waveform) / rate < seconds - 1:
-            warn(
-                f"warning: {path} ends after {len(waveform) / rate:.1f} s of the {seconds:.1f} s that its header "
-                "says: it may be truncated"
-            )
         yield path, language, waveform
 
 
@@ -119,6 +144,7 @@ def transcribe_waveforms(
     task: str = "transcribe",
     num_beams: int = 1,
     progress: tqdm | None = None,
+    on_window: Callable[[int, Transcript], None] | None = None,
 ) -> list[Transcript]:
     """
     Transcribe one batch of waveforms. See [`transcribe_files`].
@@ -126,7 +152,10 @@ def transcribe_waveforms(
     Args:
         waveforms (`Sequence[np.ndarray]`): float32 [samples] at the processor's rate, of any lengths.
         progress (`tqdm`, *optional*): Is updated with the seconds of finished audio.
+        on_window (`Callable`, *optional*): Gets the position of a waveform and its transcript so far, after each
+            window.
     """
+    check_model_languages(model)
     extractor = processor.feature_extractor
     features, mask = make_features(waveforms, extractor, model.config.max_source_positions / POSITIONS_PER_SECOND)
     features, mask = features.to(model.device, model.dtype), mask.to(model.device)
@@ -136,35 +165,43 @@ def transcribe_waveforms(
         languages = [given or code for given, code in zip(languages, detected, strict=True)]
     progress = tqdm(disable=True) if progress is None else progress
     before = progress.n
-    torch.manual_seed(0)  # the same batch gives the same text, also when it is sampled
 
     def update_progress(frames: torch.Tensor) -> None:  # [recordings, 2]: finished frames of each, and all frames
         finished = frames[:, 0] * extractor.hop_length / extractor.sampling_rate
         progress.update(before + int(finished.minimum(torch.tensor(seconds)).sum()) - progress.n)
 
-    outputs = model.generate(
-        input_features=features,
-        attention_mask=mask,
-        language=languages,
-        task=task,
-        return_timestamps=True,
-        return_segments=True,
-        num_beams=num_beams,
-        # A window whose text repeats itself is decoded again, sampling at ever higher temperatures.
-        temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        compression_ratio_threshold=1.35,
-        monitor_progress=update_progress,
-    )
-    progress.update(before + round(sum(seconds)) - progress.n)
     adapters = getattr(model, "peft_config", {})
-    return [
-        Transcript(
-            language=language,
-            adapter=inference_adapter(adapters, language, active=None),
-            seconds=length,
-            segments=make_segments(segments, processor.tokenizer, length),
+
+    def transcript(index: int, segments: Sequence[dict[str, Any]]) -> Transcript:  # segments with text
+        adapter = inference_adapter(adapters, languages[index], active=None)
+        return Transcript(languages[index], adapter, seconds[index], order_segments(segments, seconds[index]))
+
+    heard: list[list[dict[str, Any]]] = [[] for _ in waveforms]
+
+    def add_window(index: int, segments: Sequence[dict[str, Any]]) -> None:
+        heard[index] += decode_segments(segments, processor.tokenizer)
+        if on_window is not None:
+            on_window(index, transcript(index, heard[index]))
+
+    # The same batch gives the same text, also when it is sampled.
+    with seeded_sampling(), nullcontext() if on_window is None else each_window(add_window):
+        outputs = model.generate(
+            input_features=features,
+            attention_mask=mask,
+            language=languages,
+            task=task,
+            return_timestamps=True,
+            return_segments=True,
+            num_beams=num_beams,
+            # A window whose text repeats itself is decoded again, sampling at ever higher temperatures.
+            temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+            compression_ratio_threshold=1.35,
+            monitor_progress=update_progress,
         )
-        for language, length, segments in zip(languages, seconds, outputs["segments"], strict=True)
+    progress.update(before + round(sum(seconds)) - progress.n)
+    return [
+        transcript(index, decode_segments(segments, processor.tokenizer))
+        for index, segments in enumerate(outputs["segments"])
     ]
 
 
@@ -204,18 +241,29 @@ def detect_languages(model: torch.nn.Module, features: torch.Tensor, candidates:
     frames = model.config.max_source_positions * FRAMES_PER_POSITION
     ids = model.detect_language(features, generation_config=config, num_segment_frames=frames)
     codes = {token_id: token[2:-2] for token, token_id in config.lang_to_id.items()}
-    return [codes[token_id] for token_id in ids.tolist()]
+    languages = [codes[token_id] for token_id in ids.tolist()]
+    warn_of_unused_adapter(model, languages)
+    return languages
 
 
-def make_segments(
-    segments: Sequence[dict[str, Any]], tokenizer: WhisperTokenizer, seconds: float
-) -> list[dict[str, Any]]:
+def decode_segments(segments: Sequence[dict[str, Any]], tokenizer: WhisperTokenizer) -> list[dict[str, Any]]:
+    """The start and end, in seconds, and the text of segments from Whisper's `generate`."""
+    return [
+        {
+            "start": float(segment["start"]),
+            "end": float(segment["end"]),
+            "text": tokenizer.decode(segment["tokens"], skip_special_tokens=True),
+        }
+        for segment in segments
+    ]
+
+
+def order_segments(segments: Sequence[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
     """
-    Turn Whisper's segments into segments with text, in order, without overlap, and within the recording.
+    Put segments in order, without overlap, and within the recording.
 
     Args:
-        segments (`Sequence[dict]`): From Whisper's `generate` for one recording.
-        tokenizer (`WhisperTokenizer`): Decodes its tokens.
+        segments (`Sequence[dict]`): All segments of one recording so far, with "start", "end" and "text".
         seconds (`float`): Length of the recording.
     """
     result: list[dict[str, Any]] = []
@@ -223,8 +271,8 @@ def make_segments(
     # From the last to the first: Whisper rounds ends up, past the end of the recording and the start of its next
     # window.
     for segment in reversed(segments):
-        text = tokenizer.decode(segment["tokens"], skip_special_tokens=True)
-        start, end = (min(float(segment[name]), limit) for name in ("start", "end"))
+        text = segment["text"]
+        start, end = (min(segment[name], limit) for name in ("start", "end"))
         if not text.strip():
             continue
         if start < end:

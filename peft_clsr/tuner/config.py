@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig, PeftType
 
@@ -143,6 +145,14 @@ class CLSRConfig(PeftConfig):
             self._check(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)", "0 turns it off")
         for name in ("gate_noise", "budget_weight"):
             self._check(name, getattr(self, name) >= 0, "at least 0", "0 turns it off")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as they are saved. A relative path of the base model would mean nothing in another folder."""
+        fields = super().to_dict()
+        base = fields["base_model_name_or_path"]
+        if base and os.path.isdir(base):
+            fields["base_model_name_or_path"] = os.path.abspath(base)
+        return fields
 
     def _check(self, name: str, holds: bool, expected: str, remedy: str) -> None:
         if not holds:  # NaN fails every comparison

@@ -16,15 +16,15 @@ from .expert import add_low_rank, can_overwrite_output, project, project_by_expe
 
 if TYPE_CHECKING:
     from .layer import CLSRLayer
-    from .route import FFNRoute
+    from .route import TokenPaths
 
 # Grouping tokens needs a device sync. Below this many tokens, computing every path is cheaper on an accelerator.
 MIN_TOKENS_TO_GROUP = 16
 
 
 def choose(layer: CLSRLayer, x: torch.Tensor, adapter_names: list[str]) -> None:
-    """Set `groups` or `choice` of the layer's route for the tokens of `x` [..., in_features]."""
-    route = layer.route
+    """Set `groups` or `choice` of the layer's `TokenPaths` for the tokens of `x` [..., in_features]."""
+    route, tokens = layer.route, layer.route.tokens
     sample_names = route.routing.adapter_names
     if sample_names is None or set(sample_names) == {adapter_names[0]}:
         choice = layer.gate_logits(x, adapter_names[0]) >= 0
@@ -32,14 +32,16 @@ def choose(layer: CLSRLayer, x: torch.Tensor, adapter_names: list[str]) -> None:
         choice = _choose_by_sample(layer, x, sample_names, adapter_names)
     if route.routing.is_collecting:
         config = layer.clsr_config[adapter_names[0]]
-        route.routing.add_gate_values(route.name, (choice > 0).float(), config, is_trained=False)
+        # In training these gates are frozen, and the budget is for those that are trained.
+        counts = not layer.training
+        route.routing.add_gate_values(route.name, (choice > 0).float(), config, is_trained=False, counts=counts)
 
     has_full_expert = any(name in layer.clsr_expert for name in adapter_names)
     # Under torch.compile, sizes of groups would be shapes that depend on data.
     if torch.compiler.is_compiling() or _is_sync_too_slow(choice, has_full_expert):
-        route.choice = choice
+        tokens.choice = choice
     else:
-        _group_tokens(route, choice, has_full_expert)
+        _group_tokens(tokens, choice, has_full_expert)
 
 
 def _is_sync_too_slow(choice: torch.Tensor, has_full_expert: bool) -> bool:
@@ -74,22 +76,22 @@ def _choose_by_sample(
     return choice.view(x.shape[:-1])
 
 
-def _group_tokens(route: FFNRoute, choice: torch.Tensor, has_full_expert: bool) -> None:
+def _group_tokens(tokens: TokenPaths, choice: torch.Tensor, has_full_expert: bool) -> None:
     """
-    Group the tokens by the path that `choice` [...] gives them, in `route.groups`.
+    Group the tokens by the path that `choice` [...] gives them, in `tokens.groups`.
 
-    Without a full expert, tokens of several paths stay ungrouped, and `route.choice` is set instead.
+    Without a full expert, tokens of several paths stay ungrouped, and `tokens.choice` is set instead.
     """
     path_of_token = choice.flatten().long()
-    sizes = path_of_token.bincount(minlength=len(route.paths)).tolist()
-    used = [path for path, size in zip(route.paths, sizes, strict=True) if size]
+    sizes = path_of_token.bincount(minlength=len(tokens.paths)).tolist()
+    used = [path for path, size in zip(tokens.paths, sizes, strict=True) if size]
     if len(used) <= 1:
-        route.groups = [(used[0] if used else None, None)]
+        tokens.groups = [(used[0] if used else None, None)]
     elif has_full_expert:
-        groups = zip(route.paths, path_of_token.argsort(stable=True).split(sizes), strict=True)
-        route.groups = [(path, tokens) for path, tokens in groups if len(tokens)]
+        groups = zip(tokens.paths, path_of_token.argsort(stable=True).split(sizes), strict=True)
+        tokens.groups = [(path, indices) for path, indices in groups if len(indices)]
     else:
-        route.choice = choice
+        tokens.choice = choice
 
 
 def project_input(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +100,7 @@ def project_input(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
 
     If tokens are grouped, the rows of the result are in the order of the groups, not of the tokens.
     """
-    groups = layer.route.groups
+    groups = layer.route.tokens.groups
     if not groups:
         return _project_by_all_paths(layer, x)
     if len(groups) == 1:
@@ -117,7 +119,7 @@ def project_output(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
 
     `x` [..., in_features] is in the order that [`project_input`] returned.
     """
-    groups = layer.route.groups
+    groups = layer.route.tokens.groups
     if not groups:
         return _project_by_all_paths(layer, x)
     if len(groups) == 1:
@@ -130,11 +132,11 @@ def project_output(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
 
 
 def _project_by_all_paths(layer: CLSRLayer, x: torch.Tensor) -> torch.Tensor:
-    """Project `x` [..., in_features] by every path, and select for each token that of `route.choice`."""
-    route = layer.route
+    """Project `x` [..., in_features] by every path, and select for each token that of `choice`."""
+    tokens = layer.route.tokens
     result = layer.base_layer(x)
-    choice = route.choice.view(*x.shape[:-1], 1)
-    for index, path in enumerate(route.paths):
+    choice = tokens.choice.view(*x.shape[:-1], 1)
+    for index, path in enumerate(tokens.paths):
         if path in layer.clsr_expert_B:
             result = add_low_rank(layer, result, x, path, choice == index, can_overwrite_output(layer, x))
         elif path is not None:

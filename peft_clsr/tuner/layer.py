@@ -1,7 +1,8 @@
 """
 The two projections of a feed-forward network (FFN), each with the shared weight and an expert's.
 
-`soft_routing` computes them in training, `hard_routing` in evaluation; a projection by one path is in `expert`.
+`soft_routing` computes them in training, `hard_routing` in evaluation and where the adapter is frozen; a projection by
+one path is in `expert`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from . import hard_routing, soft_routing
 from .config import CLSRConfig
 from .gate import GateLinear, gate_logits
+from .quantized import dequantized_weight
 from .route import FFNRoute
 from .zero_gradients import with_zero_gradients
 
@@ -69,6 +70,7 @@ class CLSRLayer(BaseTunerLayer):
         self.reset_clsr_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.train(self.base_layer.training)  # new modules are in training mode, and the base may not be
 
     @torch.no_grad()
     def reset_clsr_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
@@ -89,7 +91,7 @@ class CLSRLayer(BaseTunerLayer):
             if base_layer.weight.is_meta or expert.weight.is_meta:
                 return  # low_cpu_mem_usage: the weights come from a file
             # Dequantizes the weights of bitsandbytes and torchao; others stay as they are.
-            expert.weight.copy_(dequantize_module_weight(base_layer))
+            expert.weight.copy_(dequantized_weight(base_layer))
             if expert.bias is not None:
                 expert.bias.copy_(base_layer.bias)
 
@@ -120,13 +122,19 @@ class CLSRLayer(BaseTunerLayer):
                 if adapter_name in getattr(self, modules):
                     getattr(self, modules)[adapter_name].to(device)
 
-    def _routed_adapters(self) -> list[str]:
+    def routed_adapters(self) -> list[str]:
         """The adapters to route by: the active one, or those of the samples. Empty if only the base layer is used."""
         if self.disable_adapters:
             return []
-        names = self.route.routing.adapter_names
+        names = self.route.routing.calls.current(self.training).adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))
         return [name for name in names if name in self.clsr_config]
+
+    def is_frozen(self, adapter_name: str) -> bool:
+        """True if no weight of an adapter in this layer is trained. Weights that FSDP gathered count as trained."""
+        experts = [getattr(self, name) for name in self.adapter_layer_names]
+        weights = [modules[adapter_name].weight for modules in experts if adapter_name in modules]
+        return not any(weight.requires_grad or not isinstance(weight, nn.Parameter) for weight in weights)
 
     def gate_logits(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """Gate logits, float32 [...], of the tokens of `x` [..., in_features]. Only for a layer that owns the gate."""
@@ -151,7 +159,7 @@ class CLSRLayer(BaseTunerLayer):
         """
         if not self.training:
             return result
-        unused = [adapter_name] if self.route.is_skipped else []
+        unused = [adapter_name] if self.route.tokens.is_skipped else []
         if _is_distributed():
             unused += [name for name in self.clsr_config if name != adapter_name]
         return with_zero_gradients(result, [p for p in self.adapter_parameters(unused) if p.requires_grad])
@@ -177,27 +185,29 @@ class InputLinear(nn.Module, CLSRLayer):
             `torch.Tensor`: soft: [..., 2 · out_features], the shared half, then the expert's ([..., out_features] if
             the module is skipped); hard: [..., out_features], rows in the order of the route.
         """
-        adapter_names, route = self._routed_adapters(), self.route
+        adapter_names = self.routed_adapters()
+        if torch.compiler.is_compiling():
+            self.route.routing.calls.is_compiled = True
         if not adapter_names:
-            route.clear()
+            self.route.start()
             result = self.base_layer(x, *args, **kwargs)
             return self._zero_gradients_of_unused(result, None)
         if self._offloaded:
             self._load_offloaded(adapter_names, x.device)
         if self.owns_gate:
-            route.clear()
-            route.paths = [None, *adapter_names]
-            if self.training:
+            self.route.start().paths = [None, *adapter_names]
+            if self.training and not self.is_frozen(adapter_names[0]):
                 soft_routing.choose(self, x, adapter_names[0])
             else:
                 hard_routing.choose(self, x, adapter_names)
-        if not route.is_set:
+        tokens = self.route.tokens
+        if not tokens.is_set:
             raise RuntimeError(
-                f"an input projection was called before {route.name!r}, which owns the gate of its FFN; the gate "
+                f"an input projection was called before {self.route.name!r}, which owns the gate of its FFN; the gate "
                 "belongs to the first input projection of its module, so register the projections in the order of "
                 "their use"
             )
-        if route.is_soft:
+        if tokens.is_soft:
             result = soft_routing.project_input(self, x, adapter_names[0])
             return self._zero_gradients_of_unused(result, adapter_names[0])
         return hard_routing.project_input(self, x)
@@ -220,19 +230,19 @@ class OutputLinear(nn.Module, CLSRLayer):
         Returns:
             `torch.Tensor`: [..., out_features], tokens in their own order.
         """
-        route = self.route
-        if not route.is_set:
+        tokens = self.route.tokens
+        if not tokens.is_set:
             result = self.base_layer(x, *args, **kwargs)
             return self._zero_gradients_of_unused(result, None)
         if self._offloaded:
-            self._load_offloaded(route.paths[1:], x.device)
-        adapter_name = route.paths[1]
-        if route.is_soft:
+            self._load_offloaded(tokens.paths[1:], x.device)
+        adapter_name = tokens.paths[1]
+        if tokens.is_soft:
             result = soft_routing.project_output(self, x, adapter_name)
         else:
             result = hard_routing.project_output(self, x)
         result = self._zero_gradients_of_unused(result, adapter_name)
-        route.clear()
+        tokens.clear()
         return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,11 +14,15 @@ from torch import nn
 from .adapter_names import BASE, check_adapter_name
 from .architectures import FFN_PROJECTIONS
 from .audio_context import cut_audio_context, resolve_audio_context, restore_audio_context
+from .checkpointing import avoid_reentrant_checkpointing
 from .config import CLSRConfig
 from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_adapter
 from .matching import check_ffns, is_output_projection, is_projection
+from .progress import set_gate_progress
 from .route import FFNRoute, RoutingState
 from .samples import use_adapter_per_sample
+from .training_checks import TrainingChecks
+from .wrapping import is_wrapping
 
 
 class CLSRModel(BaseTuner):
@@ -60,18 +64,24 @@ class CLSRModel(BaseTuner):
         self.routing = next((layer.route.routing for layer in layers), None) or RoutingState()
 
     def _post_injection_hook(self, model: nn.Module, config: CLSRConfig, adapter_name: str) -> None:
-        self.routing.attach(model)
+        self.routing.attach(model, TrainingChecks(self.routing))
+        avoid_reentrant_checkpointing(model)
+        self.training = model.training
         # Without this, k accumulated batches would give k times the gradient: Trainer assumes that a model with
         # **kwargs divides its loss by the label tokens of all k batches, and does not divide it by k. Neither Whisper
         # nor the budget loss does so.
         model.accepts_loss_kwargs = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if is_wrapping.get():
+            return  # transformers' own `add_adapter` has put the layers into the model
         check_adapter_name(adapter_name)  # saving makes a folder of this name
         _check_adapter_name_is_not_in_model(model, adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        # Not in _post_injection_hook, which PEFT calls for the first adapter only.
-        cut_audio_context(model, self.routing, self.peft_config, adapter_name)
+        layer = next((module for module in model.modules() if isinstance(module, CLSRLayer)), None)
+        with nullcontext() if layer is None else layer.route.routing.calls.lock:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            # Not in _post_injection_hook, which PEFT calls for the first adapter only.
+            cut_audio_context(model, self.routing, self.peft_config, adapter_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)  # PEFT 0.20 calls `model.forward`, without the hook for the budget loss
@@ -245,7 +255,8 @@ class CLSRModel(BaseTuner):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
+        with self.routing.calls.lock:
+            super().delete_adapter(adapter_name)
         if not any(getattr(config, "max_audio_seconds", None) for config in self.peft_config.values()):
             restore_audio_context(self.model, self.routing)
 
@@ -273,12 +284,12 @@ class CLSRModel(BaseTuner):
         Raises:
             RuntimeError: there was no such forward, the adapter was off, or the batch had several adapters.
         """
-        return self._require_forward(self.routing.budget_loss)
+        return self._require_forward(self.routing.forward_gates.budget_loss)
 
     def gate_mean(self) -> torch.Tensor:
         """The mean gate value that [`budget_loss`] compares to the budget: scalar float32 in [0, 1], without graph."""
-        total = self._require_forward(self.routing.gate_sums).detach().sum()
-        return total / self.routing.gate_counts.sum().clamp(min=1)
+        gates = self.routing.forward_gates
+        return self._require_forward(gates.sums).detach().sum() / gates.counts.sum().clamp(min=1)
 
     @staticmethod
     def _require_forward(value: torch.Tensor | None) -> torch.Tensor:
@@ -294,17 +305,15 @@ class CLSRModel(BaseTuner):
         Set the progress of training, which scales the noise on gate logits.
 
         The noise rises from 0 to `gate_noise`. For straight-through gates it falls from `gate_noise` to 0 in the first
-        half of training. Without this call there is no noise.
+        half of training. Without this call there is no noise. [`set_gate_progress`] does the same for any model.
 
         Args:
-            progress (`float`): In [0, 1]; 0 at the start. [`GateScheduleCallback`] calls this in each step.
+            progress (`float`): In [0, 1]; 0 at the start.
 
         Raises:
             ValueError: `progress` is outside [0, 1].
         """
-        if not 0 <= progress <= 1:
-            raise ValueError(f"gate progress is {progress}, expected in [0, 1]: give step / number of training steps")
-        self.routing.gate_progress = float(progress)
+        set_gate_progress(self, progress)
 
     @contextmanager
     def record_gates(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -324,11 +333,9 @@ class CLSRModel(BaseTuner):
         >>> gates["model.encoder.layers.0.fc1"].mean()
         ```
         """
-        outer, self.routing.recorded = self.routing.recorded, {}
-        try:
-            yield self.routing.recorded
-        finally:
-            self.routing.recorded = outer
+        gates: dict[str, torch.Tensor] = {}
+        with self.routing.calls.enter(recorded=gates):
+            yield gates
 
 
 def _check_adapter_name_is_not_in_model(model: nn.Module, adapter_name: str) -> None:

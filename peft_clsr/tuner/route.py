@@ -4,26 +4,29 @@ State that the layers of a model share during a forward. These objects are neith
 - `FFNRoute`: the path of each token, passed from the input to the output projection of one FFN;
 - `RoutingState`: settings and gate values of all FFNs of a model.
 
-Which adapter each sample takes is set by `samples.use_adapter_per_sample`.
+What belongs to one call or one forward is kept apart by thread (`calls`). Which adapter each sample takes is set by
+`samples.use_adapter_per_sample`.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..whisper import module_side
+from .calls import Calls, PerThread
 
 if TYPE_CHECKING:
     from .config import CLSRConfig
 
 
-class FFNRoute:
+class TokenPaths:
     """
-    The path of each token in one FFN, passed from its input projections to its output projection.
+    The path of each token in a forward of one FFN.
 
     `paths` lists the paths of the FFN: `None` is the shared one, a string is an adapter. During a forward, exactly one
     of the following is set; between forwards, and where the adapter is off, none is.
@@ -32,15 +35,9 @@ class FFNRoute:
     - `choice` [...], an index into `paths`, boolean if there are two: hard; all paths are computed, one is selected.
     - `groups`, pairs of a path and the int64 indices of its tokens: hard; the input projections gather the tokens of
       each group, and the output projection puts them back in order. A single group takes all tokens in their order.
-
-    Args:
-        routing (`RoutingState`): The state of the model.
-        name (`str`): Name of the module that owns the gate.
     """
 
-    def __init__(self, routing: RoutingState, name: str) -> None:
-        self.routing = routing
-        self.name = name
+    def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
@@ -58,12 +55,47 @@ class FFNRoute:
     def is_set(self) -> bool:
         return self.is_soft or self.choice is not None or bool(self.groups)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Tensors with a graph cannot be copied or pickled, and are useless after their forward.
-        return {"routing": self.routing, "name": self.name}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+class FFNRoute:
+    """
+    What the projections of one FFN share. Its input projections pass the paths of the tokens to its output projection.
+
+    Args:
+        routing (`RoutingState`): The state of the model.
+        name (`str`): Name of the module that owns the gate.
+    """
+
+    def __init__(self, routing: RoutingState, name: str) -> None:
+        self.routing = routing
+        self.name = name
+        self._tokens = PerThread(TokenPaths)
+
+    @property
+    def tokens(self) -> TokenPaths:
+        """The paths of the tokens in the running forward of this thread."""
+        return self._tokens.get()
+
+    def start(self) -> TokenPaths:
+        """Start a forward: no path is chosen yet."""
+        return self._tokens.start()
+
+
+class ForwardGates:
+    """Gate values of a forward of the whole model that counts them, and afterwards their sums."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.values: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: not counting
+        self.trained: list[torch.Tensor] = []  # those that need a graph
+        self.budget_loss: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None  # [samples]; [1] if samples have no adapters of their own
+        self.counts: torch.Tensor | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self.values is not None or self.sums is not None
 
 
 class RoutingState:
@@ -76,20 +108,15 @@ class RoutingState:
 
     def __init__(self) -> None:
         self.gate_progress: float | None = None  # of the training, in [0, 1]
-        self.recorded: dict[str, torch.Tensor] | None = None
-        self.adapter_names: list[str] | None = None  # of each sample; None: the active adapter
-        self.labels: torch.Tensor | None = None  # of a batch whose forward gets no labels
         self.full_positions: torch.Tensor | None = None  # [positions, hidden] of the encoder before an adapter cut it
         self.route_by_language = True
         self._hooks: list[Any] = []
-        self._reset()
+        self._start()
 
-    def _reset(self) -> None:
-        self._gates: list[tuple[str, torch.Tensor, CLSRConfig]] | None = None  # None: not collecting
-        self._trained_gates: list[torch.Tensor] = []  # those that need a graph
-        self.budget_loss: torch.Tensor | None = None
-        self.gate_sums: torch.Tensor | None = None  # [samples]; [1] if samples have no adapters of their own
-        self.gate_counts: torch.Tensor | None = None
+    def _start(self) -> None:
+        self.calls = Calls()
+        self.warned_of: set[str] = set()  # languages that the base model answered unasked
+        self._forward_gates = PerThread(ForwardGates)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -100,17 +127,29 @@ class RoutingState:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.recorded = self.adapter_names = self.labels = None
-        self._reset()
+        self._start()
         self.__dict__.update(state)
 
-    def attach(self, model: nn.Module) -> None:
-        """Hook the forward of the base model, and set `model.clsr_routing` for its `generate`; once."""
+    @property
+    def adapter_names(self) -> list[str] | None:
+        """The adapter of each sample in the running call; `None`: the active adapter."""
+        return self.calls.current().adapter_names
+
+    @property
+    def forward_gates(self) -> ForwardGates:
+        """The gates of this thread's last forward."""
+        return self._forward_gates.get()
+
+    def attach(self, model: nn.Module, checks: Callable) -> None:
+        """
+        Hook the forward of the base model, also with `checks`, and set `model.clsr_routing` for its `generate`; once.
+        """
         if not self._hooks:
             model.clsr_routing = self
             self._hooks = [
                 model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 model.register_forward_hook(self._after_forward, with_kwargs=True),
+                model.register_forward_hook(checks),
             ]
 
     def detach(self, model: nn.Module) -> None:
@@ -119,14 +158,16 @@ class RoutingState:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._reset()
+        self._start()
 
     @property
     def is_collecting(self) -> bool:
         """True if gate values are recorded or counted in this forward."""
-        return self.recorded is not None or self._gates is not None
+        return self.calls.current().recorded is not None or self.forward_gates.values is not None
 
-    def add_gate_values(self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool) -> None:
+    def add_gate_values(
+        self, name: str, gate_values: torch.Tensor, config: CLSRConfig, is_trained: bool, counts: bool = True
+    ) -> None:
         """
         Store the gate values of a module, if they are asked for.
 
@@ -135,56 +176,65 @@ class RoutingState:
             gate_values (`torch.Tensor`): [batch, tokens] in [0, 1] (leading dimensions of the FFN's input).
             config (`CLSRConfig`): The adapter's.
             is_trained (`bool`): True if the gate's weights require a gradient.
+            counts (`bool`, *optional*, defaults to `True`): False if the values are no part of the budget.
         """
-        if self.recorded is not None:
-            self.recorded[name] = gate_values.detach()
-        if self._gates is not None:
+        recorded, gates = self.calls.current().recorded, self.forward_gates
+        if recorded is not None:
+            recorded[name] = gate_values.detach()
+        if gates.values is not None and counts:
             # Store only. Any op here would break checkpoint recomputation.
-            self._gates.append((name, gate_values, config))
+            gates.values.append((name, gate_values, config))
             if is_trained:
-                self._trained_gates.append(gate_values)
+                gates.trained.append(gate_values)
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._reset()
+        gates = self._forward_gates.start()
         if module.training or self._find_labels(module, args, kwargs) is not None:
-            self._gates = []
+            gates.values = []
 
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
         """Compute the sums of the gate values and the budget loss, and in training add it to the loss."""
-        gates, self._gates = self._gates, None  # a recomputation in the backward pass must not be counted
-        if not gates:
+        gates = self.forward_gates
+        gate_values_of_modules, gates.values = (
+            gates.values,
+            None,
+        )  # a recomputation in the backward pass must not count
+        if not gate_values_of_modules:
             return None
-        if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in self._trained_gates):
+        if module.training and torch.is_grad_enabled() and not all(gate.requires_grad for gate in gates.trained):
             if self._find_labels(module, args, kwargs) is None:
                 return None  # no loss to add to; `budget_loss()` raises
             raise RuntimeError(
                 "gates were computed without a graph, so the budget loss would not train them: this happens under "
                 "gradient checkpointing with use_reentrant=True. Use gradient_checkpointing_kwargs="
-                '{"use_reentrant": False}'
+                '{"use_reentrant": False} in TrainingArguments, gradient_checkpointing_enable or '
+                "prepare_model_for_kbit_training"
             )
-        self._trained_gates = []
+        gates.trained = []
         inputs = _named_inputs(module, args, kwargs)
         has_labels = inputs.get("labels") is not None
         inputs = {**inputs, "labels": self._find_labels(module, args, kwargs)}
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-        config, device = gates[0][2], gates[0][1].device
-        samples = 1 if self.adapter_names is None else len(self.adapter_names)
+        config, device = gate_values_of_modules[0][2], gate_values_of_modules[0][1].device
+        adapter_names = self.adapter_names
+        samples = 1 if adapter_names is None else len(adapter_names)
         sums, counts = torch.zeros(samples, device=device), torch.zeros(samples, device=device)
-        for name, gate_values, _ in gates:
+        for name, gate_values, _ in gate_values_of_modules:
             mask = _token_mask(name, gate_values, is_encoder_decoder, inputs)
             mask = torch.ones_like(gate_values) if mask is None else mask
             sums = sums + (gate_values * mask).reshape(samples, -1).sum(dim=1).to(device)
             counts = counts + mask.reshape(samples, -1).sum(dim=1).to(device)
-        self.gate_sums, self.gate_counts = sums, counts
-        if self.adapter_names is not None and len(set(self.adapter_names)) > 1:
+        gates.sums, gates.counts = sums, counts
+        if adapter_names is not None and len(set(adapter_names)) > 1:
             return None  # each language has a budget of its own
-        self.budget_loss = (sums.sum() / counts.sum().clamp(min=1) - config.gate_budget).abs()
+        gates.budget_loss = (sums.sum() / counts.sum().clamp(min=1) - config.gate_budget).abs()
         if not module.training:
             return None
-        return _add_to_loss(outputs, config.budget_weight * self.budget_loss, has_labels)
+        return _add_to_loss(outputs, config.budget_weight * gates.budget_loss, has_labels)
 
     def _find_labels(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
-        return self.labels if self.labels is not None else _named_inputs(module, args, kwargs).get("labels")
+        labels = self.calls.current().labels
+        return labels if labels is not None else _named_inputs(module, args, kwargs).get("labels")
 
 
 def _named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,36 +30,40 @@ def use_adapter_per_sample(
             f"a batch of the adapters {sorted(set(adapter_names))} in training mode, expected one: make batches "
             "of one language with LanguageBatchSampler (DistillationTrainer does), or call model.eval()"
         )
-    outer = routing.adapter_names, routing.labels
-    routing.adapter_names, routing.labels = list(adapter_names), labels
-    try:
-        with _route_modules_to_save(model, list(adapter_names)):
-            yield
-    finally:
-        routing.adapter_names, routing.labels = outer
-
-
-@contextmanager
-def _route_modules_to_save(model: nn.Module, adapter_names: list[str]) -> Iterator[None]:
-    """Within this context, each sample takes the `modules_to_save` of its adapter."""
-    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    active = [wrapper._active_adapter for wrapper in wrappers]
-    hooks = []
-    for wrapper in wrappers:
-        names = [name if name in wrapper.modules_to_save else BASE for name in adapter_names]
-        if len(set(names)) == 1:
-            wrapper._active_adapter = [name for name in names[:1] if name != BASE]
-        else:  # PEFT routes samples itself, but only through linear layers, embeddings and convolutions
-            hooks.append(wrapper.register_forward_pre_hook(partial(_pass_names, names), with_kwargs=True))
-    try:
+    if not torch.compiler.is_compiling():
+        _route_modules_to_save(model, routing)
+    with routing.calls.enter(adapter_names=list(adapter_names), labels=labels):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for wrapper, names in zip(wrappers, active, strict=True):
-            wrapper._active_adapter = names
 
 
-def _pass_names(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-    beams = len(args[0]) // len(names)  # the beams of a sample are contiguous
-    return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}
+def _route_modules_to_save(model: nn.Module, routing: RoutingState) -> None:
+    """Let the `modules_to_save` of a model follow the running call. PEFT adds them later than the layers."""
+    with routing.calls.lock:
+        for module in model.modules():
+            if type(module) is ModulesToSaveWrapper:
+                # PEFT makes them itself, and has no hook that chooses the module of a call.
+                module.__class__ = RoutedModulesToSave
+                vars(module)["clsr_routing"] = routing
+
+
+class RoutedModulesToSave(ModulesToSaveWrapper):
+    """A `ModulesToSaveWrapper` where each sample takes the module of its adapter."""
+
+    def _sample_names(self) -> list[str] | None:
+        names = self.clsr_routing.calls.current(self.training).adapter_names
+        return None if names is None else [name if name in self.modules_to_save else BASE for name in names]
+
+    @property
+    def active_adapters(self) -> list[str]:
+        names = self._sample_names()
+        if names is None or len(set(names)) > 1:
+            return super().active_adapters
+        return [name for name in names[:1] if name != BASE]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        names = self._sample_names()
+        if names is not None and len(set(names)) > 1:
+            # PEFT routes samples itself, but only through linear layers, embeddings and convolutions.
+            beams = len(args[0]) // len(names)  # the beams of a sample are contiguous
+            kwargs["adapter_names"] = [name for name in names for _ in range(beams)]
+        return super().forward(*args, **kwargs)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def choose(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
-    """Set `gate` or `is_skipped` of the layer's route for the tokens of `x` [..., in_features]."""
-    config, route = layer.clsr_config[adapter_name], layer.route
+    """Set `gate` or `is_skipped` of the layer's `TokenPaths` for the tokens of `x` [..., in_features]."""
+    config, route, tokens = layer.clsr_config[adapter_name], layer.route, layer.route.tokens
     is_compiling = torch.compiler.is_compiling()
     # torch's generator, because gradient checkpointing restores its state; on the CPU, to avoid a device sync.
     if not is_compiling and torch.rand((), device="cpu").item() < config.skip_gate_prob:
-        route.is_skipped = True
+        tokens.is_skipped = True
         zeros = torch.zeros(x.shape[:-1], device=x.device)
         route.routing.add_gate_values(route.name, zeros, config, is_trained=False)
         return
@@ -33,7 +33,7 @@ def choose(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
         gate_values = gate_values + ((logits >= 0).to(gate_values.dtype) - gate_values).detach()
     if is_compiling and config.skip_gate_prob:  # a branch on a random number would break the graph
         gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
-    route.gate = gate_values.unsqueeze(-1)
+    tokens.gate = gate_values.unsqueeze(-1)
     is_trained = layer.clsr_gate_out[adapter_name].weight.requires_grad
     route.routing.add_gate_values(route.name, gate_values, config, is_trained)
 
@@ -45,7 +45,7 @@ def project_input(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch
     Of a skipped FFN, the shared projection alone: [..., out_features].
     """
     shared = layer.base_layer(x)
-    if layer.route.is_skipped:
+    if layer.route.tokens.is_skipped:
         return shared
     return torch.cat([shared, project_by_expert(layer, x, adapter_name, shared)], dim=-1)
 
@@ -59,10 +59,10 @@ def project_output(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torc
 
     Of a skipped FFN, `x` [..., in_features] is the shared half alone.
     """
-    if layer.route.is_skipped:
+    if layer.route.tokens.is_skipped:
         return layer.base_layer(x)
     shared_half, expert_half = x.chunk(2, dim=-1)
-    gate = layer.route.gate.view(*x.shape[:-1], 1)
+    gate = layer.route.tokens.gate.view(*x.shape[:-1], 1)
     dropout = layer.clsr_config[adapter_name].expert_dropout
     if adapter_name in layer.clsr_expert:
         shared = layer.base_layer(shared_half)

@@ -632,7 +632,7 @@ def test_label_smoothing_reaches_methods_that_transformers_trains(method, setup)
 def test_errors_are_counted_by_kind_and_utterance():
     references = ["O floare, mică.", "Un gat", "нет"]
     predictions = ["o floare mica", "un un gat negre", ""]
-    counts = experiment.count_errors(predictions, references)
+    counts = experiment.count_errors(predictions, references, "ro")
     assert counts["utterances"] == [[1, 0, 0, 3, 1, 13], [0, 0, 2, 2, 9, 6], [0, 1, 0, 1, 3, 3]]
     expected = error_rates(predictions, references, language="all")["all"]
     assert counts["wer"] == expected["wer"] == 4 / 6
@@ -696,7 +696,7 @@ def test_measured_without_its_gates_a_run_takes_the_expert_or_either_path_by_cha
         dataset = experiment.load_split(setup, "ro", split, processor)
         heard = transcribe(model, processor, dataset, "ro", max_new_tokens=12)
         at_random = results["without_gates"]["half at random"][split]
-        expected = experiment.count_errors(heard, dataset["text"])
+        expected = experiment.count_errors(heard, dataset["text"], "ro")
         assert results["without_gates"]["all to the expert"][split] == expected
         assert expected not in (before["evaluations"][split], at_random) and at_random != before["evaluations"][split]
 

@@ -148,7 +148,8 @@ def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("rte: 1\n", "unrecognized arguments: --rte=1"),
+        ("rte: 1\n", "unrecognized arguments: --rte=1 in {file}; did you mean --rate?"),
+        ("xyz: 1\n", "unrecognized arguments: --xyz=1 in {file}; all options: peft-clsr train --help-all"),
         ("rate: fast\n", "argument --rate: invalid float value: 'fast'"),
         ("rate: [1, 2]\n", "rate is a list, expected one value"),
         ("rate:\n", "rate has no value"),
@@ -157,16 +158,60 @@ def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(command, tmp_path, capsys, text, named):
+    file = write(tmp_path, text)
     with pytest.raises(SystemExit) as exit:
-        command("--config", write(tmp_path, text))
-    assert exit.value.code == 2 and named in capsys.readouterr().err
+        command("--config", file)
+    assert exit.value.code == 2 and named.replace("{file}", str(file)) in capsys.readouterr().err
 
 
 def test_a_file_that_is_missing_is_named(command, tmp_path, capsys):
-    for arguments in (("--config", tmp_path / "none.yaml"), ("--config",)):
+    file = write(tmp_path, "rate: 1\n")
+    for arguments, named in (
+        (
+            ("--config", tmp_path / "option.yaml"),
+            f"option.yaml is no file, expected a YAML file of options; did you mean {file}?",
+        ),
+        (
+            ("--config", tmp_path / "none" / "options.yaml"),
+            "options.yaml is no file, expected a YAML file of options\n",
+        ),
+        (("--config", tmp_path), f"--config {tmp_path} is no file"),
+        (("--config",), "--config expects one file"),
+    ):
         with pytest.raises(SystemExit) as exit:
             command(*arguments)
-        assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+        assert exit.value.code == 2 and named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (
+            ["train", "--leraning_rate", "1"],
+            "unrecognized arguments: --leraning_rate 1; did you mean --learning_rate?",
+        ),
+        (["train", "--leraning_rate=1"], "unrecognized arguments: --leraning_rate=1; did you mean --learning_rate?"),
+        (["train", "-learning_rate", "1"], "unrecognized arguments: -learning_rate 1; did you mean --learning_rate?"),
+        (["train", "–learning_rate", "1"], "did you mean --learning_rate?"),  # a dash from a web page
+        (
+            ["transcribe", "a.wav", "--output-dir", "out"],
+            "unrecognized arguments: --output-dir out; did you mean --output_dir?",
+        ),
+        (["push", "a", "b", "--privat"], "did you mean --private?"),
+        (["languages", "a", "--xyz"], "unrecognized arguments: --xyz; all options: peft-clsr languages --help-all"),
+    ],
+    ids=str,
+)
+def test_a_mistyped_option_is_named_with_the_nearest_one(arguments, named, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    printed = capsys.readouterr().err
+    assert exit.value.code == 2 and named in printed and len(printed.splitlines()) == 1
+
+
+def test_negative_numbers_and_values_after_an_equals_sign_are_values(command):
+    options = command("--rate", "-0.5", "--name=--half")
+    assert (options.rate, options.name) == (-0.5, "--half")
 
 
 def test_options_are_not_recognized_by_their_beginnings(command, tmp_path, capsys):
@@ -183,7 +228,7 @@ def test_options_are_not_recognized_by_their_beginnings(command, tmp_path, capsy
     ("command", "module", "extra"),
     [
         ("train --student a --dataset b --languages ca --output_dir c", "jiwer", "train"),
-        ("transcribe a.wav --model b", "pysubs2", "transcribe"),
+        ("transcribe a.wav --model b", "soundfile", "train"),
         ("export --base a --adapter b --language ca --dataset c --output_dir d", "ctranslate2", "export"),
     ],
 )

@@ -1,7 +1,9 @@
 """`peft-clsr train` from end to end on a tiny random Whisper and noise, and its bad input."""
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import datasets
@@ -9,12 +11,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import load_recordings, prepare_dataset, read_languages
+from peft_clsr import (
+    CLSRConfig,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    load_recordings,
+    prepare_dataset,
+    read_languages,
+    transcribe,
+)
 from peft_clsr.cli import main
+from peft_clsr.cli.run_folder import write_results
+from peft_clsr.cli.table import results_rows
+from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
 
 
 @pytest.fixture
@@ -148,14 +161,92 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
         ((), ("romanain",), "did you mean 'romanian'"),
         ((), ("el",), "no row of language 'el'"),
         (("--max_audio_seconds", 40), ("ro",), "40"),
-        (("--student", "nobody/nothing"), ("ro",), "nobody/nothing"),
+        (("--student", "nobody/nothing"), ("ro",), "--student nobody/nothing cannot be used: it is no folder here"),
+        (
+            ("--student", "{here}/studnet"),
+            ("ro",),
+            "does not exist, expected a Whisper: a folder; did you mean '{here}/student'",
+        ),
+        (("--teacher", "{here}/teacher"), ("ro",), "--teacher '{here}/teacher' does not exist, expected a Whisper"),
+        (("--dataset", "./recodrings"), ("ro",), "--dataset './recodrings' does not exist, expected a dataset"),
+        (
+            ("--output_dir", "{here}/student/config.json/out"),
+            ("ro",),
+            "would be in {here}/student/config.json, which is a file",
+        ),
+        (("--max_train_samples", 0), ("ro",), "--max_train_samples is 0, expected at least 1"),
+        (("--per_device_eval_batch_size", 0), ("ro",), "--per_device_eval_batch_size is 0, expected at least 1"),
+        (("--max_new_tokens", 0), ("ro",), "--max_new_tokens is 0, expected at least 1"),
+        (("--learning_rate", "-1"), ("ro",), "--learning_rate is -1.0, expected more than 0"),
+        (("--max_steps", "-1", "--num_train_epochs", 0), ("ro",), "--num_train_epochs is 0.0, expected more than 0"),
+        (("--exclude_modules", "["), ("ro",), "--exclude_modules '[' is no regular expression"),
+        ((), ("yo",), "has no token for the language yo"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(run, tmp_path, arguments, languages, named):
-    status, printed = run(*arguments, languages=languages)
+    here = str(tmp_path)
+    status, printed = run(*(str(argument).replace("{here}", here) for argument in arguments), languages=languages)
     assert status == 2
-    assert named in printed and "Traceback" not in printed
+    assert named.replace("{here}", here) in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("context", [(), ("--max_audio_seconds", 1)])
+def test_a_test_set_that_cannot_be_scored_is_refused_before_training(run, recordings, tmp_path, monkeypatch, context):
+    monkeypatch.setattr("peft_clsr.cli.train_language.transcribe", lambda *args, **kwargs: pytest.fail("too late"))
+    table = recordings / "test" / "metadata.csv"
+    table.write_text(re.sub(r"null \d", "...", table.read_text()))
+    status, printed = run(*context)
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert (
+        "none of the 2 references in 'ro' can be scored, all normalize to nothing, such as '...' (rows 0, 1)"
+        in printed
+    )
+
+
+def test_results_with_a_number_that_is_not_finite_are_json(tmp_path):
+    write_results({"settings": {}, "languages": {"ro": {"gate_mean": float("nan")}}}, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)["languages"] == {
+        "ro": {"gate_mean": None}
+    }
+
+
+def test_the_table_has_cer_in_bold_where_it_is_the_rate_to_read():
+    rates = {"wer": 1.0, "cer": 0.123, "utterances": 3}
+    row = {"base": rates, "trainable_parameters": 10**6, "trainable_share": 0.1}
+    results = {"settings": {}, "languages": {"ja": row, "ro": row}}
+    assert results_rows(results, "ja")[0][3:5] == ["100.0", "**12.3**"]
+    assert results_rows(results, "ro")[0][3:5] == ["100.0", "12.3"]
+
+
+def test_choosing_by_wer_in_a_language_without_spaces_is_warned_of(tmp_path, caplog):
+    for languages, metric, said in (
+        (["ja", "ro"], "eval_wer", True),
+        (["ja"], "error_rate", False),
+        (["ro"], "wer", False),
+    ):
+        caplog.clear()
+        data = DataArguments("base", "data", languages)
+        training = DistillationTrainingArguments(str(tmp_path), metric_for_best_model=metric, use_cpu=True)
+        check_options(data, ExpertArguments(), LoraArguments(), training)
+        assert ("takes whole utterances as words in ja" in caplog.text) == said
+
+
+def test_a_base_that_cannot_be_trained_is_named_before_features_are_computed(run, student, tiny_whisper, tmp_path):
+    get_peft_model(tiny_whisper(), CLSRConfig(language="ca")).save_pretrained(tmp_path / "adapter")
+    status, printed = run("--student", tmp_path / "adapter")
+    assert status == 2 and f"--student {tmp_path / 'adapter'} is an adapter, expected a whole Whisper" in printed
+    path = student / "generation_config.json"
+    current = GenerationConfig.from_pretrained(student)
+    path.unlink()
+    for option in ("--student", "--teacher"):
+        status, printed = run(option, student)
+        assert status == 2 and f"{student} is a multilingual Whisper with an outdated generation config" in printed
+        assert "context: " not in printed and not (tmp_path / "out").exists()
+    current.is_multilingual = False
+    current.save_pretrained(student)
+    status, printed = run()
+    assert status == 2 and f"--student {student} knows English only" in printed
 
 
 def test_a_dataset_that_is_neither_folder_nor_on_the_hub_is_named(run, tmp_path):
@@ -205,10 +296,30 @@ def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
     assert len([log for log in state["log_history"] if "eval_wer_ro" in log]) == 2
 
 
+def test_a_spreadsheet_without_splits_trains_on_a_part_of_it(run, recordings, tmp_path, caplog):
+    """A csv of a Romanian Windows, with its own columns; the recordings of both languages are in folders."""
+    rows = [f"{i};Ţara {'abcdef'[i]};x;{'ca' if i == 3 else 'RO'}" for i in range(5)]
+    sheet = tmp_path / "foaie"
+    shutil.copytree(recordings / "train", sheet / "audio")
+    (sheet / "audio" / "metadata.csv").unlink()
+    (sheet / "foaie.csv").write_bytes("\r\n".join(["Nume;Text;Note; Language", *rows, ""]).encode("cp1250"))
+    status, printed = run("--file_column", "nume", "--text_column", "Text", dataset=sheet)
+    assert status == 0, printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert (row["train_items"]["kept"], row["eval_items"]["kept"]) == (2, 1)
+    said = [record.getMessage() for record in caplog.records if "foaie.csv" in record.getMessage()]
+    parts = (
+        "is read as cp1250",
+        "4 rows of ro; of other languages, not used: 1 of ca",
+        "2 train, 1 validation, 1 test",
+    )
+    assert len(said) == 3 and all(part in message for part, message in zip(parts, said, strict=True))
+
+
 def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     kept = []
     for _ in range(2):
-        assert run("--overwrite", "--max_train_samples", 3)[0] == 0
+        assert run("--overwrite", "--max_train_samples", 3, "--allow_dropped")[0] == 0
         results = json.loads((tmp_path / "out" / "results.json").read_text())
         kept.append(results["languages"]["ro"]["train_items"]["kept"])
         soundfile.write(recordings / "train" / "0.wav", np.zeros(40000), 16000)  # longer than the context
@@ -225,7 +336,12 @@ def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
 )
 def test_what_the_hub_converted_has_folders_for_configurations(monkeypatch, revision, where):
     called = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda **kwargs: called.update(kwargs))
+
+    def load_dataset(**kwargs):
+        called.update(kwargs)
+        return datasets.Dataset.from_dict({"transcription": ["bon dia"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     load_recordings("google/fleurs", "ca", "train", config="ca_es", revision=revision)
     assert called == {**where, "split": "train", "revision": revision}
 
@@ -280,6 +396,11 @@ def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student
     soundfile.write(recordings / "train" / "0.wav", np.zeros(40 * 16000), 16000)  # too long at any context
     soundfile.write(recordings / "train" / "1.wav", np.full(25600, 0.1), 16000)
     status, printed = run()
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "ro, training: 3 of 4 recordings can be used (1 too_long)" in printed
+    assert "1 of 4 items cannot be used (1 too_long), more than 10% of them: item 0, " in printed
+    assert f"{recordings / 'train' / '0.wav'}: 40.0 s of audio, longer than" in printed
+    status, printed = run("--allow_dropped")
     assert status == 0, printed
     assert "context: 2 s, for the longest usable recording of 1.6 s (--max_audio_seconds" in printed
     row = results_of(tmp_path / "out")["languages"]["ro"]
@@ -320,11 +441,92 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(run, tmp_path, monke
             run("--save_steps", 1)
     checkpoints = tmp_path / "out" / "checkpoints" / "ro"
     shutil.rmtree(checkpoints / "checkpoint-2")
-    assert not (tmp_path / "out" / "ro").exists()
+    shutil.rmtree(tmp_path / "out" / "ro")
     assert run("--save_steps", 1, "--resume_from_checkpoint", "true")[0] == 0
     resumed = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not checkpoints.exists()
+
+
+def unable(*arguments, **options):
+    raise RuntimeError("unable")
+
+
+def without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+def with_an_error_of_matplotlib(monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", unable)
+
+
+@pytest.mark.parametrize(
+    ("break_plots", "named"), [(without_matplotlib, "peft_clsr[plots]"), (with_an_error_of_matplotlib, "unable")]
+)
+def test_without_a_plot_everything_else_is_saved(run, tmp_path, monkeypatch, caplog, break_plots, named):
+    break_plots(monkeypatch)
+    status, printed = run()
+    assert status == 0 and "| ro " in printed
+    (warning,) = [record.getMessage() for record in caplog.records if "plot" in record.getMessage()]
+    assert named in warning and "plot_gate_means" in warning
+    assert results_of(tmp_path / "out")["languages"]["ro"]["gate_means"]
+    (language,) = read_languages(tmp_path / "out")
+    assert language.code == "ro" and not language.has_plot and (tmp_path / "out" / "README.md").is_file()
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize("part", ["gate_means", "transcribe"])
+def test_the_adapter_is_saved_before_it_is_measured(run, tmp_path, monkeypatch, part):
+    module, calls = "peft_clsr.cli.train_language", []
+
+    def fail_after_training(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1 and part == "transcribe":  # the base is measured first
+            return transcribe(*arguments, **options)
+        raise RuntimeError("unable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{part}", fail_after_training)
+        with pytest.raises(RuntimeError, match="unable"):
+            run("--save_steps", 1)
+    saved = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for name, tensor in saved.items() if "gate_out" in name)  # trained: starts at 0
+    assert results_of(tmp_path / "out")["languages"] == {}
+    assert run("--save_steps", 1, "--resume_from_checkpoint", "true")[0] == 0  # the folder is known as its own
+    again = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+
+
+def test_a_card_that_cannot_be_written_costs_no_results(run, tmp_path, caplog):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("---\n[: no YAML\n---\n")
+    assert run()[0] == 0
+    assert results_of(tmp_path / "out")["languages"]["ro"]["expert"]["utterances"] == 2
+    assert (tmp_path / "out" / "ro" / "adapter_model.safetensors").is_file()
+    assert "README.md cannot be read" in caplog.text
+
+
+def test_an_error_in_training_keeps_the_weights_of_the_last_step(run, tmp_path, monkeypatch, caplog):
+    compute_loss, calls = DistillationTrainer.compute_loss, []
+
+    def fail_in_the_second_step(self, model, *arguments, **options):
+        calls.append(model.training)
+        if calls.count(True) == 2:
+            raise ValueError("NaN in the batch")
+        return compute_loss(self, model, *arguments, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", fail_in_the_second_step)
+    status, printed = run()
+    assert status == 2 and "NaN in the batch" in printed
+    assert "stopped after 1 of 2 steps" in caplog.text and str(tmp_path / "out" / "ro") in caplog.text
+    assert (tmp_path / "out" / "ro" / "adapter_model.safetensors").is_file()
+
+
+def test_an_error_in_the_first_step_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", unable)
+    with pytest.raises(RuntimeError, match="unable"):
+        run()
+    assert not list((tmp_path / "out").rglob("*adapter*")) and not (tmp_path / "out" / "results.json").exists()
 
 
 def test_an_adapter_has_its_results_and_our_card(run, tmp_path):
@@ -369,3 +571,23 @@ def test_a_folder_that_is_no_run_is_not_compared(tmp_path, capsys, text):
     with pytest.raises(SystemExit) as exit:
         main(["compare", str(tmp_path)])
     assert exit.value.code == 2 and str(tmp_path) in capsys.readouterr().err
+
+
+def test_unusable_recordings_of_all_languages_are_known_before_any_training(run, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_clsr.cli.train_language.train_language", lambda *args: pytest.fail("training began"))
+    (recordings / "train" / "4.wav").write_text("no audio")  # the only Catalan one to train on
+    status, printed = run(languages=("ro", "ca"))
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "ro, training: 4 of 4 recordings can be used (none dropped)" in printed
+    assert "ro, evaluation: 2 of 2" in printed and "ca, training: 0 of 1" in printed
+    assert (
+        f"no item of the 1 in the dataset can be used (1 unreadable): item 0: audio {recordings}/train/4.wav"
+        in printed
+    )
+
+
+def test_the_limit_of_labels_is_that_of_the_student(run, student, tiny_whisper, tmp_path):
+    tiny_whisper(max_target_positions=10).save_pretrained(student)  # "null 0" has 11 labels
+    status, printed = run()
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "4 labels_too_long" in printed and "labels of 11 tokens, longer than 10" in printed

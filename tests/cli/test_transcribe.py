@@ -1,7 +1,9 @@
 """`examples/transcribe.py` from end to end on a tiny random Whisper and noise, and its bad input."""
 
+import html
 import json
 import os
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,16 @@ import pytest
 import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
-from helpers import QUIET, randomize
-from peft import get_peft_model
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from helpers import QUIET, randomize, write_container
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 from transformers.utils import logging
 
 from peft_clsr import CLSRConfig, push_language
@@ -211,15 +220,63 @@ def test_a_translation_is_asked_for(run, generated, tmp_path):
         assert {transcript["task"] for transcript in read_json(tmp_path / folder).values()} == {task}
 
 
-@pytest.mark.parametrize(("text", "srt", "vtt"), [("a <b> & {c}", "a <b> & {c}", "a &lt;b&gt; &amp; {c}")])
-def test_no_text_is_lost_in_subtitles(text, srt, vtt):
-    transcript = Transcript("ro", None, 3.0, [{"start": 0.5, "end": 2.25, "text": f" {text}"}])
+HEARD = [
+    "a <b> & {c}",
+    r"C:\new\house\N{i}",
+    r"{\an8}<i>x</i> </font>",
+    "a --> b",
+    "&lt; &amp;",
+    "1",
+    "one\n\n\r\ntwo\r\nthree",
+]
 
-    def lines(output_format):
-        return format_transcript(transcript, output_format, Path("a.wav")).splitlines()
 
-    assert lines("srt")[:3] == ["1", "00:00:00,500 --> 00:00:02,250", srt]
-    assert lines("vtt")[:5] == ["WEBVTT", "", "1", "00:00:00.500 --> 00:00:02.250", vtt]
+def read_back(content, times):
+    """Texts of subtitles by the rules of SRT and WebVTT: an empty line ends a subtitle."""
+    cues = [cue.split("\n", 2) for cue in content.removeprefix("WEBVTT\n\n").strip().split("\n\n")]
+    assert [(number, time) for number, time, _ in cues] == [(str(i), time) for i, time in enumerate(times, 1)]
+    return [text for _, _, text in cues]
+
+
+@pytest.mark.parametrize("output_format", ["srt", "vtt"])
+def test_subtitles_have_the_text_as_it_was_heard(output_format):
+    segments = [{"start": i + 0.5, "end": i + 1.25, "text": f" {text}"} for i, text in enumerate(HEARD)]
+    content = format_transcript(Transcript("ro", None, 9.0, segments), output_format, Path("a.wav"))
+    times = [f"00:00:0{i}.500 --> 00:00:0{i + 1}.250" for i in range(len(HEARD))]
+    if output_format == "srt":
+        times = [time.replace(".", ",") for time in times]
+    texts = read_back(content, times)
+    if output_format == "vtt":
+        assert content.startswith("WEBVTT\n\n1\n") and not any("<" in text or ">" in text for text in texts)
+        texts = [html.unescape(text) for text in texts]  # as a player shows them
+    assert texts == [*HEARD[:-1], "one\ntwo\nthree"]  # an empty line would end the subtitle
+
+
+@pytest.mark.parametrize("output_format", ["srt", "vtt"])
+def test_a_player_shows_backslashes_of_subtitles(output_format, tmp_path):
+    """FFmpeg reads the file, in PyAV. Of SRT, players drop what looks like a tag; SRT knows no escapes."""
+    text = r"a\new & 1 < 2 --> e" + (" <i>" if output_format == "vtt" else "")
+    av = pytest.importorskip("av")
+    path = tmp_path / f"a.{output_format}"
+    segments = [
+        {"start": 3600.0, "end": 3661.2, "text": text},
+        {"start": 3662.0, "end": 3663.0, "text": "f"},
+    ]
+    write_text(path, format_transcript(Transcript("ro", None, 9999.0, segments), output_format, Path("a.wav")))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux() if packet.size]
+        shown = [subtitle.dialogue.decode() for packet in packets for subtitle in packet.decode()]
+    assert [(packet.pts, packet.duration) for packet in packets] == [(3600000, 61200), (3662000, 1000)]
+    assert shown[1] == "f"
+    assert shown[0].replace("\u2060", "") == text  # FFmpeg joins a backslash with what follows
+
+
+def test_text_and_json_have_the_text_as_it_was_heard():
+    segments = [{"start": float(i), "end": i + 1.0, "text": text} for i, text in enumerate(HEARD[:-1])]
+    transcript = Transcript("ro", None, 9.0, segments)
+    assert format_transcript(transcript, "text", Path("a.wav")).splitlines() == HEARD[:-1]
+    content = json.loads(format_transcript(transcript, "json", Path("a.wav")))
+    assert [segment["text"] for segment in content["segments"]] == HEARD[:-1]
 
 
 # ---------------------------------------------------------------- times
@@ -243,7 +300,7 @@ def test_segments_are_in_order_and_within_the_recording(heard, made):
     segments = [{"start": torch.tensor(start), "end": torch.tensor(end), "tokens": text} for start, end, text in heard]
     assert [
         (segment["start"], segment["end"], segment["text"])
-        for segment in transcribe.make_segments(segments, tokenizer, seconds=3.0)
+        for segment in transcribe.order_segments(transcribe.decode_segments(segments, tokenizer), seconds=3.0)
     ] == [(pytest.approx(start), pytest.approx(end), text) for start, end, text in made]
 
 
@@ -350,6 +407,8 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(run, recordings, tmp_pa
     for name in bad:
         assert f"skipped: audio {recordings / name} " in printed.err
     assert "5 transcribed, 6 skipped" in printed.err
+    assert "6 of 11 recordings can be read" in printed.err  # the header of cut.flac is whole
+    assert printed.err.index("recordings can be read") < printed.err.index("cut.flac")
     assert written(tmp_path / "out") == {str(Path(name).with_suffix(".txt")) for name in SECONDS}
 
 
@@ -369,7 +428,20 @@ def test_a_truncated_file_that_can_be_read_is_named_and_transcribed(run, recordi
     assert f"warning: {path} ends after 1.4 s of the 3.0 s that its header says" in printed.err
 
 
-def test_no_recording_can_be_read(run, recordings, tmp_path):
+def test_recordings_from_phones_and_names_of_another_unicode_form_are_transcribed(run, recordings, tmp_path):
+    samples = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    write_container(recordings / "talk.m4a", samples, 16000, "aac")
+    write_container(recordings / "film.mp4", samples, 16000, "aac", video=True)
+    soundfile.write(recordings / unicodedata.normalize("NFD", "grün.wav"), samples, 16000)
+    inputs = [recordings / name for name in ("talk.m4a", "film.mp4", unicodedata.normalize("NFC", "grün.wav"))]
+    status, printed = run("--language", "ro", inputs=inputs)
+    assert status == 0 and "3 of 3 recordings can be read" in printed.err and len(written(tmp_path / "out")) == 3
+
+
+def test_no_recording_can_be_read(run, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "peft_clsr.inference.experts.load_with_experts", lambda *args: pytest.fail("a model was loaded")
+    )
     (recordings / "empty.wav").touch()
     assert run("--language", "ro", inputs=[recordings / "empty.wav"])[0] == 1
     assert not written(tmp_path / "out")
@@ -410,6 +482,78 @@ def test_an_interrupted_run_keeps_what_is_done(run, generated, monkeypatch, tmp_
     monkeypatch.setattr(transcribe, "transcribe_waveforms", transcribe_waveforms)
     assert run("--language", "ro", "--batch_size", 2)[0] == 0
     assert len(written(tmp_path / "out")) == 5 and sum(call.shape[0] for call in generated) == 5
+
+
+def test_a_transcript_grows_window_by_window(run, experts, recordings, monkeypatch, tmp_path):
+    """Its .part is a valid file after each window, and holds what was heard if the work is interrupted."""
+    arguments = ("--adapters", experts("ca"), "--language", "ca", "--output_format", "json")
+    inputs = [recordings / "d.mp3", recordings / "a.wav"]
+    assert run(*arguments, inputs=inputs)[0] == 0
+    whole = read_json(tmp_path / "out")
+    grown = {"a": [], "d": []}
+
+    def read_parts():
+        for name, seen in grown.items():
+            part = tmp_path / "again" / f"{name}.json.part"
+            if part.exists():
+                segments = json.loads(part.read_text(encoding="utf-8"))["segments"]
+                if segments not in seen:
+                    seen.append(segments)
+
+    generate = GenerationMixin.generate
+
+    def generate_window(self, *args, **kwargs):
+        read_parts()
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate_window)
+    assert run(*arguments, inputs=inputs, output_dir=tmp_path / "again")[0] == 0
+    assert read_json(tmp_path / "again") == whole  # and no .part is left
+    assert len(grown["d"]) >= 2 and grown["a"]
+    assert sorted(grown["d"], key=len) == grown["d"]
+    for segments in grown["d"]:
+        assert [segment["text"] for segment in segments] == [
+            segment["text"] for segment in whole["d.json"]["segments"][: len(segments)]
+        ]
+
+
+def test_what_was_heard_before_an_interruption_is_kept(run, recordings, monkeypatch, tmp_path):
+    inputs = [recordings / "d.mp3"]
+    generate = GenerationMixin.generate
+    windows = []
+
+    def interrupted(self, *args, **kwargs):
+        windows.append(1)
+        if len(windows) == 3:
+            raise KeyboardInterrupt
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("--language", "ro", inputs=inputs)
+    assert written(tmp_path / "out") == {"d.txt.part"}
+    heard = (tmp_path / "out" / "d.txt.part").read_text(encoding="utf-8")
+    assert heard.strip()
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    assert run("--language", "ro", inputs=inputs)[0] == 0
+    assert written(tmp_path / "out") == {"d.txt"}
+    assert (tmp_path / "out" / "d.txt").read_text(encoding="utf-8").startswith(heard)
+
+
+def test_without_an_output_dir_what_was_heard_before_an_interruption_is_printed(run, recordings, monkeypatch, capsys):
+    generate = GenerationMixin.generate
+    windows = []
+
+    def interrupted(self, *args, **kwargs):
+        windows.append(1)
+        if len(windows) == 3:
+            raise KeyboardInterrupt
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("--language", "ro", inputs=[recordings / "d.mp3"], output_dir=None)
+    assert f"{recordings / 'd.mp3'}: interrupted; what was heard up to " in capsys.readouterr().out
 
 
 def test_nothing_is_half_written(monkeypatch, tmp_path):
@@ -507,7 +651,53 @@ def test_a_model_that_is_no_multilingual_whisper_is_named(run, base, tmp_path):
     status, printed = run()
     assert status == 2 and "it is a bart, expected a Whisper" in printed.err
     WhisperConfig(**config).save_pretrained(base.folder)
-    settings = json.loads((base.folder / "generation_config.json").read_text())
-    (base.folder / "generation_config.json").write_text(json.dumps({**settings, "lang_to_id": None}))
+    path = base.folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "lang_to_id": None, "is_multilingual": False}))
     status, printed = run()
-    assert status == 2 and "expected a multilingual Whisper" in printed.err
+    assert status == 2 and "knows English only, expected a multilingual Whisper" in printed.err
+
+
+def test_an_outdated_generation_config_is_named_and_the_remedy_works(run, base, generated):
+    """Multilingual models fine-tuned in 2022 or 2023 have a generation config without languages."""
+    path = base.folder / "generation_config.json"
+    current = GenerationConfig.from_pretrained(base.folder)
+    path.unlink()
+    status, printed = run("--language", "ro")
+    assert status == 2 and not generated
+    assert f"--model {base.folder} is a multilingual Whisper with an outdated generation config" in printed.err
+    assert f'GenerationConfig.from_pretrained("openai/whisper-small").save_pretrained("{base.folder}")' in printed.err
+    current.save_pretrained(base.folder)
+    assert run("--language", "ro")[0] == 0
+
+
+def test_what_is_no_base_model_and_no_adapter_is_named_with_the_option_to_give_it(run, base, experts, tmp_path):
+    folder = experts("ca")
+    for given, what in ((folder / "ca", "an adapter"), (folder, "a folder of adapters")):
+        status, printed = run("--model", given)
+        assert status == 2 and f"--model {given} is {what}, expected a whole Whisper: give --model" in printed.err
+        assert f"and --adapters {given}" in printed.err
+    status, printed = run("--adapters", base.folder)
+    assert status == 2 and f"{base.folder} holds no adapter of a language: it is a whole model" in printed.err
+    get_peft_model(base.build(), LoraConfig(target_modules=["fc1"])).save_pretrained(tmp_path / "lora")
+    status, printed = run("--adapters", tmp_path / "lora")
+    assert status == 2 and "lora is an adapter of the method LORA. Merge it into its base model" in printed.err
+    get_peft_model(base.build(), CLSRConfig(**QUIET)).save_pretrained(tmp_path / "nameless")
+    status, printed = run("--adapters", tmp_path / "nameless")
+    assert status == 2 and "names no language, and 'nameless' is none" in printed.err
+
+
+def test_a_mistyped_path_is_named_with_the_nearest_one(run, base, experts, tmp_path):
+    status, printed = run("--model", tmp_path / "bose")
+    assert status == 2
+    assert (
+        f"--model '{tmp_path}/bose' does not exist, expected a Whisper: a folder; did you mean '{tmp_path}/base'?"
+        in printed.err
+    )
+    experts("ca")
+    status, printed = run("--adapters", tmp_path / "expert" / "ca")
+    assert status == 2 and f"did you mean '{tmp_path}/experts/ca'?" in printed.err
+    status, printed = run("--model", base.folder / "config.json")
+    assert status == 2 and "config.json is a file, expected a Whisper: a folder" in printed.err
+    status, printed = run("--model", "~/no/such/model")
+    assert status == 2 and "'~' is for the shell only" in printed.err

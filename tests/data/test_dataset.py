@@ -1,4 +1,5 @@
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -73,6 +74,7 @@ def test_bad_items_are_dropped_named_and_counted(recordings, processor, caplog):
         "cut": 0,
         "labels_too_long": 1,
         "no_text": 1,
+        "special_tokens": 0,
         "unknown_language": 0,
     }
     assert prepared.column_names == ["input_features", "attention_mask", "labels", "text", "language", "index"]
@@ -165,3 +167,155 @@ def test_a_column_of_numbers_is_no_text(tiny_processor):
     dataset = datasets.Dataset.from_dict({"audio": ["a.wav"], "transcription": [7]})
     with pytest.raises(ValueError, match="'transcription' holds int64"):
         prepare_dataset(dataset, tiny_processor, "ca")
+
+
+# ---------------------------------------------------------------- special tokens, limits, unusable rows
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("<|0.00|> unu<|0.50|>", r"<\|0\.00\|>, <\|0\.50\|>"),
+        ("<|startoftranscript|><|ro|> unu", r"<\|startoftranscript\|>, <\|ro\|>"),
+        ("unu <|endoftext|> doi", r"token <\|endoftext\|>, expected words"),
+        ("unu [hesitation] doi", r"token \[hesitation\], expected words"),
+    ],
+)
+def test_special_tokens_in_a_transcript_are_refused(tiny_processor, text, named):
+    tokenizer = tiny_processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[hesitation]"]})
+    with pytest.raises(ValueError, match=f"the transcript '.*unu.*' holds .*{named}.*remove them"):
+        encode_labels(tokenizer, text, "ro")
+
+
+def test_angle_brackets_and_bars_are_text(tiny_processor):
+    for text in ("a < b | c > d", "<a> |b|", "< | a | >"):
+        labels = encode_labels(tiny_processor.tokenizer, text, "ro")
+        assert tiny_processor.tokenizer.decode(labels[3:-1]) == " " + text
+
+
+def test_items_with_special_tokens_are_dropped_named_and_counted(recordings, processor, caplog):
+    rows = recordings.select([0, 6]).remove_columns("transcription")
+    rows = rows.add_column("transcription", ["un peix", "<|0.00|> una flor<|0.50|>"])
+    prepared, counts = prepare_dataset(rows, processor, "ca")
+    assert (counts["kept"], counts["special_tokens"], counts["unknown_language"]) == (1, 1, 0)
+    assert prepared["text"][:] == ["un peix"]
+    (message,) = [message for message in caplog.messages if "other.ogg" in message]
+    assert message.startswith("dropped: item 1,") and "<|0.00|>, <|0.50|>" in message
+
+
+def test_the_limit_of_labels_is_an_argument(recordings, processor):
+    length = len(encode_labels(processor.tokenizer, "una flor", "ca"))
+    for limit, kept in ((length, 2), (length - 1, 1)):
+        _, counts = prepare_dataset(recordings.select([0, 6]), processor, "ca", max_label_length=limit)
+        assert (counts["kept"], counts["labels_too_long"]) == (kept, 2 - kept)
+
+
+def test_more_dropped_items_than_allowed_stop_before_any_audio_is_decoded(recordings, processor, monkeypatch, caplog):
+    monkeypatch.setattr("peft_clsr.data.rows.read_audio", lambda *args: pytest.fail("audio was decoded"))
+    with pytest.raises(ValueError, match=r"5 of 7 items cannot be used \(.*\), more than 50% .*long\.wav") as error:
+        prepare_dataset(recordings, processor, "ca", max_dropped=0.5)
+    for part in (
+        "1 unreadable",
+        "1 empty",
+        "1 too_long",
+        "1 labels_too_long",
+        "1 no_text",
+        "set a larger max_dropped",
+    ):
+        assert part in str(error.value)
+    assert any("2 of 7 items can be used" in message for message in caplog.messages)
+    monkeypatch.undo()
+    assert prepare_dataset(recordings, processor, "ca", max_dropped=5 / 7)[1]["kept"] == 2
+    with pytest.raises(ValueError, match="max_dropped is 10, expected a share"):
+        prepare_dataset(recordings, processor, "ca", max_dropped=10)
+
+
+def test_items_that_only_decoding_shows_to_be_bad_count_too(recordings, processor, tmp_path, caplog):
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, noise(2.0), 16000)
+    path.write_bytes(path.read_bytes()[:30000])
+    rows = datasets.Dataset.from_dict({"audio": [str(path), str(tmp_path / "good.wav")], "transcription": ["a", "b"]})
+    assert prepare_dataset(rows, processor, "ca")[1]["unreadable"] == 1
+    assert sum("cut.flac" in message for message in caplog.messages) == 1
+    with pytest.raises(ValueError, match=r"1 of 2 items cannot be used \(1 unreadable\).*cut\.flac"):
+        prepare_dataset(rows, processor, "ca", max_dropped=0.1)
+
+
+# ---------------------------------------------------------------- audio files that change, and integer samples
+
+
+@pytest.fixture
+def cached(processor, tmp_path, monkeypatch):
+    """Prepares the rows of a table of a.wav and b.wav, as a new run does, with the cache of earlier ones."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "table.csv").write_text(f"audio,transcription\n{tmp_path}/a.wav,unu\n{tmp_path}/b.wav,doi\n")
+    soundfile.write(tmp_path / "a.wav", noise(1.0, seed=1), 16000)
+
+    def prepare():
+        rows = datasets.load_dataset("csv", data_files=str(tmp_path / "table.csv"), split="train")
+        return prepare_dataset(rows, processor, "ro")
+
+    return prepare
+
+
+def test_features_are_computed_once(cached, monkeypatch):
+    first = cached()[0]
+    monkeypatch.setattr("peft_clsr.data.rows.read_audio", lambda *args: pytest.fail("features were computed again"))
+    assert torch.equal(cached()[0][0]["input_features"], first[0]["input_features"])
+
+
+def test_a_file_that_was_missing_and_is_there_is_read(cached, tmp_path):
+    assert cached()[1]["kept"] == 1
+    soundfile.write(tmp_path / "b.wav", noise(1.0, seed=2), 16000)
+    assert cached()[1]["kept"] == 2
+
+
+@pytest.mark.parametrize("way", ["write", "move", "link"])
+def test_a_file_that_was_replaced_by_one_of_the_same_size_is_read_again(cached, processor, tmp_path, way):
+    before = cached()[0][0]["input_features"]
+    old = os.stat(tmp_path / "a.wav")
+    new = tmp_path / ("a.wav" if way == "write" else "new.wav")
+    soundfile.write(new, noise(1.0, seed=2), 16000)
+    assert new.stat().st_size == old.st_size
+    if way == "move":  # as archives unpack them, with the same time
+        os.utime(new, ns=(old.st_atime_ns, old.st_mtime_ns))
+        new.replace(tmp_path / "a.wav")
+    elif way == "link":
+        (tmp_path / "a.wav").unlink()
+        (tmp_path / "a.wav").symlink_to(new)
+    after = cached()[0][0]["input_features"]
+    samples, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    expected = processor.feature_extractor(samples, sampling_rate=16000, return_tensors="pt").input_features[0]
+    assert torch.equal(after, expected) and not torch.equal(after, before)
+
+
+def test_rows_that_hold_their_audio_have_no_files(processor, tmp_path):
+    from peft_clsr.data.rows import files_digest
+
+    soundfile.write(tmp_path / "a.wav", noise(1.0), 16000)
+    content = (tmp_path / "a.wav").read_bytes()
+    cells = [{"bytes": content, "path": str(tmp_path / "a.wav")}, {"bytes": None, "path": str(tmp_path / "b.wav")}]
+    rows = datasets.Dataset.from_dict({"audio": cells}).cast_column("audio", datasets.Audio(decode=False))
+    digests = [files_digest(rows, "audio")]
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, noise(2.0), 16000)
+        digests.append(files_digest(rows, "audio"))
+    assert digests[0] == digests[1] != digests[2]
+    assert files_digest(rows.select([1, 0]), "audio") != digests[2]
+
+
+def test_integer_arrays_of_a_dataset_are_scaled(processor):
+    samples = noise(1.0)
+    features = []
+    for array in (samples, np.round(samples * 32768).astype(np.int16)):
+        rows = datasets.Dataset.from_dict(
+            {"audio": [{"array": array, "sampling_rate": 16000}], "transcription": ["a"]}
+        )
+        features.append(prepare_dataset(rows, processor, "ro")[0][0]["input_features"])
+    torch.testing.assert_close(features[0], features[1], atol=0.01, rtol=0)
+    rows = datasets.Dataset.from_dict(
+        {"audio": [{"array": [0, 20000, -300], "sampling_rate": 16000}], "transcription": ["a"]}
+    )
+    with pytest.raises(ValueError, match="type int64"):
+        prepare_dataset(rows, processor, "ro")

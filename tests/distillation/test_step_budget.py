@@ -28,8 +28,8 @@ def test_shares_of_counted_batches_add_up_to_the_loss_of_the_step(budget):
 
 def test_counting_adds_batches_up_and_leaves_the_random_state(budget):
     def forward(adapter_names):
-        budget.routing.gate_sums = torch.rand(len(adapter_names))
-        budget.routing.gate_counts = torch.full((len(adapter_names),), 3.0)
+        budget.routing.forward_gates.sums = torch.rand(len(adapter_names))
+        budget.routing.forward_gates.counts = torch.full((len(adapter_names),), 3.0)
         return adapter_names
 
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import clsr, randomize
+from helpers import SMALL, clsr, randomize
 from training import (
     PARTS,
     adapter_weights,
@@ -16,26 +16,22 @@ from training import (
     make_dataset,
     make_uneven_dataset,
 )
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from peft_clsr import (
-    CLSRModel,
-    DistillationTrainer,
-    DistillationTrainingArguments,
-    GateScheduleCallback,
-)
+from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments, GateScheduleCallback
+from peft_clsr.distillation import callbacks
 
 
 @pytest.fixture
 def progress_calls(monkeypatch):
-    """What `set_gate_progress` was called with."""
-    calls, original = [], CLSRModel.set_gate_progress
+    """What the callback gave `set_gate_progress`."""
+    calls, original = [], callbacks.set_gate_progress
 
-    def record(self, progress):
+    def record(model, progress):
         calls.append(progress)
-        return original(self, progress)
+        return original(model, progress)
 
-    monkeypatch.setattr(CLSRModel, "set_gate_progress", record)
+    monkeypatch.setattr(callbacks, "set_gate_progress", record)
     return calls
 
 
@@ -285,6 +281,26 @@ def test_argument_defaults_are_the_papers_balance(tmp_path):
     assert args.language_column == "language"
 
 
+@pytest.mark.parametrize(
+    ("metric", "higher_is_better"),
+    [
+        ("error_rate", False),
+        ("eval_error_rate", False),
+        ("wer", False),
+        ("cer_ja", False),
+        ("loss", False),
+        ("f1", True),
+    ],
+)
+def test_lower_error_rates_are_better(tmp_path, metric, higher_is_better):
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert args.greater_is_better == higher_is_better
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path), metric_for_best_model=metric, greater_is_better=True
+    )
+    assert args.greater_is_better  # as given
+
+
 # ---------------------------------------------------------------- gradient accumulation
 
 
@@ -446,6 +462,76 @@ def test_plain_seq2seq_trainer_trains_gates_and_experts(readable_whisper, tmp_pa
     assert all(not torch.equal(p, adapter_before[name]) for name, p in adapter_weights(model).items())
 
 
+def by_transformers(base, adapters=("ca",), **config):
+    """`clsr`, but with transformers' own `add_adapter`."""
+    torch.manual_seed(0)
+    for adapter in adapters:
+        base.add_adapter(CLSRConfig(**{**SMALL, **config}), adapter)
+    base.set_adapter(adapters[0])
+    return base
+
+
+def test_a_model_of_transformers_own_add_adapter_is_trained_as_a_peft_model(
+    readable_whisper, tmp_path, progress_calls
+):
+    def train(model, folder):
+        trainer = distiller(
+            model,
+            readable_whisper(seed=1),
+            folder,
+            max_steps=4,
+            save_strategy="steps",
+            save_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            eval_dataset=make_dataset(size=4),
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+        )
+        trainer.train()
+        return trainer
+
+    weights = []
+    for make, folder in ((clsr, tmp_path / "a"), (by_transformers, tmp_path / "b")):
+        model = make(readable_whisper(), ["ca"], gate_noise=1.0)
+        train(model, folder)
+        weights.append({name.removeprefix("base_model.model."): p for name, p in adapter_weights(model).items()})
+        assert (folder / "checkpoint-4" / "ca" / "adapter_model.safetensors").is_file()
+    assert progress_calls[:4] == progress_calls[-4:] == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4])
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-6, rtol=1e-5)
+
+    model.save_pretrained(tmp_path / "own")  # the model itself has the trained weights, and saves them as ever
+    again = readable_whisper()
+    again.load_adapter(str(tmp_path / "own"), "ca")
+    for name, parameter in adapter_weights(again).items():
+        assert torch.equal(parameter, weights[1][name])
+
+
+def test_languages_of_transformers_own_add_adapter_are_trained_each_by_its_batches(readable_whisper, tmp_path):
+    model = by_transformers(readable_whisper(), ("ca", "fr"))
+    before = adapter_weights(model)
+    dataset = make_dataset(languages=("fr",))
+    trainer = distiller(model, None, tmp_path, dataset, max_steps=1)
+    trainer.train()
+    changed = {name for name, p in adapter_weights(model).items() if not torch.equal(p, before[name])}
+    assert changed and all(".fr." in name for name in changed)
+    assert [*trainer.model.peft_config] == ["ca", "fr"] and trainer.model.get_base_model() is model
+
+
+def test_plain_seq2seq_trainer_schedules_the_noise_of_transformers_own_add_adapter(
+    readable_whisper, tmp_path, progress_calls
+):
+    model = by_transformers(readable_whisper(), gate_noise=1.0)
+    before = adapter_weights(model)
+    args = make_args(Seq2SeqTrainingArguments, tmp_path, max_steps=2)
+    callback = GateScheduleCallback()
+    Seq2SeqTrainer(model, args, train_dataset=make_dataset(), data_collator=collate, callbacks=[callback]).train()
+    assert progress_calls == [0, 0.5] and model.clsr_routing.gate_progress == 0.5
+    assert any(not torch.equal(p, before[name]) for name, p in adapter_weights(model).items())
+
+
 # ---------------------------------------------------------------- schedule, resuming, generation
 
 
@@ -503,6 +589,14 @@ def test_predict_with_generate_returns_tokens_and_loss_parts(readable_whisper, t
     assert {f"test_{part}" for part in PARTS} <= prediction.metrics.keys()
     metrics = trainer.evaluate()
     assert {f"eval_{part}" for part in PARTS} <= metrics.keys()
+
+
+def test_an_outdated_generation_config_is_named_before_the_training(readable_whisper, tmp_path):
+    model = clsr(readable_whisper())
+    model.generation_config = model.get_base_model().generation_config = GenerationConfig()
+    distiller(model, readable_whisper(seed=1), tmp_path)  # nothing is generated
+    with pytest.raises(ValueError, match="outdated generation config, which lacks the languages"):
+        distiller(model, readable_whisper(seed=1), tmp_path, predict_with_generate=True)
 
 
 def test_gradient_checkpointing_trains_to_the_same_weights(readable_whisper, tmp_path):
@@ -622,3 +716,20 @@ def test_every_part_of_the_loss_is_in_tensorboard_and_in_what_other_trackers_tak
         assert len(events.Scalars(f"eval/{part}")) == 1
     # Weights & Biases takes what `json` takes.
     assert all(type(value) in (int, float) for entry in trainer.state.log_history for value in entry.values())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_labels_longer_than_the_students_decoder_are_refused(tiny_whisper, tmp_path, accumulation):
+    model = clsr(tiny_whisper(max_target_positions=12))
+    dataset = make_dataset()
+    limit = model.config.max_target_positions
+    dataset[-1] = {**dataset[-1], "labels": torch.full((limit + 1,), 5)}
+    arguments = {"max_steps": 1, "per_device_train_batch_size": len(dataset) // accumulation}
+    arguments["train_sampling_strategy"] = "sequential"  # the long one is in the last batch
+    trainer = distiller(model, None, tmp_path, dataset, gradient_accumulation_steps=accumulation, **arguments)
+    with pytest.raises(
+        ValueError, match=r"example \d of the batch has 13 label tokens .*takes 12 .*max_label_length=12"
+    ):
+        trainer.train()
+    with pytest.raises(ValueError, match="has 13 label tokens"):
+        trainer.evaluate(dataset)

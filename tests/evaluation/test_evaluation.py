@@ -2,13 +2,17 @@ import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import EvalPrediction, GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperConfig
 
 from peft_clsr import error_rates, gate_means, make_compute_metrics, transcribe
+from peft_clsr.evaluation.error_rates import format_rates
+from peft_clsr.inference.transcribe import transcribe_files
+from peft_clsr.multilingual import check_languages
 
 
 def test_error_rates_are_those_counted_by_hand():
@@ -40,7 +44,8 @@ def test_references_that_normalize_to_nothing_are_skipped_and_counted():
     pytest.importorskip("jiwer")
     rates = error_rates(["la la", "a b"], ["♪ (music)", "a c"], ["ro", "ro"])["ro"]
     assert (rates["wer"], rates["utterances"], rates["skipped"]) == (0.5, 1, 1)
-    empty = error_rates(["la la"], ["♪!"])["all"]
+    with pytest.warns(UserWarning, match="none of the 1 references in 'all' can be scored.*'♪!' .row 0.: its rates"):
+        empty = error_rates(["la la"], ["♪!"])["all"]
     assert math.isnan(empty["wer"]) and math.isnan(empty["cer"])
     assert (empty["utterances"], empty["skipped"]) == (0, 1)
     assert error_rates([""], ["a b"])["all"]["wer"] == 1.0
@@ -52,6 +57,45 @@ def test_lists_of_other_lengths_are_refused():
         error_rates(["a"], ["a", "b"])
     with pytest.raises(ValueError, match="1 languages for 2 references"):
         error_rates(["a", "b"], ["a", "b"], ["ro"])
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, 3])
+def test_a_missing_text_is_an_error_that_names_the_row(missing):
+    pytest.importorskip("jiwer")
+    with pytest.raises(ValueError, match=rf"the reference of rows 1, 3 is {missing}, expected a string"):
+        error_rates(["a"] * 4, ["a", missing, "b", missing])
+    with pytest.raises(ValueError, match=rf"the prediction of row 1 is {missing}, .*\"\" if nothing was heard"):
+        error_rates(["a", missing], ["a", "b"])
+    with pytest.raises(ValueError, match=rf"the language of row 0 is {missing}"):
+        error_rates(["a"], ["a"], [missing])
+
+
+def test_nothing_to_score_is_a_warning_that_names_the_language():
+    pytest.importorskip("jiwer")
+    with pytest.warns(UserWarning, match="language 'ca' has no reference to score: its rates are NaN"):
+        assert math.isnan(error_rates([], [], language="ca")["ca"]["wer"])
+    with pytest.warns(UserWarning, match="the 7 references in 'ro' .*rows 1, 2, 3, 4, 5 and 2 more.: its"):
+        rates = error_rates([""] * 8, ["a", *["..."] * 7], ["ca", *["ro"] * 7])
+    assert rates["ca"]["wer"] == 1.0
+
+
+def test_rows_of_a_table_are_taken_in_order():
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("jiwer")
+    table = pandas.DataFrame({"heard": ["x", "a b", "c"], "spoken": ["y", "a c", "c"]}).iloc[1:]
+    assert error_rates(table["heard"], table["spoken"])["all"]["wer"] == 1 / 3
+
+
+def test_each_language_has_the_rate_to_read():
+    pytest.importorskip("jiwer")
+    # Nobody separates 你好 and 世界. One character of four is wrong, in one utterance of one "word".
+    rates = error_rates(["你 好, 世间", "bon dia"], ["你好，世界！", "bon vespre"], ["zh", "ca"])
+    assert (rates["zh"]["rate"], rates["zh"]["cer"], rates["zh"]["wer"]) == ("cer", 1 / 4, 1.0)
+    assert (rates["ca"]["rate"], rates["ca"]["wer"]) == ("wer", 1 / 2)
+    assert format_rates(rates["zh"]) == "CER 25.0%, WER 100.0%"
+    assert format_rates(rates["ca"] | {"cer": 0.6, "skipped": 2}) == (
+        "WER 50.0%, CER 60.0%; transcripts without words, not scored: 2"
+    )
 
 
 @pytest.fixture
@@ -81,12 +125,26 @@ def test_metrics_are_means_over_languages_not_utterances(tiny_processor, evaluat
     )
     assert metrics == pytest.approx(
         {"wer_ca": 1 / 4, "wer_ro": 3 / 4, "wer": 1 / 2, "cer_ca": 1 / 6, "cer_ro": 3 / 7, "cer": (1 / 6 + 3 / 7) / 2}
+        | {"error_rate": 1 / 2}
     )
+
+
+def test_the_mean_error_rate_takes_cer_of_languages_without_spaces(tiny_processor, evaluated, monkeypatch):
+    # The tiny vocabulary has no such language, so Bulgarian stands for one.
+    monkeypatch.setattr(
+        "peft_clsr.evaluation.error_rates.leading_rate", lambda language: "cer" if language == "bg" else "wer"
+    )
+    metrics = make_compute_metrics(tiny_processor)(evaluated(("ca", " a b", " a c"), ("bg", "abcd", "abce")))
+    assert (metrics["wer_bg"], metrics["cer_bg"], metrics["wer_ca"]) == (1.0, 1 / 4, 1 / 2)
+    assert metrics["error_rate"] == (1 / 2 + 1 / 4) / 2 and metrics["wer"] == (1 / 2 + 1.0) / 2
 
 
 def test_a_language_without_a_scorable_reference_is_left_out(tiny_processor, evaluated):
     compute_metrics = make_compute_metrics(tiny_processor)
-    assert compute_metrics(evaluated(("ca", " a", " a"), ("ro", " la", " ♪"))) == {
+    with pytest.warns(UserWarning, match="none of the 1 references in 'ro' can be scored.*'.*♪' .row 1."):
+        metrics = compute_metrics(evaluated(("ca", " a", " a"), ("ro", " la", " ♪")))
+    assert metrics == {
+        "error_rate": 0.0,
         "wer": 0.0,
         "wer_ca": 0.0,
         "cer": 0.0,
@@ -164,6 +222,53 @@ def test_a_peft_model_transcribes_at_a_cut_context(tiny_whisper, tiny_processor)
         set_audio_context(model, None, 0.5)
     # A fresh LoRA changes nothing; without max_new_tokens the decoder's 64 positions are the limit.
     assert transcribe(wrapped, tiny_processor, examples, "ro") == transcribe(plain, tiny_processor, examples, "ro")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ([{"audio": "a.wav", "sentence": "a"}], "no 'input_features', it has audio, sentence: prepare it first"),
+        (["a.wav"], "no 'input_features', its items are of type str: prepare it first"),
+        ({"train": [], "test": []}, r"a dict of the splits train, test: give one, dataset\['test'\]"),
+        (datasets.Dataset.from_dict({"audio": ["a.wav"]}), "it has audio: prepare it first"),
+        (datasets.DatasetDict(test=datasets.Dataset.from_dict({"audio": ["a.wav"]})), "a dict of the splits test"),
+    ],
+)
+def test_a_dataset_that_is_not_prepared_is_named(tiny_whisper, tiny_processor, dataset, named):
+    with pytest.raises(ValueError, match=named):
+        transcribe(tiny_whisper(), tiny_processor, dataset, "ro")
+
+
+def test_a_model_that_cannot_be_told_a_language_is_named(tiny_whisper, tiny_processor):
+    model = tiny_whisper()
+    current = model.generation_config
+    examples = [{"input_features": torch.randn(80, 100)}]
+    model.generation_config = GenerationConfig(is_multilingual=True)
+    with pytest.raises(
+        ValueError, match=r"outdated generation config, which lacks the languages \(lang_to_id, .*take"
+    ):
+        transcribe(model, tiny_processor, examples, "ro")
+    with pytest.raises(ValueError, match="outdated generation config"):
+        next(transcribe_files(model, tiny_processor, ["any.wav"], ["ro"]))
+    model.generation_config = GenerationConfig(is_multilingual=False)
+    with pytest.raises(ValueError, match="knows English only, expected a multilingual Whisper"):
+        transcribe(model, tiny_processor, examples, "ro")
+    model.generation_config = current
+    assert len(transcribe(model, tiny_processor, examples, "ro")) == 1
+
+
+@pytest.mark.parametrize(
+    ("d_model", "layers", "mels", "name"),
+    [(384, 4, 80, "tiny"), (1280, 32, 80, "large-v2"), (1280, 32, 128, "large-v3"), (1280, 4, 128, "large-v3-turbo")],
+)
+def test_the_current_generation_config_is_that_of_the_same_size(d_model, layers, mels, name):
+    config = WhisperConfig(d_model=d_model, decoder_layers=layers, num_mel_bins=mels)
+    with pytest.raises(ValueError, match=f'from_pretrained\\("openai/whisper-{name}"\\)'):
+        check_languages(config, GenerationConfig(), "it")
+    with pytest.raises(ValueError, match="knows English only"):  # OpenAI's, without is_multilingual
+        check_languages(WhisperConfig(vocab_size=51864), GenerationConfig(), "it")
+    with pytest.raises(ValueError, match="hf download me/whisper --local-dir FOLDER, save .*, and give the folder"):
+        check_languages(config, GenerationConfig(), "it", source="me/whisper")
 
 
 class Gated(nn.Module):

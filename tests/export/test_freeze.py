@@ -432,6 +432,9 @@ def test_bad_input_is_refused_and_changes_nothing(routed, freeze, kwargs, error,
 def test_a_dataset_that_does_not_fit_is_refused(routed, freeze, dataset, tiny_whisper, tiny_processor):
     with pytest.raises(ValueError, match="dataset is empty"):
         freeze(routed([EXPERT] * 4), dataset=dataset.select([]))
+    silent = dataset.remove_columns("text").add_column("text", ["..."] * len(dataset))
+    with pytest.raises(ValueError, match="none of the .* references in 'ca' can be scored"):
+        freeze(routed([EXPERT] * 4), dataset=silent)
     other = prepare_dataset(recordings(), tiny_processor, "ro")[0]
     both = datasets.concatenate_datasets([dataset, other])
     with pytest.raises(ValueError, match=r"of the languages \['ro'\] beside or instead of 'ca'"):
@@ -568,6 +571,10 @@ def test_the_command_keeps_what_is_there_and_names_bad_values(export, tmp_path):
         (["--threshold", 0.3], "threshold is 0.3"),
         (["--language", "uk"], "language 'uk' has no adapter"),
         (["--adapter", tmp_path / "base"], "adapter_config.json"),
+        (["--adapter", tmp_path / "adaptors" / "ca"], f"did you mean '{tmp_path}/adapters/ca'"),
+        (["--base", tmp_path / "adapters" / "ca"], "is an adapter, expected a whole Whisper"),
+        (["--quantization", "int3"], "--quantization is 'int3', expected one of int8, "),
+        (["--batch_size", 0], "--batch_size is 0"),
     ):
         status, printed = export([EXPERT] * 4, *arguments)
         assert status == 2 and message in printed, printed

@@ -25,6 +25,7 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     HubLanguage,
+    error_rates,
     list_languages,
     load_language,
     push_folder,
@@ -32,7 +33,8 @@ from peft_clsr import (
     save_language,
     update_model_card,
 )
-from peft_clsr.hub.card import write_folder_card
+from peft_clsr.hub.card import language_card, write_folder_card
+from peft_clsr.hub.record import check_results
 
 REPO = "me/experts"
 BASE = "me/tiny-whisper"
@@ -73,6 +75,23 @@ def rows_of(card):
 
 
 # ---------------------------------------------------------------- out and in
+
+
+def test_the_path_of_a_local_base_model_is_not_published(whisper, hub, tmp_path, caplog):
+    whisper("").save_pretrained(tmp_path / "base")
+    model = experts(whisper(str(tmp_path / "base")), "ca")
+    for _ in range(2):
+        push_language(model, REPO, "ca")
+    config = json.loads(hub.files(REPO)["ca/adapter_config.json"])
+    assert config["base_model_name_or_path"] is None and config["language"] == "ca"
+    assert not [name for name, content in hub.files(REPO).items() if str(tmp_path).encode() in content]
+    assert rows_of(card_of(hub))[0][2] == "not on the Hub"
+    warned = [record.message for record in caplog.records if "is a folder of this machine" in record.message]
+    assert len(warned) == 1 and f"the base model '{tmp_path / 'base'}'" in warned[0]
+    # The recorded hash tells the base model elsewhere.
+    load_language(whisper("/elsewhere/copy"), REPO, "ca")
+    with pytest.raises(ValueError, match="have different weights"):
+        load_language(whisper("/elsewhere/other", seed=1), REPO, "ca")
 
 
 def test_a_pushed_language_comes_back_bit_for_bit(hub, whisper, inputs):
@@ -603,6 +622,37 @@ def test_the_card_says_what_is_known(hub, whisper, tmp_path):
     assert "(ca/gate_means.png)" in text and hub.files(REPO)["ca/gate_means.png"].startswith(b"\x89PNG")
     pushed = b"\n".join(hub.files(REPO).values())
     assert b"secret_place" not in pushed and b"hf_mine" not in pushed
+
+
+def test_a_card_says_which_rate_to_read():
+    results = {"my/set": {"wer": 1.0, "cer": 0.1, "base_wer": 1.0, "base_cer": 0.3}}
+    languages = [
+        HubLanguage("ca", "Catalan", "ca", results=results),
+        HubLanguage("ja", "Japanese", "ja", results=results),
+    ]
+    text = language_card(languages, "me/x")
+    assert [row[-2:] for row in rows_of(text)] == [
+        ["100.0 (100.0)", "10.0 (30.0)"],
+        ["100.0 (100.0)", "**10.0 (30.0)**"],
+    ]
+    assert "read CER, in bold: Japanese (ja)." in text
+    assert [result.metric_name for result in ModelCard(text).data.eval_results] == [
+        "WER (ca)",
+        "CER (ca)",
+        "CER (ja)",
+        "WER (ja)",
+    ]
+    assert [(language.rate, language.error_rate, language.wer) for language in languages] == [
+        ("wer", 1.0, 1.0),
+        ("cer", 0.1, 1.0),
+    ]
+    assert "in bold" not in language_card(languages[:1], "me/x")
+
+
+def test_a_row_of_error_rates_is_a_result_as_it_is():
+    pytest.importorskip("jiwer")
+    row = error_rates(["a"], ["b"], language="ca")["ca"]
+    assert check_results({"my/set": row})["my/set"] == {"wer": 1.0, "cer": 1.0, "utterances": 1, "skipped": 0}
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import SMALL
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig, WhisperForConditionalGeneration
@@ -99,3 +99,62 @@ def test_an_adapter_may_join_after_the_model_was_used(build, inputs):
         assert torch.equal(model(**inputs).logits, expected)
         model.set_adapter("uk")
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def fresh_weights(build, rank):
+    """The weights of an adapter on a base that has not run."""
+    model = get_peft_model(build(), CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca")
+    return {name: p for name, p in model.named_parameters() if "clsr_expert" in name}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_experts_can_be_added_to_a_base_that_has_run_and_leave_it_bit_identical(build, inputs, tmp_path, trained):
+    base, expected_experts = build(), fresh_weights(build, None)
+    get_peft_model(build(), CLSRConfig(**SMALL), adapter_name="ca").save_pretrained(tmp_path)
+    if trained:  # the base runs in training mode, too
+        base.train()(**inputs)
+        base.eval()
+
+    def load():
+        if not is_packed:
+            model.load_adapter(tmp_path / "ca", "fr")
+
+    with torch.no_grad():
+        expected = base(**inputs).logits
+        state = getattr(base.model.encoder.layers[0].fc1.weight, "quant_state", None)
+        # The state_dict() of bitsandbytes itself, which PEFT calls to load, breaks 4-bit weights packed for a CPU.
+        is_packed = getattr(state, "packing_format_for_cpu", False)
+        model = get_peft_model(base, CLSRConfig(**SMALL), adapter_name="ca").eval()
+        for add in (
+            lambda: None,
+            lambda: model.add_adapter("uk", CLSRConfig(**SMALL)),
+            load,
+            lambda: model.add_adapter("de", CLSRConfig(**SMALL, expert_rank=2)),
+        ):
+            add()
+            with model.disable_adapter():
+                assert torch.equal(model(**inputs).logits, expected)
+            model(**inputs)
+    experts = {name: p for name, p in model.named_parameters() if "clsr_expert." in name}
+    for name, parameter in expected_experts.items():
+        for adapter in ("ca", "uk") if is_packed else ("ca", "uk", "fr"):
+            expert = experts[name.replace(".ca.", f".{adapter}.")]
+            # A kernel of the CPU for packed 4-bit weights has them in bfloat16.
+            torch.testing.assert_close(expert, parameter, rtol=0, atol=2e-3 if is_packed else 0)
+    assert torch.equal(model.unload()(**inputs).logits, expected)
+
+
+def test_training_works_as_pefts_notebooks_prepare_a_quantized_base(build, inputs):
+    def gradients(prepare):
+        torch.manual_seed(0)
+        model = get_peft_model(prepare(build()), CLSRConfig(**SMALL), adapter_name="ca").train()
+        model(**inputs).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    plain, checkpointed = gradients(lambda base: base), gradients(prepare_model_for_kbit_training)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-4)
+    with pytest.raises(RuntimeError, match='"use_reentrant": False.*prepare_model_for_kbit_training'):
+        gradients(
+            lambda base: prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": True})
+        )

@@ -431,7 +431,7 @@ def test_tokens_of_full_experts_are_grouped_and_those_of_low_rank_experts_are_no
     if gates != "mixed":
         x = x[to_expert == (gates == "expert")]
     mlp.lin0(x)
-    route = mlp.lin0.route
+    route = mlp.lin0.route.tokens
     if gates != "mixed":
         assert route.groups == [(None if gates == "shared" else "default", None)] and route.choice is None
     elif rank is None:
@@ -455,7 +455,7 @@ def test_a_low_rank_expert_in_training_takes_one_product_with_each_shared_weight
     x = torch.randn(7, 12)
     torch.manual_seed(1)
     hidden = F.relu(mlp.lin0(x))
-    gate = mlp.lin0.route.gate.detach()
+    gate = mlp.lin0.route.tokens.gate.detach()
     torch.manual_seed(2)
     actual = mlp.lin1(hidden)
     assert calls == [(7, 12), (7, 20)]
@@ -479,7 +479,7 @@ def test_what_a_low_rank_expert_makes_of_others_tokens_does_not_matter():
         mlp.lin0.clsr_gate_out["default"].weight.fill_(-1)  # to the shared path, where the gate's input is positive
         x[1] = 0  # a logit of 0: to the expert
         assert torch.equal(mlp.lin0(x)[0], expected[0])
-    assert mlp.lin0.route.choice.tolist() == [False, True]
+    assert mlp.lin0.route.tokens.choice.tolist() == [False, True]
 
 
 def test_random_initial_weights_change_the_output():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from transformers import WhisperProcessor
 from ...data.teacher_columns import STATES_COLUMN
 from ...evaluation.mode import evaluation_mode
 from ...extras import require
-from ...files import read_json
+from ...files import read_json, to_json
 from .forward import linear_layer, teacher_decoder_states, teacher_hash, teacher_output_layer
 from .inputs import TeacherBatch, check_dataset, check_teacher, flatten_indices, input_hashes, teacher_batches
 
@@ -272,7 +271,7 @@ def _create(folder: Path, teacher: nn.Module, processor: Any, key: str, num_exam
     layer = teacher_output_layer(teacher)
     header = {"version": FORMAT_VERSION, "teacher": key, "hidden_size": layer.in_features}
     header |= {"examples": num_examples, "shard_size": shard_size}
-    (temporary / "teacher.json").write_text(json.dumps(header, indent=2))
+    (temporary / "teacher.json").write_text(to_json(header), encoding="utf-8")
     (temporary / "output_layer.safetensors").write_bytes(save(layer.state_dict()))
     processor.save_pretrained(temporary / "processor")
     temporary.rename(folder / "teacher")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +14,13 @@ from accelerate.utils import align_module_device
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
+from ..files import read_json, sha256_of
 from ..tuner.layer import CLSRLayer
+
+RECORD_NAME = "language.json"  # beside the adapter; hub/record.py writes it
 
 # Users load a checkpoint in different precisions. Rounding float32 gives the same float16 and bfloat16 for everyone,
 # but float16 and bfloat16 cannot be computed from each other.
@@ -74,11 +80,63 @@ def check_base_model(
             f"{adapter} was trained on another base model: the shared FFN {identity['module']!r} of {wanted!r} there "
             f"and of {name!r} here have different weights; {remedy}"
         )
-    if not name or not wanted or name == wanted:
+    if not name or not wanted or name == wanted or _is_same_folder(name, wanted):
         return
     if is_same and not (is_hub_id(name) and is_hub_id(wanted)):
         return
     raise ValueError(f"{adapter} was trained on the base model {wanted!r}, and this model is {name!r}; {remedy}")
+
+
+def warn_of_other_base(model: nn.Module, base_model_name_or_path: str | None, folder: Path) -> None:
+    """
+    Warn once if an adapter seems to be trained on another base model of the same shapes.
+
+    The record beside the adapter has a hash of the base model's weights. Without it, only names are compared: two
+    repositories by their ids, a folder by its last part, as it may be a copy.
+
+    Args:
+        model (`nn.Module`): The base model, or a `PeftModel` around it.
+        base_model_name_or_path (`str`, *optional*): The name in the adapter's config.
+        folder (`Path`): The adapter's folder.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    name, wanted = getattr(base, "name_or_path", None), base_model_name_or_path
+    is_same = _same_weights(base, _recorded_identity(folder))
+    if is_same or (is_same is None and (not name or not wanted or _may_be_same(name, wanted))):
+        return
+    why = "their weights differ" if is_same is False else "only the shapes of the weights are known to fit"
+    warnings.warn(
+        f"the adapter in {folder} was trained on the base model {wanted!r}, and this model is {name!r}: {why}. "
+        f"On another model, transcripts get worse: load the adapter on {wanted!r}",
+        stacklevel=2,
+    )
+
+
+def _recorded_identity(folder: Path) -> dict[str, Any]:
+    """The result of [`ffn_identity`] in the record beside an adapter; empty if there is none of these weights."""
+    try:
+        record = read_json(folder / RECORD_NAME)
+        is_of_weights = record["weights_sha256"] == sha256_of(folder / SAFETENSORS_WEIGHTS_NAME)
+        return dict(record["base_ffn"]) if is_of_weights else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_same_folder(name: str, wanted: str) -> bool:
+    return os.path.isdir(name) and os.path.isdir(wanted) and os.path.samefile(name, wanted)
+
+
+def _may_be_same(name: str, wanted: str) -> bool:
+    """True if two names can be of the same model. If one of them is a folder, only the last parts count."""
+    if is_hub_id(name) and is_hub_id(wanted):
+        return name == wanted
+    return _last_part(name) == _last_part(wanted)
+
+
+def _last_part(name: str) -> str:
+    parts = name.replace("\\", "/").rstrip("/").split("/")
+    cached = next((part for part in parts if part.startswith("models--")), None)  # the cache of the Hub
+    return cached.split("--")[-1] if cached else parts[-1]
 
 
 def is_hub_id(name: str | None) -> bool:
