@@ -6,6 +6,9 @@ from .data.audio import read_audio as read_audio
 from .data.collator import DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding
 from .data.dataset import prepare_dataset as prepare_dataset
 from .data.labels import encode_labels as encode_labels
+from .data.packing import PackedStream as PackedStream
+from .data.packing import PackedUtterances as PackedUtterances
+from .data.packing import pack_utterances as pack_utterances
 from .data.plain_batch import PlainCollator as PlainCollator
 from .data.sampler import LanguageBatchIterable as LanguageBatchIterable
 from .data.sampler import LanguageBatchSampler as LanguageBatchSampler

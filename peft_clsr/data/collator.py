@@ -69,7 +69,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             features (`list[dict]`):
                 Examples with `input_features` [mels, frames] and `labels` [tokens] (and `attention_mask` [frames], by
                 default all ones), or with audio and text. A batch may mix both kinds. A leading
-                `<|startoftranscript|>` of labels is removed, as the model prepends it.
+                `<|startoftranscript|>` of labels is removed, as the model prepends it. `prompt_ids` [tokens], the text
+                before the audio, go before it and have no loss.
 
         Returns:
             `dict`: `input_features` float32 [batch, mels, frames]; `attention_mask` int64 [batch, frames], 1 for audio
@@ -95,16 +96,38 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             for example, inputs in zip(examples, input_features, strict=True)
         ]
         labels = [self._labels(example) for example in examples]
+        prompts = [torch.as_tensor(example.get("prompt_ids", ()), dtype=torch.long) for example in examples]
+        decoder_input_ids = None
+        if any(map(len, prompts)):
+            decoder_input_ids = self._decoder_inputs(prompts, labels)
+            labels = [
+                torch.cat([torch.full_like(prompt, -100), tokens])
+                for prompt, tokens in zip(prompts, labels, strict=True)
+            ]
         batch: dict[str, torch.Tensor | list[str]] = {
             "input_features": torch.stack(input_features),
             "attention_mask": torch.stack(attention_mask),
             "labels": _pad_labels(labels),
         }
+        if decoder_input_ids is not None:
+            batch["decoder_input_ids"] = decoder_input_ids
         languages: list[Any] = [example.get(self.language_column) or self.language for example in features]
         if any(languages):
             _check_complete("language", languages, "fill the column or give the collator language=... (such as 'ca')")
             batch["language"] = [language_code(language) for language in languages]
         return {**batch, **self._teacher_batch(examples, labels)}
+
+    def _decoder_inputs(self, prompts: list[torch.Tensor], labels: list[torch.Tensor]) -> torch.Tensor:
+        """int64 [batch, tokens]: prompt, `<|startoftranscript|>`, and all labels but the last."""
+        start, padding = torch.tensor([self._start_id]), self.processor.tokenizer.pad_token_id
+        inputs = [torch.cat([prompt, start, tokens[:-1]]) for prompt, tokens in zip(prompts, labels, strict=True)]
+        longest = max(map(len, inputs))
+        if longest > self.max_label_length:
+            raise ValueError(
+                f"a prompt and its labels have {longest} tokens together, more than the decoder's limit of "
+                f"{self.max_label_length}: shorten prompt_ids"
+            )
+        return pad_sequence(inputs, batch_first=True, padding_value=padding)
 
     def _labels(self, example: dict[str, Any]) -> torch.Tensor:
         if "labels" not in example:

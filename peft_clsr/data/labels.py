@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ..languages import language_code
@@ -10,6 +11,8 @@ from ..languages import language_code
 # The decoder of every published Whisper has this many positions; the config of another says max_target_positions.
 MAX_LABEL_LENGTH = 448
 
+# The timestamp tokens are <|0.00|>, <|0.02|>, ... <|30.00|>.
+SECONDS_PER_TIMESTAMP = 0.02
 _SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>")
 
 
@@ -33,15 +36,77 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
         ValueError: an unknown language or task, or one that the tokenizer has no token for; a text with special
             tokens, see [`check_transcript`].
     """
+    prompt_ids = _prompt_ids(tokenizer, language, task, "<|notimestamps|>")
+    return [*prompt_ids, *check_transcript(tokenizer, text), tokenizer.eos_token_id]
+
+
+def encode_segments(
+    tokenizer: Any, segments: Iterable[tuple[float, float, str]], language: str, task: str = "transcribe"
+) -> list[int]:
+    """
+    Encode transcripts with times as labels: `<|language|><|task|><|start|> text<|end|>...<|endoftext|>`.
+
+    Args:
+        tokenizer (`WhisperTokenizer`): A multilingual Whisper tokenizer with timestamps.
+        segments (`Iterable[tuple[float, float, str]]`):
+            Start and end in seconds from the beginning of the window, and transcript, in the order of speech. Times
+            are rounded to 0.02 s.
+        language (`str`): Name or code, "catalan" or "ca".
+        task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
+
+    Returns:
+        `list[int]`: token ids.
+
+    Raises:
+        ValueError: as [`encode_labels`]; a time has no token, or is before another one.
+    """
+    labels = _prompt_ids(tokenizer, language, task, "<|0.00|>")
+    first = labels.pop()
+    last_step = 0
+    for start, end, text in segments:
+        steps = [round(seconds / SECONDS_PER_TIMESTAMP) for seconds in (start, end)]
+        if not last_step <= steps[0] <= steps[1]:
+            raise ValueError(
+                f"the segment {text!r} from {start:.2f} to {end:.2f} s begins before the end of another one, or ends "
+                "before its start: expected segments in the order of speech"
+            )
+        last_step = steps[1]
+        end_token = f"<|{last_step * SECONDS_PER_TIMESTAMP:.2f}|>"
+        if tokenizer.convert_tokens_to_ids(end_token) != first + last_step:
+            raise ValueError(
+                f"the tokenizer has no token {end_token} for the end of {text!r}: cut the audio before it"
+            )
+        labels += [first + steps[0], *check_transcript(tokenizer, text), first + steps[1]]
+    return [*labels, tokenizer.eos_token_id]
+
+
+def encode_prompt(tokenizer: Any, text: str, max_length: int) -> list[int]:
+    """
+    Encode the text before a window as a prompt: `<|startofprev|> text`. It goes before `<|startoftranscript|>`.
+
+    Args:
+        tokenizer (`WhisperTokenizer`): A Whisper tokenizer.
+        text (`str`): The text. Its end is kept if it is too long.
+        max_length (`int`): Most tokens, with `<|startofprev|>`.
+
+    Returns:
+        `list[int]`: token ids, empty if there is no room for a token of text.
+    """
+    if max_length < 2:
+        return []
+    return [tokenizer.convert_tokens_to_ids("<|startofprev|>"), *check_transcript(tokenizer, text)[1 - max_length :]]
+
+
+def _prompt_ids(tokenizer: Any, language: str, task: str, last: str) -> list[int]:
     if task not in ("transcribe", "translate"):
         raise ValueError(f"task {task!r} is unknown: expected 'transcribe' or 'translate'")
-    prompt = [f"<|{language_code(language)}|>", f"<|{task}|>", "<|notimestamps|>"]
+    prompt = [f"<|{language_code(language)}|>", f"<|{task}|>", last]
     prompt_ids = tokenizer.convert_tokens_to_ids(prompt)
     for token, token_id in zip(prompt, prompt_ids, strict=True):
         # Whisper's unknown token is <|endoftext|>, so a missing token would end the labels silently.
         if token_id is None or token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no token {token}: use a multilingual Whisper that knows it")
-    return [*prompt_ids, *check_transcript(tokenizer, text), tokenizer.eos_token_id]
+    return prompt_ids
 
 
 def check_transcript(tokenizer: Any, text: str) -> list[int]:

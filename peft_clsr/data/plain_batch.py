@@ -42,6 +42,8 @@ class PlainCollator:
             `dict`: the batch without what is no tensor (`language`), and `decoder_input_ids` int64 [batch, tokens].
         """
         batch = {name: value for name, value in self.collator(examples).items() if isinstance(value, torch.Tensor)}
+        if "decoder_input_ids" in batch:
+            return batch
         config = self.config
         start = shift_tokens_right(batch["labels"], config.pad_token_id, config.decoder_start_token_id)
         return {**batch, "decoder_input_ids": start}

@@ -77,7 +77,7 @@ class RowReader:
         row = {"name": self.name(example, index), "outcome": KEPT, "problem": "", "seconds": 0.0}
         try:
             self.labels(example, index)
-            return {**row, "seconds": self._read(audio_seconds, example, index)}
+            return {**row, "seconds": self.seconds(example, index)}
         except UnusableRow as unusable:
             return {**row, "outcome": unusable.outcome, "problem": str(unusable)}
 
@@ -99,6 +99,10 @@ class RowReader:
             problem = f"{name}: labels of {len(labels)} tokens, longer than {self.max_label_length}"
             raise UnusableRow("labels_too_long", problem)
         return language_code(language), labels
+
+    def seconds(self, example: dict[str, Any], index: int) -> float:
+        """The length of the audio, from its header. Raises [`UnusableRow`]."""
+        return self._read(audio_seconds, example, index)
 
     def samples(self, example: dict[str, Any], index: int, sampling_rate: int) -> np.ndarray:
         """float32 [samples] at a rate in Hz. Raises [`UnusableRow`]."""

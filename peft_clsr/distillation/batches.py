@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import has_length
 
+from ..data.packing import PackedUtterances
 from ..data.sampler import LanguageBatchIterable, LanguageBatchSampler
 from ..languages import adapter_of_language
 from .arguments import DistillationTrainingArguments
@@ -105,6 +106,8 @@ def _lengths(dataset: Any, args: DistillationTrainingArguments) -> list[int]:
 
 def _column(dataset: Any, name: str) -> list[Any] | None:
     """A column of a dataset; `None` if there is no such column."""
+    if isinstance(dataset, PackedUtterances):  # a row would be computed for its language
+        return dataset.languages if name == "language" else None
     if hasattr(dataset, "column_names"):
         return list(dataset.with_format(None)[name]) if name in dataset.column_names else None
     return [row[name] for row in dataset] if name in dataset[0] else None

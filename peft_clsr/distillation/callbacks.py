@@ -29,19 +29,20 @@ class GateScheduleCallback(TrainerCallback):
 
 class EpochCallback(TrainerCallback):
     """
-    Sets the epoch of a sampler (or an iterable dataset) when an epoch begins.
+    Sets the epoch of a sampler, and of a dataset that draws its rows anew in each epoch, when an epoch begins.
 
     `Trainer` does not reach the sampler through every wrapper that accelerate puts around it. The wrapper depends on
     the number of processes, and on whether the run was resumed in the middle of an epoch.
 
     Args:
-        sampler: An object with `set_epoch(epoch)`.
+        sources: Objects with `set_epoch(epoch)`. Those without it are left out.
     """
 
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
+    def __init__(self, *sources: Any) -> None:
+        self.sources = [source for source in sources if hasattr(source, "set_epoch")]
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
+        for source in self.sources:
+            source.set_epoch(int(state.epoch or 0))

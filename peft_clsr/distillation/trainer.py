@@ -167,14 +167,15 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self.train_dataset, self.args
         is_grouped = args.train_sampling_strategy == "group_by_length"
+        self.remove_callback(EpochCallback)  # of an earlier call of train()
         if dataset is None or (len(self._trained_adapters) < 2 and not (is_grouped and has_length(dataset))):
+            self.add_callback(EpochCallback(dataset))
             return super().get_train_dataloader()
         if not has_length(dataset):
             # Not prepared by accelerate, which would distribute the batches over processes once more.
             return stream_loader(dataset, args, self._train_batch_size, self.data_collator)
         sampler = batch_sampler(dataset, args, self._train_batch_size)
-        self.remove_callback(EpochCallback)  # of an earlier call of train()
-        self.add_callback(EpochCallback(sampler))
+        self.add_callback(EpochCallback(sampler, dataset))
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -276,7 +277,13 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         if self._teacher is None:
             return None
         with self.accelerator.autocast():
-            return self._teacher.targets(inputs["input_features"], labels, is_training, **teacher_inputs)
+            return self._teacher.targets(
+                inputs["input_features"],
+                labels,
+                is_training,
+                decoder_input_ids=inputs.get("decoder_input_ids"),
+                **teacher_inputs,
+            )
 
     def _student_losses(
         self,

@@ -25,7 +25,12 @@ _CONFIG = (
 
 
 @torch.no_grad()
-def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def teacher_decoder_states(
+    teacher: nn.Module,
+    input_features: torch.Tensor,
+    labels: torch.Tensor,
+    decoder_input_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     The teacher's last decoder states, before its output layer, at each label position.
 
@@ -36,12 +41,16 @@ def teacher_decoder_states(teacher: nn.Module, input_features: torch.Tensor, lab
         teacher (`nn.Module`): A Whisper, or a `PeftModel` around one.
         input_features (`torch.Tensor`): [batch, mels, frames], the teacher's. They are not changed.
         labels (`torch.Tensor`): int64 [batch, tokens] in the teacher's vocabulary, -100 for padding.
+        decoder_input_ids (`torch.Tensor`, *optional*):
+            int64 [batch, tokens] in the teacher's vocabulary, read by the decoder. By default, `labels` shifted right.
 
     Returns:
         `torch.Tensor`: [batch, tokens, hidden] in the teacher's precision, on the device of `labels`.
     """
     whisper = _whisper(teacher)
-    decoder_input_ids = shift_tokens_right(labels, whisper.config.pad_token_id, whisper.config.decoder_start_token_id)
+    if decoder_input_ids is None:
+        start = whisper.config.decoder_start_token_id
+        decoder_input_ids = shift_tokens_right(labels, whisper.config.pad_token_id, start)
     # Always a copy: Whisper's SpecAugment writes into its input.
     input_features = input_features.to(_device(whisper), whisper.dtype, copy=True)
     with replaced_output_layer(whisper, lambda hidden_states: hidden_states):

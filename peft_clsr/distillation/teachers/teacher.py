@@ -88,6 +88,7 @@ class Teacher:
         teacher_states: torch.Tensor | None = None,
         teacher_input_features: torch.Tensor | None = None,
         teacher_labels: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
     ) -> TeacherTargets | None:
         """
         The teacher's targets at the label positions of a batch; `None` in evaluation if states are cached, but the
@@ -100,6 +101,8 @@ class Teacher:
             teacher_states (`torch.Tensor`, *optional*): [batch, tokens, teacher hidden], from the cache.
             teacher_input_features (`torch.Tensor`, *optional*): [batch, teacher mels, teacher frames]
             teacher_labels (`torch.Tensor`, *optional*): int64 [batch, tokens], in the teacher's vocabulary.
+            decoder_input_ids (`torch.Tensor`, *optional*):
+                int64 [batch, tokens], the student's, where they are not its labels shifted right.
 
         Raises:
             ValueError: the batch has no states, states of another teacher, or features of another shape.
@@ -108,7 +111,7 @@ class Teacher:
             teacher_labels = labels if self.vocabulary is None else self.vocabulary.teacher_labels(labels)
         if self.states is None:
             features = input_features if teacher_input_features is None else teacher_input_features
-            states = self._decoder_states(features, teacher_labels)
+            states = self._decoder_states(features, teacher_labels, self._ids_of_teacher(decoder_input_ids))
         elif teacher_states is not None:
             states = teacher_states
             if states.shape[-1] != self.states.hidden_size:
@@ -130,7 +133,15 @@ class Teacher:
         ids = self.vocabulary.student_ids, self.vocabulary.teacher_ids
         return TeacherTargets(states, self.output_layer, *ids, mask=(teacher_labels != -100)[is_label])
 
-    def _decoder_states(self, input_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _ids_of_teacher(self, decoder_input_ids: torch.Tensor | None) -> torch.Tensor | None:
+        if decoder_input_ids is None or self.vocabulary is None:
+            return decoder_input_ids
+        ids: Any = self.vocabulary.teacher_labels(decoder_input_ids)
+        return ids.masked_fill(ids == -100, self.model.config.pad_token_id)
+
+    def _decoder_states(
+        self, input_features: torch.Tensor, labels: torch.Tensor, decoder_input_ids: torch.Tensor | None
+    ) -> torch.Tensor:
         """Run the teacher: decoder states [batch, tokens, teacher hidden]."""
         config = self.model.config
         mels, positions = input_features.shape[1], input_features.shape[2] // FRAMES_PER_POSITION
@@ -142,6 +153,6 @@ class Teacher:
                 "with set_audio_context(teacher, None, seconds)"
             )
         if not self.is_student:
-            return teacher_decoder_states(self.model, input_features, labels)
+            return teacher_decoder_states(self.model, input_features, labels, decoder_input_ids)
         with evaluation_mode(self.student), self.student.base_model.route_samples([BASE] * len(labels)):
-            return teacher_decoder_states(self.student, input_features, labels)
+            return teacher_decoder_states(self.student, input_features, labels, decoder_input_ids)

@@ -1,0 +1,138 @@
+"""Plans which utterances share a window of the context."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+MIN_GAP, MAX_GAP = 0.1, 0.6  # seconds of silence before each utterance
+SHORTEST_TARGET = 4.0  # seconds
+_DRAWS = 20
+
+
+@dataclass(frozen=True)
+class Window:
+    """
+    Utterances that are heard together.
+
+    Args:
+        utterances (`tuple[int, ...]`): Their indices, in the order of speech.
+        gaps (`tuple[float, ...]`): Seconds of silence before each of them.
+    """
+
+    utterances: tuple[int, ...]
+    gaps: tuple[float, ...]
+
+
+class WindowPlan:
+    """
+    Packs utterances into windows, anew in each epoch, and each utterance into exactly one window.
+
+    Every epoch has the same number of windows of each group, as samplers and schedules count them once. Of the
+    windows, about `single` hold one utterance, half of the others are as full as possible, and the rest have a length
+    drawn between 4 s and `max_seconds`.
+
+    Args:
+        seconds (`Sequence[float]`): Length of each utterance, at most `max_seconds - 0.1`.
+        tokens (`Sequence[int]`): Tokens that each utterance adds to the labels, at most `max_tokens`.
+        groups (`Sequence[Hashable]`): Utterances of one group may share a window: those of a language and a speaker.
+        max_seconds (`float`): Longest window.
+        max_tokens (`int`): Most tokens of a window.
+        single (`float`): Share of windows that hold one utterance, in [0, 1].
+        seed (`int`): Seed of all draws.
+    """
+
+    def __init__(
+        self,
+        seconds: Sequence[float],
+        tokens: Sequence[int],
+        groups: Sequence[Hashable],
+        max_seconds: float,
+        max_tokens: int,
+        single: float,
+        seed: int,
+    ) -> None:
+        self.seconds = list(seconds)
+        self.tokens = list(tokens)
+        self.max_seconds = max_seconds
+        self.max_tokens = max_tokens
+        self.single = single
+        self.seed = seed
+        members: dict[Hashable, list[int]] = {}
+        for utterance, group in enumerate(groups):
+            members.setdefault(group, []).append(utterance)
+        self._members = list(members.values())
+        self._first = [self._pack(group, self._random(0, number)) for number, group in enumerate(self._members)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._first))
+
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch: those of the first group, then those of the second, and so on."""
+        windows = []
+        for number, (group, first) in enumerate(zip(self._members, self._first, strict=True)):
+            generator = self._random(epoch, number)
+            packed = self._pack_into(group, len(first), generator) or first
+            windows += [self._with_gaps(utterances, generator) for utterances in packed]
+        return windows
+
+    def _random(self, epoch: int, group: int) -> random.Random:
+        return random.Random(f"{self.seed} {epoch} {group}")
+
+    def _pack_into(self, group: list[int], number: int, generator: random.Random) -> list[list[int]] | None:
+        """Packs into exactly `number` windows; `None` if some draws did not succeed, as may be with few utterances."""
+        for _ in range(_DRAWS):
+            packed = self._pack(group, generator)
+            while len(packed) < number:  # there are at least as many utterances as windows
+                longest = max(range(len(packed)), key=lambda index: len(packed[index]))
+                window = packed.pop(longest)
+                packed += [window[: len(window) // 2], window[len(window) // 2 :]]
+            while len(packed) > number and self._join_shortest(packed):
+                pass
+            if len(packed) == number:
+                generator.shuffle(packed)
+                return packed
+        return None
+
+    def _pack(self, group: list[int], generator: random.Random) -> list[list[int]]:
+        order = generator.sample(group, len(group))
+        packed, window = [], [order[0]]
+        target = self._target(generator)
+        for utterance in order[1:]:
+            if not self._fit([*window, utterance], target):
+                packed.append(window)
+                window, target = [], self._target(generator)
+            window.append(utterance)
+        return [*packed, window]
+
+    def _target(self, generator: random.Random) -> float:
+        if generator.random() < self.single:
+            return 0.0  # the first utterance is always taken
+        if generator.random() < 0.5:
+            return self.max_seconds
+        return generator.uniform(min(SHORTEST_TARGET, self.max_seconds), self.max_seconds)
+
+    def _fit(self, utterances: list[int], seconds: float) -> bool:
+        tokens = sum(self.tokens[utterance] for utterance in utterances)
+        return self._length(utterances) <= seconds and tokens <= self.max_tokens
+
+    def _length(self, utterances: list[int]) -> float:
+        """Seconds of a window with the shortest gaps."""
+        return sum(self.seconds[utterance] + MIN_GAP for utterance in utterances)
+
+    def _join_shortest(self, packed: list[list[int]]) -> bool:
+        """Joins the two shortest windows, if they fit into one."""
+        packed.sort(key=self._length)
+        joined = packed[0] + packed[1]
+        if not self._fit(joined, self.max_seconds):
+            return False
+        packed[:2] = [joined]
+        return True
+
+    def _with_gaps(self, utterances: list[int], generator: random.Random) -> Window:
+        """Draws the gaps; where they do not fit, they shrink alike."""
+        extra = [generator.uniform(0, MAX_GAP - MIN_GAP) for _ in utterances]
+        room = self.max_seconds - self._length(utterances)
+        scale = min(1.0, max(room, 0.0) / max(sum(extra), 1e-9))
+        return Window(tuple(utterances), tuple(MIN_GAP + scale * gap for gap in extra))
