@@ -471,7 +471,7 @@ def test_without_a_plot_everything_else_is_saved(run, tmp_path, monkeypatch, cap
     break_plots(monkeypatch)
     status, printed = run()
     assert status == 0 and "| ro " in printed
-    (warning,) = [record.getMessage() for record in caplog.records if "plot" in record.getMessage()]
+    (warning,) = [record.getMessage() for record in caplog.records if "plot_gate_means" in record.getMessage()]
     assert named in warning and "plot_gate_means" in warning
     assert results_of(tmp_path / "out")["languages"]["ro"]["gate_means"]
     (language,) = read_languages(tmp_path / "out")
