@@ -74,9 +74,11 @@ def test_a_later_micro_batch_is_named_with_its_labels_and_earlier_steps_are_kept
 
 def test_states_that_are_not_used_may_be_anything(readable_whisper, tmp_path, monkeypatch):
     module = "peft_clsr.distillation.teachers.teacher.teacher_decoder_states"
-    monkeypatch.setattr(
-        module, lambda teacher, features, labels: torch.where(labels[..., None] == -100, NAN, 0.1).expand(-1, -1, 16)
-    )
+
+    def states(teacher, features, labels, decoder_input_ids):
+        return torch.where(labels[..., None] == -100, NAN, 0.1).expand(-1, -1, 16)
+
+    monkeypatch.setattr(module, states)
     model, dataset = clsr(readable_whisper()), make_dataset(lengths=(2, 5))
     distiller(model, readable_whisper(seed=1), tmp_path, dataset, max_steps=1).train()
     assert all(p.isfinite().all() for p in adapter_weights(model).values())
