@@ -22,7 +22,7 @@ def write_codes(table: Table) -> bool:
     Write Whisper's codes into the column `language` of a table. Empty cells stay empty.
 
     Returns:
-        `bool`: whether the table has this column, in any case and with spaces around it.
+        `bool`: True if the table has this column, in any case and with spaces around it.
 
     Raises:
         ValueError: a language that Whisper does not know. The message has the line.

@@ -34,7 +34,7 @@ def read_layout(
         file_columns (`Sequence[str]`): Columns of file names; the first that a table has is read.
 
     Returns:
-        `(Table, bool)` or `None`: the rows, and whether they are of all splits: nothing says which. `None` if there
+        `(Table, bool)` or `None`: the rows, and True if they are of all splits, as nothing says which. `None` if there
         are neither tables nor pairs.
 
     Raises:

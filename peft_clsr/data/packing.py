@@ -37,6 +37,11 @@ class Utterance(NamedTuple):
     speaker: Any
     tokens: int  # of the text alone
 
+    @property
+    def group(self) -> tuple[str, Any]:
+        """Utterances of one group may share a window."""
+        return self.language, self.speaker
+
 
 def pack_utterances(
     dataset: Any,
@@ -282,7 +287,7 @@ class _Packing:
         return WindowPlan(
             [utterance.seconds for utterance in utterances],
             [utterance.tokens + 2 for utterance in utterances],  # two timestamps
-            [(utterance.language, utterance.speaker) for utterance in utterances],
+            [utterance.group for utterance in utterances],
             self.max_seconds,
             self.max_label_length - 3,  # language, task, end
             self.single,
@@ -313,7 +318,7 @@ class _Packing:
         row = example_features(samples, labels, self.processor, self.teacher_columns)
         row |= {"text": text, "language": language, "index": index}
         previous = [utterances[member] for member in windows[index - 1].utterances]
-        if has_previous and previous[0][3:5] == members[0][3:5] and windows[index - 1] is not window:
+        if has_previous and previous[0].group == members[0].group and windows[index - 1] is not window:
             room = min(_MAX_PROMPT, self.max_label_length - len(labels))
             row["prompt_ids"] = encode_prompt(tokenizer, " ".join(one.text for one in previous), room)
         return row

@@ -56,7 +56,7 @@ class Table:
         return Table(self.path, self.columns, [self.rows[row] for row in rows], places, files)
 
     def rename(self, name: str) -> bool:
-        """Give a column its name as the code knows it, whatever its case. Returns whether there is such a column."""
+        """Give a column its name as the code knows it, whatever its case. True if there is such a column."""
         found = find_column(self.columns, name)
         if found is not None and found != name:
             self.columns[self.columns.index(found)] = name

@@ -222,7 +222,7 @@ def _without_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
 def _table_dataset(table: Table, audio_column: str, limit: int | None) -> datasets.Dataset:
     """The rows of a table, with the paths of their recordings."""
     datasets = require("datasets")
-    # datasets caches features until a row changes, so a recording that was replaced must change its row.
+    # prepare_dataset looks at the files itself. A `map` of the user's own is cached until a row changes.
     cells = [
         {**row, audio_column: str(file), "modified": _time_of_change(file)}
         for file, row in zip(table.files[:limit], table.rows[:limit], strict=True)

@@ -260,13 +260,11 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         if labels.shape[1] > limit:
             lengths = (labels != -100).sum(dim=1)
             example = int(lengths.argmax())
-            tokens = labels[example][labels[example] != -100].tolist()
-            decode = getattr(self.processing_class, "decode", None)
-            what = f"the tokens {tokens[:8]}..." if decode is None else repr(decode(tokens, skip_special_tokens=True))
             raise ValueError(
-                f"example {example} of the batch has {len(tokens)} label tokens in {labels.shape[1]} positions "
-                f"({what}), but the student's decoder takes {limit} (max_target_positions): drop such examples, with "
-                f"prepare_dataset(..., max_label_length={limit}), or split their audio and text"
+                f"example {example} of the batch has {lengths[example]} label tokens in {labels.shape[1]} positions "
+                f"({self._describe_example(labels[example])}), but the student's decoder takes {limit} "
+                f"(max_target_positions): drop such examples, with prepare_dataset(..., max_label_length={limit}), or "
+                "split their audio and text"
             )
 
     def _teacher_targets(

@@ -302,7 +302,7 @@ def _published(file: Path) -> str | bytes:
     base = config.get("base_model_name_or_path")
     if not base or is_hub_id(base):
         return str(file)
-    return json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True).encode("utf-8")
+    return to_json({**config, "base_model_name_or_path": None}, sort_keys=True, ensure_ascii=True).encode()
 
 
 def _read_repository(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, list[HubLanguage], str | None]:

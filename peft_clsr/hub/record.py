@@ -72,8 +72,8 @@ class HubLanguage:
         rank (`int`, *optional*): `expert_rank`; `None` for a full expert.
         size (`int`, *optional*): Size of the weights in bytes.
         max_audio_seconds (`float`, *optional*): The audio context of its training, in seconds.
-        results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions. Which of them
-            to read says `rate`.
+        results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions. `rate`
+            says which of them to read.
         training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
     """

@@ -96,7 +96,7 @@ def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[t
 
 
 def _what_it_is(folder: Path) -> str:
-    """What a folder without adapters of languages is instead, and where to give it."""
+    """Says what a folder without adapters of languages holds instead, and where to give it."""
     for path in sorted([*folder.glob(CONFIG_NAME), *folder.glob(f"*/{CONFIG_NAME}")]):
         config = read_config(path)
         if not is_clsr(config):

@@ -4,8 +4,8 @@ State that the layers of a model share during a forward. These objects are neith
 - `FFNRoute`: the path of each token, passed from the input to the output projection of one FFN;
 - `RoutingState`: settings and gate values of all FFNs of a model.
 
-What belongs to one call or one forward is kept apart by thread (`calls`). Which adapter each sample takes is set by
-`samples.use_adapter_per_sample`.
+The state of a call or a forward is kept apart by thread (`calls`). `samples.use_adapter_per_sample` sets the adapter
+of each sample.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""`examples/transcribe.py` from end to end on a tiny random Whisper and noise, and its bad input."""
+"""`peft-clsr transcribe` from end to end on a tiny random Whisper and noise, and its bad input."""
 
 import html
 import json
 import os
 import unicodedata
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,7 +255,7 @@ def test_subtitles_have_the_text_as_it_was_heard(output_format):
 
 @pytest.mark.parametrize("output_format", ["srt", "vtt"])
 def test_a_player_shows_backslashes_of_subtitles(output_format, tmp_path):
-    """FFmpeg reads the file, in PyAV. Of SRT, players drop what looks like a tag; SRT knows no escapes."""
+    """FFmpeg reads the file, in PyAV. From SRT, which has no escapes, players drop text that looks like a tag."""
     text = r"a\new & 1 < 2 --> e" + (" <i>" if output_format == "vtt" else "")
     av = pytest.importorskip("av")
     path = tmp_path / f"a.{output_format}"
@@ -517,10 +518,9 @@ def test_a_transcript_grows_window_by_window(run, experts, recordings, monkeypat
         ]
 
 
-def test_what_was_heard_before_an_interruption_is_kept(run, recordings, monkeypatch, tmp_path):
-    inputs = [recordings / "d.mp3"]
-    generate = GenerationMixin.generate
-    windows = []
+@contextmanager
+def interrupted_in_the_third_window(monkeypatch):
+    generate, windows = GenerationMixin.generate, []
 
     def interrupted(self, *args, **kwargs):
         windows.append(1)
@@ -528,30 +528,25 @@ def test_what_was_heard_before_an_interruption_is_kept(run, recordings, monkeypa
             raise KeyboardInterrupt
         return generate(self, *args, **kwargs)
 
-    monkeypatch.setattr(GenerationMixin, "generate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationMixin, "generate", interrupted)
+        yield
+
+
+def test_what_was_heard_before_an_interruption_is_kept(run, recordings, monkeypatch, tmp_path):
+    inputs = [recordings / "d.mp3"]
+    with interrupted_in_the_third_window(monkeypatch), pytest.raises(KeyboardInterrupt):
         run("--language", "ro", inputs=inputs)
     assert written(tmp_path / "out") == {"d.txt.part"}
     heard = (tmp_path / "out" / "d.txt.part").read_text(encoding="utf-8")
     assert heard.strip()
-    monkeypatch.setattr(GenerationMixin, "generate", generate)
     assert run("--language", "ro", inputs=inputs)[0] == 0
     assert written(tmp_path / "out") == {"d.txt"}
     assert (tmp_path / "out" / "d.txt").read_text(encoding="utf-8").startswith(heard)
 
 
 def test_without_an_output_dir_what_was_heard_before_an_interruption_is_printed(run, recordings, monkeypatch, capsys):
-    generate = GenerationMixin.generate
-    windows = []
-
-    def interrupted(self, *args, **kwargs):
-        windows.append(1)
-        if len(windows) == 3:
-            raise KeyboardInterrupt
-        return generate(self, *args, **kwargs)
-
-    monkeypatch.setattr(GenerationMixin, "generate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_in_the_third_window(monkeypatch), pytest.raises(KeyboardInterrupt):
         run("--language", "ro", inputs=[recordings / "d.mp3"], output_dir=None)
     assert f"{recordings / 'd.mp3'}: interrupted; what was heard up to " in capsys.readouterr().out
 

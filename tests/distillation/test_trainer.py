@@ -24,7 +24,7 @@ from peft_clsr.distillation import callbacks
 
 @pytest.fixture
 def progress_calls(monkeypatch):
-    """What the callback gave `set_gate_progress`."""
+    """Collects the values that the callback gives to `set_gate_progress`."""
     calls, original = [], callbacks.set_gate_progress
 
     def record(model, progress):

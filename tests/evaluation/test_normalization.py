@@ -1,4 +1,4 @@
-"""What counts in a transcript: every case was made by hand, by the rules of its script and language."""
+"""Normalized transcripts. Each case was made by hand, by the rules of its script and language."""
 
 import unicodedata
 

@@ -184,7 +184,7 @@ def test_a_plain_trainer_says_that_the_base_is_measured(model, tiny_processor, t
 def test_the_distillation_trainer_takes_prompt_and_expert_from_the_batch(
     tiny_whisper, tiny_processor, tmp_path, with_prompt
 ):
-    """Of the labels, or of the adapter that is trained if they have no language."""
+    """Takes the language of the labels, else that of the adapter that is trained."""
     rows = rows_of(tiny_processor.tokenizer, ["ro", "ro"], with_prompt=with_prompt)
     model = random_clsr(tiny_whisper(init_std=0.2), "ro")
     expected = one_by_one(model, rows, ["ro", "ro"])

@@ -1,4 +1,4 @@
-"""What an adapter does to the mode of its base, and warnings about trainings that leave a part of the method out."""
+"""Adapters keep the mode of their base; warnings name the parts of the method that a training leaves out."""
 
 import copy
 import warnings
