@@ -23,8 +23,9 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.plain_batch import PlainCollator
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
-from ..evaluation.error_rates import check_scorable, error_rates, format_rates, make_compute_metrics
+from ..evaluation.error_rates import check_scorable, error_rates, format_rates
 from ..evaluation.gates import gate_means
+from ..evaluation.metrics import ErrorRateMetrics, make_compute_metrics
 from ..evaluation.plots import try_plot_gate_means
 from ..evaluation.transcripts import transcribe
 from ..hub.card import write_folder_card
@@ -32,7 +33,7 @@ from ..hub.push import save_language, save_weights
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
 from .run_folder import checkpoints_folder, write_results
-from .train_data import load_split, prepare, report
+from .train_data import load_split, prepare, prompt_of, report
 from .train_options import TrainOptions, expert_config
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def train_language(
     Train the expert (or LoRA) of one language, and save it in the output folder.
 
     Args:
-        language (`str`): The code.
+        language (`str`): The tag.
         dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
         options (`TrainOptions`): With `data.max_audio_seconds` set.
         results (`dict`): The results so far, as `open_results` returned them.
@@ -66,6 +67,7 @@ class _LanguageTraining:
         self, language: str, dataset_config: str | None, options: TrainOptions, results: dict[str, Any]
     ) -> None:
         self.language = language
+        self.prompt = prompt_of(options.data, language)
         self.options = options
         self.results = results
         self.row: dict[str, Any] = {"dataset_config": dataset_config}
@@ -127,7 +129,8 @@ class _LanguageTraining:
             model,
             processor or self.processor,
             dataset,
-            self.language,
+            # Only a model with experts knows a language that Whisper does not.
+            self.language if isinstance(model, PeftModel) and self.options.lora is None else self.prompt,
             batch_size=self.options.training.per_device_eval_batch_size,
             max_new_tokens=self.options.data.max_new_tokens,
             desc=f"{self.language}: {name}",
@@ -139,7 +142,8 @@ class _LanguageTraining:
     def _add_adapter(self, model: nn.Module) -> PeftModel:
         lora, expert = self.options.lora, self.options.expert
         if lora is None:
-            config = CLSRConfig(language=self.language, max_audio_seconds=self.seconds, **expert_config(expert))
+            names = {"language": self.language, "prompt_language": self.prompt}
+            config = CLSRConfig(**names, max_audio_seconds=self.seconds, **expert_config(expert))
             model = get_peft_model(model, config, adapter_name=self.language)
         else:
             config = LoraConfig(
@@ -191,7 +195,7 @@ class _LanguageTraining:
             "train_dataset": self.train_set,
             "eval_dataset": self.eval_set,
             "processing_class": self.processor,
-            "compute_metrics": make_compute_metrics(self.processor) if training.predict_with_generate else None,
+            "compute_metrics": self._compute_metrics() if training.predict_with_generate else None,
         }
         if self.options.lora is None:
             return DistillationTrainer(
@@ -200,8 +204,11 @@ class _LanguageTraining:
                 teacher_model=teacher,
                 teacher_processor=self.teacher_processor,
             )
-        model.generation_config.language = self.language  # for evaluation by generation
+        model.generation_config.language = self.prompt  # for evaluation by generation
         return Seq2SeqTrainer(**common, data_collator=PlainCollator(self.collator, model.config))
+
+    def _compute_metrics(self) -> ErrorRateMetrics:
+        return make_compute_metrics(self.processor, [self.language] * len(self.eval_set))
 
     def _train(self, trainer: Seq2SeqTrainer) -> None:
         checkpoint, folder = None, trainer.args.output_dir
