@@ -169,20 +169,20 @@ def hears_swahili(model):
 def test_what_is_detected_takes_the_exact_expert_or_by_request_the_only_one_with_that_prompt(hears_swahili):
     model, features = hears_swahili, make_features(2)
     with pytest.warns(UserWarning, match="To let 'rw' take what is heard as 'sw', pass route_by_prompt_language=True"):
-        tokens = generate(model, features, None)
-    assert torch.equal(tokens, by_hand(model, None, features, "sw"))
-    tokens = generate(model, features, None, route_by_prompt_language=True)
-    assert torch.equal(tokens, by_hand(model, "rw", features, "sw"))
+        tokens = generate(model, features, None, task="transcribe")
+    assert torch.equal(tokens, by_hand(model, None, features, "sw", task="transcribe"))
+    tokens = generate(model, features, None, task="transcribe", route_by_prompt_language=True)
+    assert torch.equal(tokens, by_hand(model, "rw", features, "sw", task="transcribe"))
 
     model.add_adapter("rn", CLSRConfig(language="rn", prompt_language="sw", gate_dim=8))
     model.base_model.routing.warned_of.clear()
     with pytest.warns(UserWarning, match="prompt_language of 'rw', 'rn': pass the language to choose one"):
-        tokens = generate(model.eval(), features, None, route_by_prompt_language=True)
-    assert torch.equal(tokens, by_hand(model, None, features, "sw"))
+        tokens = generate(model.eval(), features, None, task="transcribe", route_by_prompt_language=True)
+    assert torch.equal(tokens, by_hand(model, None, features, "sw", task="transcribe"))
 
     model.add_adapter("sw", CLSRConfig(language="sw", gate_dim=8))
     expected = by_hand(model.eval(), "sw", features, "sw")
-    assert torch.equal(generate(model, features, None), expected)
+    assert torch.equal(generate(model, features, None, task="transcribe"), expected)
 
 
 def test_candidates_are_heard_as_their_prompts(hears_swahili):
