@@ -13,6 +13,7 @@ from transformers.trainer_utils import has_length
 from ..data.packing import PackedUtterances
 from ..data.sampler import LanguageBatchIterable, LanguageBatchSampler
 from ..languages.adapters import adapter_of_language
+from ..tuner.broader import warn_of_broader_adapters
 from .arguments import DistillationTrainingArguments
 
 
@@ -38,7 +39,9 @@ def trained_adapters(model: PeftModel, dataset: Any, language_column: str) -> li
                 f"the training dataset has no column {language_column!r}, which tells which of the adapters "
                 f"{', '.join(adapters)} each example is for: add it, or name it in language_column"
             )
-        names = [adapter_of_language(adapters, language) for language in dict.fromkeys(languages or [])]
+        taken = {language: adapter_of_language(adapters, language) for language in dict.fromkeys(languages or [])}
+        warn_of_broader_adapters(model.base_model.routing, adapters, taken)
+        names = list(taken.values())
     names = list(dict.fromkeys(names))
     if len(names) > 1 and any(adapters[name].modules_to_save for name in names):
         raise ValueError(

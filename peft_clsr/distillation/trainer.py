@@ -23,6 +23,7 @@ from ..inference.label_prompt import prompt_of_labels
 from ..languages.adapters import adapter_languages, adapter_of_language
 from ..multilingual import check_model_languages
 from ..tuner.adapter_names import adapter_folder, short_repr
+from ..tuner.broader import warn_of_broader_adapters
 from ..tuner.layer import CLSRLayer
 from ..tuner.quantized import dequantized_weight
 from ..tuner.wrapping import as_peft_model
@@ -163,7 +164,9 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             )
         if languages is None:
             return [*self._trained_adapters, *self._tuner.active_adapters][:1] * len(labels)
-        return [adapter_of_language(self._tuner.peft_config, language) for language in languages]
+        taken = {language: adapter_of_language(self._tuner.peft_config, language) for language in set(languages)}
+        warn_of_broader_adapters(self._tuner.routing, self._tuner.peft_config, taken)
+        return [taken[language] for language in languages]
 
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self.train_dataset, self.args

@@ -36,10 +36,10 @@ from ..languages.adapters import (
     adapter_prompts,
     adapters_with_prompt,
     inference_adapter,
-    is_for_broader_language,
 )
 from ..languages.tags import language_tag, own_prompt_code
 from ..tuner.adapter_names import BASE
+from ..tuner.broader import first_time, warn_of_broader_adapters
 from ..tuner.layer import CLSRLayer
 from ..tuner.route import RoutingState
 from ..tuner.samples import use_adapter_per_sample
@@ -175,7 +175,8 @@ def _with_language_routing(generate: Callable) -> Callable:
             call.arguments["language"] = names[0] if isinstance(language, str) else names
         if not is_routed:
             return generate(*call.args, **call.kwargs)
-        _warn_of_broader_adapters(routing, adapters, active, [tag for tag, _ in prompts.values()])
+        chosen = {tag: inference_adapter(adapters, tag, active) for tag, _ in prompts.values()}
+        warn_of_broader_adapters(routing, adapters, chosen)
         with PromptRouting(self, routing, language_tokens, by_prompt_language, source):
             return generate(*call.args, **call.kwargs)
 
@@ -246,7 +247,7 @@ def _warn_of_unused_adapter(
     served_by_base = {
         code for code in set(languages) if code and not inference_adapter(adapters, code, active, by_prompt_language)
     }
-    for language in _news(routing, served_by_base):
+    for language in first_time(routing, served_by_base):
         prompted = adapters_with_prompt(adapters, language)
         hint = ""
         if len(prompted) == 1 and not by_prompt_language:
@@ -261,29 +262,6 @@ def _warn_of_unused_adapter(
             "model.base_model.route_by_language = False",
             stacklevel=2,
         )
-
-
-def _warn_of_broader_adapters(
-    routing: RoutingState, adapters: dict[str, Any], active: str | None, languages: Iterable[str]
-) -> None:
-    """Say once which languages take the expert of a broader one."""
-    names = {language: inference_adapter(adapters, language, active) for language in languages}
-    broader = [tag for tag, name in names.items() if name and is_for_broader_language(adapters, name, tag)]
-    for language in _news(routing, broader):
-        name = names[language]
-        warnings.warn(
-            f"there is no adapter for {language!r}, so {name!r} takes it, which is for "
-            f"{adapter_languages(adapters)[name]!r}",
-            stacklevel=2,
-        )
-
-
-def _news(routing: RoutingState, languages: Iterable[str]) -> list[str]:
-    """Those of some languages that nobody was warned of."""
-    with routing.calls.lock:  # once, also in several threads
-        news = set(languages) - routing.warned_of
-        routing.warned_of |= news
-    return sorted(news)
 
 
 def clsr_adapters(model: nn.Module) -> dict[str, Any]:

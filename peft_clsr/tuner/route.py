@@ -115,7 +115,7 @@ class RoutingState:
 
     def _start(self) -> None:
         self.calls = Calls()
-        self.warned_of: set[str] = set()  # languages that the base model answered unasked
+        self.warned_of: set[str] = set()  # languages of which a warning has told
         self._forward_gates = PerThread(ForwardGates)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -147,6 +147,15 @@ def test_rows_of_several_languages_are_labelled_by_their_own(recordings, process
     assert all_of_one["language"][:] == ["ca"] * 5 and counts["unknown_language"] == 0
 
 
+@pytest.mark.parametrize("prompt_language", ["ca", {"rw": "Catalan", "hsb": "ro"}])
+def test_a_language_that_whisper_does_not_know_has_another_ones_token(recordings, processor, prompt_language):
+    prepared, _ = prepare_dataset(recordings.select([0]), processor, "Kinyarwanda", prompt_language=prompt_language)
+    assert prepared["language"][:] == ["rw"]
+    assert prepared[0]["labels"].tolist() == encode_labels(processor.tokenizer, "un peix", "ca")
+    with pytest.raises(ValueError, match="Whisper has no language 'rw': name the Whisper language"):
+        prepare_dataset(recordings.select([0]), processor, "rw")
+
+
 def test_a_dataset_without_a_language_is_refused(recordings, processor):
     with pytest.raises(ValueError, match=r"no column 'language'; it has .*give a language .* or set language_column"):
         prepare_dataset(recordings, processor)

@@ -33,8 +33,8 @@ def recordings(number=24, seconds=0.4, **columns):
     )
 
 
-def pack(dataset, processor, **arguments):
-    return pack_utterances(dataset, processor, "ro", max_seconds=3.0, **arguments)
+def pack(dataset, processor, language="ro", **arguments):
+    return pack_utterances(dataset, processor, language, max_seconds=3.0, **arguments)
 
 
 def words(rows):
@@ -82,6 +82,15 @@ def test_timestamps_are_where_the_speech_is(processor):
         for end, start in zip(ends, starts[1:], strict=False):
             assert 0.08 <= start - end <= 0.62
             assert not heard[round(100 * end) + 3 : round(100 * start) - 3].any()
+
+
+@pytest.mark.parametrize("prompt_language", ["ca", {"rw": "ca"}])
+def test_a_language_that_whisper_does_not_know_has_another_ones_token(processor, prompt_language):
+    for row in pack(recordings(), processor, "rw", prompt_language=prompt_language):
+        assert row["language"] == "rw"
+        assert processor.tokenizer.convert_ids_to_tokens(row["labels"][:2]) == ["<|ca|>", "<|transcribe|>"]
+    with pytest.raises(ValueError, match="Whisper has no language 'rw': name the Whisper language"):
+        pack(recordings(), processor, "rw")
 
 
 def test_a_prompt_is_the_text_before(processor):
