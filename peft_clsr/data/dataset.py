@@ -58,7 +58,10 @@ def prepare_dataset(
     audio file or an argument changes. The context is the processor's ([`set_audio_context`] cuts it).
 
     Args:
-        dataset (`datasets.Dataset`): Recordings and transcripts.
+        dataset (`datasets.Dataset`):
+            Recordings and transcripts. With the columns `start` and `end`, in seconds, a row is this part of its
+            recording. Its end is moved to the start of the next part, or to the end of the recording, if it is
+            0.3 s or 1 s later, at most.
         processor (`WhisperProcessor`): Its feature extractor and tokenizer are used.
         language (`str`, *optional*):
             Name or code of the language of all rows, "catalan" or "ca". By default, each row's own language is in
@@ -89,7 +92,8 @@ def prepare_dataset(
         `teacher_processor`, it also has `teacher_input_features` float32 [teacher's mels, frames], if the features
         differ, and `teacher_labels` [tokens], if the vocabularies differ: the teacher's ids of `labels`, -100 for
         tokens that it lacks. The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut",
-        "labels_too_long", "no_text", "special_tokens" and "unknown_language".
+        "labels_too_long", "no_text", "special_tokens", "unknown_language", and for rows with times "bad_times",
+        "overlap" and "beyond_audio".
 
     Raises:
         ValueError:
