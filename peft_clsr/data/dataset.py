@@ -92,7 +92,7 @@ def prepare_dataset(
         `teacher_processor`, it also has `teacher_input_features` float32 [teacher's mels, frames], if the features
         differ, and `teacher_labels` [tokens], if the vocabularies differ: the teacher's ids of `labels`, -100 for
         tokens that it lacks. The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut",
-        "labels_too_long", "no_text", "special_tokens", "unknown_language", and for rows with times "bad_times",
+        "labels_too_long", "no_text", "special_tokens", "unknown_language", and where there are such rows "bad_times",
         "overlap" and "beyond_audio".
 
     Raises:

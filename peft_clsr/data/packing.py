@@ -290,7 +290,7 @@ class _Packing:
                 utterances.append(self._utterance(row, index, reader))
                 counts[KEPT] += 1
             except UnusableRow as unusable:
-                counts[unusable.outcome] += 1
+                counts[unusable.outcome] = counts.get(unusable.outcome, 0) + 1
                 logger.warning("dropped: %s", unusable)
         return link_utterances(utterances), counts
 
