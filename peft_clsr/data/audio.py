@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,6 +19,7 @@ from .containers import container_seconds, decode_container
 _MISSING_SECONDS = 0.25
 # Floats lie between -1 and 1. A mix or a lossy codec may pass that a little; integers that became floats pass it far.
 _MAX_FLOAT = 10.0
+_STDERR_LOCK = threading.Lock()
 
 
 class EmptyAudioError(ValueError):
@@ -207,13 +211,34 @@ def _decode(audio: Any, name: str, start: float, end: float | None) -> tuple[np.
         try:
             with sound:
                 rate = sound.samplerate
-                if start > 0:
-                    _seek(sound, min(round(start * rate), sound.frames))
                 frames = -1 if end is None else max(round(end * rate) - round(start * rate), 0)
-                samples = sound.read(frames, dtype="float32", always_2d=True).T
+                # In MP3, a frame needs bits of the frames before. Where these are not read, mpg123 prints errors,
+                # and leaves the damaged frames out, which lie before the part.
+                with _no_stderr() if start > 0 and sound.format == "MP3" else nullcontext():
+                    if start > 0:
+                        _seek(sound, min(round(start * rate), sound.frames))
+                    samples = sound.read(frames, dtype="float32", always_2d=True).T
                 return samples, rate, sound.frames / rate
         except (RuntimeError, OSError) as error:
             raise ValueError(f"audio {name} cannot be read: {_reason(error)}") from error
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drop what C code prints, also that of other threads: it is a matter of milliseconds."""
+    with _STDERR_LOCK:
+        try:
+            kept = os.dup(2)
+        except OSError:  # a process without stderr
+            yield
+            return
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _seek(sound: Any, frame: int) -> None:

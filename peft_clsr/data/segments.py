@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .audio import EmptyAudioError, audio_name
+import numpy as np
+
+from .audio import EmptyAudioError, audio_name, read_audio
 
 START_COLUMN, END_COLUMN = "start", "end"
 
@@ -81,6 +83,23 @@ def segment_times(row: dict[str, Any]) -> tuple[float, float] | None:
     return start, end
 
 
+def read_row(row: dict[str, Any], audio_column: str, sampling_rate: int) -> np.ndarray:
+    """
+    Read the audio of a row, or the part of it from `start` to `end`.
+
+    Returns:
+        `np.ndarray`: float32 [samples] at a rate in Hz.
+
+    Raises:
+        ValueError: as [`read_audio`] and [`segment_times`].
+    """
+    try:
+        times = segment_times(row)
+    except ValueError as error:
+        raise ValueError(f"audio {audio_name(row[audio_column])}: {error}") from error
+    return read_audio(row[audio_column], sampling_rate, *(times or ()))
+
+
 def find_segments(
     rows: Iterable[tuple[int, dict[str, Any]]], audio_column: str, seconds_of: Callable[[dict[str, Any]], float]
 ) -> dict[int, Segment | BadSegment]:
@@ -138,27 +157,34 @@ def _within(start: float, end: float, length: float | BadSegment) -> Segment | B
 
 def _compare(numbers: list[int], found: dict[int, Segment | BadSegment]) -> None:
     """Trim the segments of a recording, refuse those that overlap, and link each to the one before it."""
-    segments = {number: found[number] for number in numbers}
-    timed = [(segment, number) for number, segment in segments.items() if isinstance(segment, Segment)]
-    order = [number for segment, number in sorted(timed) if segment.end - segment.start <= _LONGEST]
-    ends = {number: segment.end for segment, number in timed}
+    segments: dict[int, Segment] = {}
+    unknown = []
+    for number in numbers:
+        segment = found[number]
+        if isinstance(segment, Segment):
+            segments[number] = segment
+        else:
+            unknown.append(number)
+    order = sorted(segments, key=lambda number: segments[number][:2])
+    order = [number for number in order if segments[number].end - segments[number].start <= _LONGEST]
+    ends = {number: segment.end for number, segment in segments.items()}
     overlapping: dict[int, int] = {}
     for place, number in enumerate(order):
-        start, end = segments[number][0], segments[number][1]
+        start, end = segments[number][:2]
         for other in order[place + 1 :]:
-            other_start, other_end = segments[other][0], segments[other][1]
-            overlap = min(end, other_end) - other_start
+            other_start, other_end = segments[other][:2]
             if other_start >= end:
                 break
+            overlap = min(end, other_end) - other_start
             if overlap <= min(MAX_OVERLAP, (end - start) / 2, (other_end - other_start) / 2):
                 ends[number] = min(ends[number], other_start)
             else:
                 overlapping.setdefault(number, other)
                 overlapping.setdefault(other, number)
-    unknown = sorted(number for number in numbers if isinstance(segments[number], BadSegment))
-    before, free_from = None, 0.0
+    before: int | None = None
+    free_from = 0.0
     for number in order:
-        start, end = segments[number][0], ends[number]
+        start, end = segments[number].start, ends[number]
         # The speech of a row without usable times may be anywhere between the rows around it.
         first, last = sorted((-1 if before is None else before, number))
         if any(first < row < last for row in unknown):
@@ -169,7 +195,7 @@ def _compare(numbers: list[int], found: dict[int, Segment | BadSegment]) -> None
     for number, other in overlapping.items():
         found[number] = BadSegment(
             "overlap",
-            f"it overlaps item {other}, {segments[other][0]:.2f} to {segments[other][1]:.2f} s, by more than "
+            f"it overlaps item {other}, {segments[other].start:.2f} to {segments[other].end:.2f} s, by more than "
             f"{MAX_OVERLAP} s",
         )
 
