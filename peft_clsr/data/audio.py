@@ -212,8 +212,7 @@ def _decode(audio: Any, name: str, start: float, end: float | None) -> tuple[np.
             with sound:
                 rate = sound.samplerate
                 frames = -1 if end is None else max(round(end * rate) - round(start * rate), 0)
-                # In MP3, a frame needs bits of the frames before. Where these are not read, mpg123 prints errors,
-                # and leaves the damaged frames out, which lie before the part.
+                # After a seek in an MP3, mpg123 prints errors about frames before the part, which it does not use.
                 with _no_stderr() if start > 0 and sound.format == "MP3" else nullcontext():
                     if start > 0:
                         _seek(sound, min(round(start * rate), sound.frames))
