@@ -71,7 +71,8 @@ def prepare_dataset(
             longer context.
         audio_column (`str`, *optional*, defaults to `"audio"`):
             Column of audio: an `Audio` feature, paths, or dicts as in [`read_audio`].
-        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
+        text_column (`str`, *optional*, defaults to `"transcription"`):
+            Column of transcripts. If the default is not there, "text" is read.
         language_column (`str`, *optional*, defaults to `"language"`):
             Column of languages, names or codes. It is read if no `language` is given.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".

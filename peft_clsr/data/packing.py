@@ -98,7 +98,8 @@ def pack_utterances(
         previous_text (`float`, *optional*, defaults to 0.1):
             Share of windows that follow another window's text, as prompt behind `<|startofprev|>`. It has no loss.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
-        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
+        text_column (`str`, *optional*, defaults to `"transcription"`):
+            Column of transcripts. If the default is not there, "text" is read.
         language_column (`str`, *optional*, defaults to `"language"`): Column of languages, if no `language` is given.
         speaker_column (`str`, *optional*): Column of speakers.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".

@@ -133,6 +133,8 @@ def test_prepare_dataset_cuts_each_row_from_its_recording(tmp_path, tiny_process
     extractor = tiny_processor.feature_extractor
     expected = extractor(read_audio(talk, 16000, 1.0, 1.8), sampling_rate=16000, return_tensors="np").input_features[0]
     np.testing.assert_array_equal(prepared["input_features"][1].numpy(), expected)
+    again, _ = prepare_dataset(dataset, tiny_processor, "ca")
+    assert again.cache_files == prepared.cache_files  # nothing is computed twice
     counts = {name: count for name, count in counts.items() if count}
     assert counts == {"kept": 2, "bad_times": 1, "too_long": 1, "beyond_audio": 1}
     assert f"item 2, {talk}, 2.0 to 1.9: it ends at 1.90 s, not after its start" in caplog.text

@@ -228,7 +228,7 @@ def test_recordings_without_splits_are_split_whole(make, caplog):
     files |= {f"{name}.srt": ONE.replace("unu", f"unu {name}") for name in "abcdefghijkl"}
     parts = [{row[0] for row in segments(make(files), part)} for part in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [10, 1, 1] and len(set.union(*parts)) == 12
-    assert "split by recording: 10 train, 1 validation, 1 test" in caplog.text
+    assert "split by recording: 20 train, 2 validation, 2 test" in caplog.text
 
 
 def test_one_long_recording_is_split_in_time(make):
