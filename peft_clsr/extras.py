@@ -10,6 +10,8 @@ _EXTRAS = {
     "charset_normalizer": "train",
     "datasets": "train",
     "jiwer": "train",
+    "praatio": "train",
+    "pysubs2": "train",
     "soundfile": "train",
     "soxr": "train",
     "matplotlib": "plots",

@@ -79,8 +79,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from ..checkpoints.checks import check_adapter_folder
-    from ..data.audio import read_audio
     from ..data.dataset import prepare_dataset
+    from ..data.segments import read_row
     from ..data.tables import load_recordings
     from ..evaluation.error_rates import error_rates
     from ..evaluation.transcripts import transcribe
@@ -160,7 +160,7 @@ def _export(arguments: argparse.Namespace) -> int:
     whisper_dir, converted_dir = save_and_convert(frozen.model, processor, output_dir, arguments.quantization)
     saved = WhisperForConditionalGeneration.from_pretrained(whisper_dir, dtype=torch.float32)
     expected = transcribe(saved, processor, dataset, prompt, **limits)
-    waveforms = [read_audio(audio, 16000) for audio in raw.select(dataset["index"])[arguments.audio_column]]
+    waveforms = [read_row(row, arguments.audio_column, 16000) for row in raw.select(dataset["index"])]
     converted = transcribe_with_faster_whisper(converted_dir, prompt, waveforms, arguments.max_new_tokens)
     rates = error_rates(converted, dataset["text"], language=code)[code]
     rows.append((f"frozen, faster-whisper {arguments.quantization}", rates))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,6 +19,7 @@ from .containers import container_seconds, decode_container
 _MISSING_SECONDS = 0.25
 # Floats lie between -1 and 1. A mix or a lossy codec may pass that a little; integers that became floats pass it far.
 _MAX_FLOAT = 10.0
+_STDERR_LOCK = threading.Lock()
 
 
 class EmptyAudioError(ValueError):
@@ -39,9 +43,14 @@ def audio_name(audio: Any) -> str:
     return "<audio without a path>"
 
 
-def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 16000) -> np.ndarray:
+def read_audio(
+    audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 16000, start: float = 0.0, end: float | None = None
+) -> np.ndarray:
     """
     Read audio as one channel at the given rate.
+
+    A part of a long file is read without decoding the rest, where the format allows it: WAV, FLAC, OGG, MP3, M4A,
+    MP4, MOV, WebM, MKV. Others (AAC without a container, AMR, WMA, MPEG) are decoded from their beginning.
 
     Args:
         audio (`str`, `os.PathLike` or `dict`):
@@ -50,6 +59,8 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
             OGG, MP3 and others. PyAV reads what it refuses: M4A, AAC, WebM, AMR, WMA, 3GP, and the sound of videos. An
             array holds floats from -1 to 1, or int8, int16, int32 or uint8, which are scaled to that.
         sampling_rate (`int`, *optional*, defaults to 16000): The rate of the result, in Hz.
+        start (`float`, *optional*, defaults to 0.0): Where to start, in seconds.
+        end (`float`, *optional*): Where to end, in seconds. By default at the end of the audio.
 
     Returns:
         `np.ndarray`: float32 [samples]. Channels are averaged; another rate is resampled with soxr.
@@ -64,20 +75,21 @@ def read_audio(audio: str | os.PathLike | dict[str, Any], sampling_rate: int = 1
     name, seconds = audio_name(audio), None
     if isinstance(audio, dict) and audio.get("array") is not None:
         samples, rate = _array(audio, name)
+        samples = samples[:, round(start * rate) : None if end is None else round(end * rate)]
     else:
-        samples, rate, seconds = _decode(audio, name)
+        samples, rate, seconds = _decode(audio, name, start, end)
     if samples.size == 0:
         raise EmptyAudioError(f"audio {name} is empty (0 samples)")
     samples = _scaled(samples, name).mean(axis=0)
-    read_seconds = len(samples) / rate
+    end_read = start + len(samples) / rate
     if rate != sampling_rate:
         samples = require("soxr").resample(samples, rate, sampling_rate)
         if samples.size == 0:
             raise EmptyAudioError(f"audio {name} is empty (0 samples at {sampling_rate} Hz)")
     samples = np.ascontiguousarray(samples, dtype=np.float32)
-    if seconds is not None and read_seconds < seconds - _MISSING_SECONDS:
+    if seconds is not None and end_read < min(seconds, seconds if end is None else end) - _MISSING_SECONDS:
         raise TruncatedAudioError(
-            f"audio {name} ends after {read_seconds:.1f} s of the {seconds:.1f} s that its header says: it may be "
+            f"audio {name} ends after {end_read:.1f} s of the {seconds:.1f} s that its header says: it may be "
             "truncated, copy it again",
             samples,
         )
@@ -184,24 +196,59 @@ def _open(audio: Any, name: str) -> BinaryIO:
         raise ValueError(f"audio {name} cannot be read: {error.strerror}") from error
 
 
-def _decode(audio: Any, name: str) -> tuple[np.ndarray, float, float | None]:
-    """Decode a file: samples [channels, samples], their rate in Hz, and the seconds that its header says."""
+def _decode(audio: Any, name: str, start: float, end: float | None) -> tuple[np.ndarray, float, float | None]:
+    """Decode a part of a file: samples [channels, samples], their rate in Hz, and the length that its header says."""
     with _open(audio, name) as file:
         try:
             sound = require("soundfile").SoundFile(file)
         except (RuntimeError, OSError, TypeError) as refusal:
             file.seek(0)
             try:
-                return decode_container(file)
+                return decode_container(file, name, start, end)
             except ValueError as error:
                 raise ValueError(_unreadable(name, refusal, error)) from error
         # What libsndfile opens and cannot decode is damaged: PyAV would read a part of it, silently.
         try:
             with sound:
-                samples = sound.read(dtype="float32", always_2d=True).T
-                return samples, sound.samplerate, sound.frames / sound.samplerate
+                rate = sound.samplerate
+                frames = -1 if end is None else max(round(end * rate) - round(start * rate), 0)
+                # After a seek in an MP3, mpg123 prints errors about frames before the part, which it does not use.
+                with _no_stderr() if start > 0 and sound.format == "MP3" else nullcontext():
+                    if start > 0:
+                        _seek(sound, min(round(start * rate), sound.frames))
+                    samples = sound.read(frames, dtype="float32", always_2d=True).T
+                return samples, rate, sound.frames / rate
         except (RuntimeError, OSError) as error:
             raise ValueError(f"audio {name} cannot be read: {_reason(error)}") from error
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drop what C code prints, also that of other threads: it is a matter of milliseconds."""
+    with _STDERR_LOCK:
+        try:
+            kept = os.dup(2)
+        except OSError:  # a process without stderr
+            yield
+            return
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _seek(sound: Any, frame: int) -> None:
+    """Go to a frame."""
+    try:
+        sound.seek(frame)
+    except RuntimeError:  # libsndfile cannot seek to the last seconds of Opus
+        sound.seek(0)
+        while frame > 0:
+            skipped = len(sound.read(min(frame, sound.samplerate * 10), dtype="float32"))
+            frame = frame - skipped if skipped else 0
 
 
 def _unreadable(name: str, refusal: Exception, error: Exception) -> str:

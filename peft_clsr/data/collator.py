@@ -11,9 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..languages.tags import language_tag, prompt_code
 from ..whisper import context_seconds
-from .audio import audio_name, read_audio
+from .audio import audio_name
 from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels
+from .segments import read_row
 from .teacher_columns import STATES_COLUMN, TeacherColumns, unflatten_states
 
 
@@ -183,7 +184,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
                 f"{self.language_column!r}"
             )
         extractor = self.processor.feature_extractor
-        samples = read_audio(example[self.audio_column], extractor.sampling_rate)
+        samples = read_row(example, self.audio_column, extractor.sampling_rate)
         if len(samples) > extractor.n_samples:
             # The extractor would cut it silently, and the transcript would be of more than the model hears.
             seconds = len(samples) / extractor.sampling_rate

@@ -60,7 +60,10 @@ def prepare_dataset(
     audio file or an argument changes. The context is the processor's ([`set_audio_context`] cuts it).
 
     Args:
-        dataset (`datasets.Dataset`): Recordings and transcripts.
+        dataset (`datasets.Dataset`):
+            Recordings and transcripts. With the columns `start` and `end`, in seconds, a row is this part of its
+            recording. Its end is moved to the start of the next part, or to the end of the recording, if it is
+            0.3 s or 1 s later, at most.
         processor (`WhisperProcessor`): Its feature extractor and tokenizer are used.
         language (`str`, *optional*):
             The language of all rows, as in [`language_tag`]: "catalan", "ca" or "rw". By default, each row's own
@@ -73,7 +76,8 @@ def prepare_dataset(
             longer context.
         audio_column (`str`, *optional*, defaults to `"audio"`):
             Column of audio: an `Audio` feature, paths, or dicts as in [`read_audio`].
-        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
+        text_column (`str`, *optional*, defaults to `"transcription"`):
+            Column of transcripts. If the default is not there, "text" is read.
         language_column (`str`, *optional*, defaults to `"language"`):
             Column of languages, names or tags. It is read if no `language` is given.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
@@ -94,7 +98,8 @@ def prepare_dataset(
         `teacher_processor`, it also has `teacher_input_features` float32 [teacher's mels, frames], if the features
         differ, and `teacher_labels` [tokens], if the vocabularies differ: the teacher's ids of `labels`, -100 for
         tokens that it lacks. The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut",
-        "labels_too_long", "no_text", "special_tokens" and "unknown_language".
+        "labels_too_long", "no_text", "special_tokens", "unknown_language", and where there are such rows "bad_times",
+        "overlap" and "beyond_audio".
 
     Raises:
         ValueError:

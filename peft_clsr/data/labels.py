@@ -43,7 +43,11 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
 
 
 def encode_segments(
-    tokenizer: Any, segments: Iterable[tuple[float, float, str]], language: str, task: str = "transcribe"
+    tokenizer: Any,
+    segments: Iterable[tuple[float, float, str]],
+    language: str,
+    task: str = "transcribe",
+    open_start: float | None = None,
 ) -> list[int]:
     """
     Encode transcripts with times as labels: `<|language|><|task|><|start|> text<|end|>...<|endoftext|>`.
@@ -55,6 +59,9 @@ def encode_segments(
             are rounded to 0.02 s.
         language (`str`): As in [`encode_labels`].
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
+        open_start (`float`, *optional*):
+            Start in seconds of a further segment, which the end of the window cuts. The labels end with its start
+            alone, as in Whisper's own training (Radford et al. 2022, section 2.3): `...<|end|><|start|><|endoftext|>`.
 
     Returns:
         `list[int]`: token ids.
@@ -73,12 +80,13 @@ def encode_segments(
                 "before its start: expected segments in the order of speech"
             )
         last_step = steps[1]
-        end_token = f"<|{last_step * SECONDS_PER_TIMESTAMP:.2f}|>"
-        if tokenizer.convert_tokens_to_ids(end_token) != first + last_step:
-            raise ValueError(
-                f"the tokenizer has no token {end_token} for the end of {text!r}: cut the audio before it"
-            )
         labels += [first + steps[0], *check_transcript(tokenizer, text), first + steps[1]]
+    if open_start is not None:
+        last_step = max(last_step, round(open_start / SECONDS_PER_TIMESTAMP))
+        labels.append(first + last_step)
+    last_token = f"<|{last_step * SECONDS_PER_TIMESTAMP:.2f}|>"
+    if tokenizer.convert_tokens_to_ids(last_token) != first + last_step:
+        raise ValueError(f"the tokenizer has no token {last_token} for the last segment: cut the audio before it")
     return [*labels, tokenizer.eos_token_id]
 
 

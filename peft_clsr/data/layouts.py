@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .encodings import decode_text
+from .segments import END_COLUMN, START_COLUMN
 from .split import PARTS
+from .subtitle_files import TIMED_ENDINGS, files_by_name, find_timed_texts, read_timed_texts
 from .table_files import NO_AUDIO, read_recordings
-from .table_reader import TABLE_SUFFIXES, Table, log_once
+from .table_reader import TABLE_SUFFIXES, Table, join_tables, log_once
 
 # Folders and tables of these names are splits.
 _SPLITS = {*PARTS, "dev", "valid", "val", "eval"}
@@ -27,7 +29,8 @@ def read_layout(
         source (`Path`):
             A table, or a folder with one of these, in this order: a table for the split, `train/metadata.csv` or
             `train.csv`; a table of all, `metadata.csv`, or another that is the only one; pairs of a recording and its
-            text, `0.wav` and `0.txt`. Each table may also be a tsv or a jsonl.
+            text, `0.wav` and `0.txt`, or with times `0.srt`, `0.vtt` or `0.TextGrid`. Each table may also be a tsv or
+            a jsonl.
         split (`str`): "train", "test", or another name of a split.
         language (`str`): Tag of the language of the texts, for files that are not in UTF-8.
         text_column (`str`): Column for the texts of pairs.
@@ -120,17 +123,23 @@ def _split_folder(file: Path, folder: Path, split: str) -> str:
 
 
 def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
-    """Recordings with a text file of the same name beside each."""
+    """Recordings with a text file of the same name beside each, with or without times."""
     pairs: list[tuple[Path, Path]] = []
+    several: list[list[Path]] = []
     lonely: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
         texts = {file.stem: file for file in visible if file.suffix.lower() == ".txt"}
+        beside = files_by_name(visible)
         audio: dict[str, Path] = {}
         for file in visible:
             if file.suffix.lower() in NO_AUDIO:
                 continue
+            timed = find_timed_texts(file, language, beside)
+            several += [timed] if len(timed) > 1 else []
+            if timed:
+                texts[file.stem] = timed[0]
             other = audio.setdefault(file.stem, file)
             if other != file and file.stem in texts:
                 raise ValueError(f"{texts[file.stem]} is the text of {other} and of {file}: rename or remove one")
@@ -142,13 +151,63 @@ def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
     lonely = [file for file in lonely if file.suffix.lower() in endings]
     if lonely:
         log_once(f"{folder}: {len(lonely)} recordings have no text file, and are not used (the first: {lonely[0]})")
+    if several:
+        read, *others = several[0]
+        log_once(
+            f"{folder}: {len(several)} recordings have several files with times; one is read (such as {read}, not "
+            f"{', '.join(map(str, others))})"
+        )
     rows = []
     announced = False
     for file, path in pairs:
-        text, encoding = decode_text(path.read_bytes(), str(path), language)
-        if encoding != "utf-8" and not announced:
-            log_once(f"{path} and other texts of {folder} are not in UTF-8. It is read as {encoding}: {text[:80]!r}")
-            announced = True
-        rows.append({"file_name": str(file), text_column: " ".join(text.split())})
-    files, places = [file for file, _ in pairs], [path for _, path in pairs]
-    return Table(folder, ["file_name", text_column], rows, places, files)
+        row = Table(folder, ["file_name", text_column], [{"file_name": str(file), text_column: ""}], [path], [file])
+        if path.suffix.lower() in TIMED_ENDINGS:
+            row = _add_times(row, path, text_column, language)
+        else:
+            text, encoding = decode_text(path.read_bytes(), str(path), language)
+            if encoding != "utf-8" and not announced:
+                log_once(
+                    f"{path} and other texts of {folder} are not in UTF-8. It is read as {encoding}: {text[:80]!r}"
+                )
+                announced = True
+            row.rows[0][text_column] = " ".join(text.split())
+        rows.append(row)
+    table = join_tables(folder, rows)
+    if not table.rows:
+        raise ValueError(f"{folder} has {len(pairs)} recordings with a text file each, but all of these are empty")
+    return table
+
+
+def read_texts_beside(table: Table, text_column: str, language: str) -> Table:
+    """
+    Read the files with times beside recordings, for rows that have neither text nor times.
+
+    Args:
+        table ([`Table`]): Its rows of other recordings are kept as they are.
+        text_column (`str`): Column for the texts.
+        language (`str`): Code of their language.
+    """
+    found = []
+    first, columns = 0, (text_column, START_COLUMN, END_COLUMN)
+    folders: dict[Path, dict[str, Path]] = {}
+    for number, (row, file) in enumerate(zip(table.rows, table.files, strict=True)):
+        if any(row.get(column, "").strip() for column in columns):
+            continue
+        if file.parent not in folders:
+            folders[file.parent] = files_by_name(file.parent.iterdir()) if file.parent.is_dir() else {}
+        timed = find_timed_texts(file, language, folders[file.parent])
+        if timed:
+            one = _add_times(table.select([number]), timed[0], text_column, language)
+            found += [table.select(range(first, number)), one]
+            first = number + 1
+    return join_tables(table.path, [*found, table.select(range(first, len(table.rows)))]) if found else table
+
+
+def _add_times(row: Table, path: Path, text_column: str, language: str) -> Table:
+    """A table of one recording, with a row for each text in its file with times."""
+    texts = read_timed_texts(path, text_column, language)
+    if not texts:
+        log_once(f"{path} has no text, so {row.files[0]} is not used")
+    columns = list(dict.fromkeys([*row.columns, text_column, START_COLUMN, END_COLUMN]))
+    rows = [{**row.rows[0], text_column: text.text, START_COLUMN: text.start, END_COLUMN: text.end} for text in texts]
+    return Table(row.path, columns, rows, [text.place for text in texts], row.files * len(texts))

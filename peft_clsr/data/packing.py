@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -18,7 +19,17 @@ from ..languages.tags import prompt_code
 from ..whisper import context_seconds
 from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels, encode_prompt, encode_segments
-from .rows import KEPT, OUTCOMES, RowReader, UnusableRow, describe_dropped, without_decoding
+from .rows import (
+    KEPT,
+    OUTCOMES,
+    RowReader,
+    UnusableRow,
+    describe_dropped,
+    text_column_of,
+    without_decoding,
+)
+from .runs import heard_before, link_utterances, pauses_before, runs_of_window
+from .segments import Segment
 from .teacher_columns import TeacherColumns
 from .windows import MIN_GAP, Window, WindowPlan
 
@@ -37,6 +48,8 @@ class Utterance(NamedTuple):
     language: str
     speaker: Any
     tokens: int  # of the text alone
+    part: Segment | None = None  # of its recording
+    before: int | None = None  # the utterance that this one follows in its recording
 
     @property
     def group(self) -> tuple[str, Any]:
@@ -71,6 +84,10 @@ def pack_utterances(
     the epoch alone. The number of windows is the same in each epoch. Features are computed when a window is taken,
     and not stored.
 
+    Rows with the columns `start` and `end`, in seconds, are segments of longer recordings. Segments that follow each
+    other in a recording stay in this order, with the audio between them. Where the next segment crosses the end of a
+    window with timestamps, the labels end with its start. Only the part of a window is read from a recording.
+
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Recordings and transcripts, as for [`prepare_dataset`]. A stream is packed 512 utterances at a time.
@@ -84,7 +101,8 @@ def pack_utterances(
         previous_text (`float`, *optional*, defaults to 0.1):
             Share of windows that follow another window's text, as prompt behind `<|startofprev|>`. It has no loss.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
-        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
+        text_column (`str`, *optional*, defaults to `"transcription"`):
+            Column of transcripts. If the default is not there, "text" is read.
         language_column (`str`, *optional*, defaults to `"language"`): Column of languages, if no `language` is given.
         speaker_column (`str`, *optional*): Column of speakers.
         prompt_language (`str` or `Mapping[str, str]`, *optional*): As in [`prepare_dataset`].
@@ -180,8 +198,8 @@ class PackedUtterances(Dataset):
         index = range(len(windows))[index]  # negative ones, and an IndexError past the end, which ends an iteration
         return self._packing.row(windows, index, self._utterances, self._samples, epoch)
 
-    def _samples(self, row: int) -> np.ndarray:
-        return self._reader.samples(self._dataset[row], row, self._packing.sampling_rate)
+    def _samples(self, row: int, times: tuple[float, float] | None) -> np.ndarray:
+        return self._reader.samples(self._dataset[row], row, self._packing.sampling_rate, times)
 
 
 class PackedStream(IterableDataset):
@@ -207,14 +225,18 @@ class PackedStream(IterableDataset):
             buffer = list(islice(rows, _BUFFER))
             if not buffer:
                 return
+            reader = reader.with_segments(buffer, start)
             utterances, _ = packing.usable(buffer, reader, start)
             windows = packing.plan(utterances, f"{packing.seed} {start}").windows(epoch)
 
-            def samples(row: int, buffer: list[dict[str, Any]] = buffer, start: int = start) -> np.ndarray:
-                return reader.samples(buffer[row - start], row, packing.sampling_rate)
-
+            read = partial(self._samples, reader, buffer, start)
             for index in range(len(windows)):
-                yield packing.row(windows, index, utterances, samples, epoch)
+                yield packing.row(windows, index, utterances, read, epoch)
+
+    def _samples(
+        self, reader: RowReader, buffer: list[dict[str, Any]], start: int, row: int, times: tuple[float, float] | None
+    ) -> np.ndarray:
+        return reader.samples(buffer[row - start], row, self._packing.sampling_rate, times)
 
 
 @dataclass(frozen=True)
@@ -254,6 +276,7 @@ class _Packing:
             "max_label_length": self.max_label_length - 1,  # with timestamps there is one token more
         }
         if not hasattr(dataset, "__len__"):
+            settings["text_column"] = text_column_of(dataset.column_names or (), self.text_column)
             return RowReader(**settings, array_type=None, files="")
         if self.speaker_column is not None and self.speaker_column not in dataset.column_names:
             raise ValueError(
@@ -275,9 +298,9 @@ class _Packing:
                 utterances.append(self._utterance(row, index, reader))
                 counts[KEPT] += 1
             except UnusableRow as unusable:
-                counts[unusable.outcome] += 1
+                counts[unusable.outcome] = counts.get(unusable.outcome, 0) + 1
                 logger.warning("dropped: %s", unusable)
-        return utterances, counts
+        return link_utterances(utterances), counts
 
     def _utterance(self, row: dict[str, Any], index: int, reader: RowReader) -> Utterance:
         language, labels = reader.labels(row, index)
@@ -286,7 +309,8 @@ class _Packing:
             problem = f"{seconds:.1f} s of audio, longer than a window of {self.max_seconds:g} s"
             raise UnusableRow("too_long", f"{reader.name(row, index)}: {problem}")
         speaker = None if self.speaker_column is None else row[self.speaker_column]
-        return Utterance(index, seconds, row[self.text_column].strip(), language, speaker, len(labels) - 4)
+        text, part = row[reader.text_column].strip(), reader.part(row, index)
+        return Utterance(index, seconds, text, language, speaker, len(labels) - 4, part)
 
     # ------------------------------------------------------------------ windows
 
@@ -299,6 +323,7 @@ class _Packing:
             self.max_label_length - 3,  # language, task, end
             self.single,
             seed,
+            pauses_before(utterances),
         )
 
     def row(
@@ -306,42 +331,68 @@ class _Packing:
         windows: list[Window],
         index: int,
         utterances: Sequence[Utterance],
-        read: Callable[[int], np.ndarray],
+        read: Callable[[int, tuple[float, float] | None], np.ndarray],
         epoch: int,
     ) -> dict[str, Any]:
         """Features and labels of a window."""
         window = windows[index]
         members = [utterances[member] for member in window.utterances]
-        samples, times = self._join(members, window.gaps, read)
         draws = random.Random(f"{self.seed} {epoch} {members[0].row}")
         has_timestamps, has_previous = draws.random() < self.timestamps, draws.random() < self.previous_text
         text = " ".join(member.text for member in members)
         tokenizer, language = self.processor.tokenizer, members[0].language
         prompt = prompt_code(language, self.prompt_language)
         if has_timestamps:
+            # language, task, two timestamps for each text, the start of a segment that is cut, and the end
+            has_room = sum(member.tokens + 2 for member in members) + 4 <= self.max_label_length
+            cut = window.cut if has_room else None
+            samples, times = self._join(window, utterances, read, sum(cut or ()))
             segments = [(start, end, member.text) for (start, end), member in zip(times, members, strict=True)]
-            labels = encode_segments(tokenizer, segments, prompt, self.task)
+            open_start = None if cut is None else times[-1][1] + cut[0]
+            labels = encode_segments(tokenizer, segments, prompt, self.task, open_start)
         else:
+            samples, _ = self._join(window, utterances, read)
             labels = encode_labels(tokenizer, text, prompt, self.task)
         row = example_features(samples, labels, self.processor, self.teacher_columns)
         row |= {"text": text, "language": language, "index": index}
-        previous = [utterances[member] for member in windows[index - 1].utterances]
-        if has_previous and previous[0].group == members[0].group and windows[index - 1] is not window:
+        previous = heard_before(members[0], utterances)
+        if not previous and windows[index - 1] is not window:
+            previous = [utterances[member] for member in windows[index - 1].utterances]
+        if has_previous and previous and previous[0].group == members[0].group:
             room = min(_MAX_PROMPT, self.max_label_length - len(labels))
             row["prompt_ids"] = encode_prompt(tokenizer, " ".join(one.text for one in previous), room)
         return row
 
     def _join(
-        self, members: list[Utterance], gaps: Sequence[float], read: Callable[[int], np.ndarray]
+        self,
+        window: Window,
+        utterances: Sequence[Utterance],
+        read: Callable[[int, tuple[float, float] | None], np.ndarray],
+        rest: float = 0.0,
     ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-        """The samples [samples] of a window, and start and end of each utterance in seconds."""
+        """
+        The samples [samples] of a window, and start and end of each utterance in seconds.
+
+        `rest` are the seconds of the recording to hear after the last utterance.
+        """
         rate = self.sampling_rate
         parts: list[np.ndarray] = []
-        times, position = [], 0
-        for member, gap in zip(members, gaps, strict=True):
-            samples = read(member.row)
-            parts += [np.zeros(round(gap * rate), dtype=np.float32), samples]
+        times: list[tuple[float, float]] = []
+        position = 0
+        runs = runs_of_window(window, utterances)
+        for number, (gap, run) in enumerate(runs, start=1):
+            first, last, lead = run[0].part, run[-1].part, 0.0
+            heard = None
+            if first is not None and last is not None:
+                lead = min(gap, first.pause)  # the recording instead of silence, as hand-made times may be late
+                heard = first.start - lead, last.end + (rest if number == len(runs) else 0.0)
+            samples = read(run[0].row, heard)
+            parts += [np.zeros(round((gap - lead) * rate), dtype=np.float32), samples]
             start = position + len(parts[-2])
             position = start + len(samples)
-            times.append((start / rate, position / rate))
+            if heard is None:
+                times.append((start / rate, position / rate))
+            else:
+                offset = start / rate - heard[0]
+                times += [(member.part.start + offset, member.part.end + offset) for member in run if member.part]
         return np.concatenate(parts), times

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from ..files import existing_path
 from ..languages.tags import language_tag, prompt_code
 from .audio import EmptyAudioError, audio_name, audio_seconds, read_audio
 from .labels import check_transcript, encode_labels
+from .segments import END_COLUMN, START_COLUMN, BadSegment, Segment, find_segments
+from .table_reader import log_once
 
 if TYPE_CHECKING:
     import datasets
@@ -24,7 +26,10 @@ CUT = "cut"  # kept, too
 OUTCOMES = (
     *(KEPT, "unreadable", "empty", "too_long", CUT, "labels_too_long", "no_text", "special_tokens"),
     "unknown_language",
-)
+)  # counted only where there are some: "bad_times", "overlap", "beyond_audio"
+# The line of a row in its table or subtitle file, for messages.
+PLACE_COLUMN = "place"
+TEXT_COLUMN, OTHER_TEXT_COLUMN = "transcription", "text"
 
 
 class UnusableRow(ValueError):
@@ -40,6 +45,8 @@ class RowReader:
     """
     Reads labels and audio of a row. As the function of `Dataset.map`, it checks a row without decoding its audio.
 
+    A row with `start` and `end` in seconds is only this part of its recording.
+
     Args:
         tokenizer (`WhisperTokenizer`): The student's.
         language (`str`, *optional*): The language of all rows. By default, that in the row's `language_column`.
@@ -51,6 +58,7 @@ class RowReader:
         array_type (`str`, *optional*): Type of samples in the dataset, which rows of Python lists do not tell.
         files (`str`): From [`files_digest`]. `datasets` hashes it with this object, so a changed file is read again.
         prompt_language (`str` or `Mapping[str, str]`, *optional*): As in [`prepare_dataset`].
+        segments (`dict`): From [`find_segments`], for rows that are parts of recordings.
     """
 
     tokenizer: Any
@@ -63,17 +71,29 @@ class RowReader:
     array_type: str | None
     files: str
     prompt_language: str | Mapping[str, str] | None = None
+    segments: dict[int, Segment | BadSegment] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, **settings: Any) -> RowReader:
         """The reader of an undecoded dataset. Raises a `ValueError` for bad settings and missing columns."""
         column = settings["audio_column"]
+        settings["text_column"] = text_column_of(dataset.column_names, settings["text_column"])
         _check_columns(dataset, settings["language"], column, settings["text_column"], settings["language_column"])
         array_type = _array_type(dataset.features[column])
         reader = cls(**settings, array_type=array_type, files=files_digest(dataset, column))
         # A bad task or language fails here, not in a worker.
         reader.encode("", "en" if reader.language is None else reader.language)
-        return reader
+        times = [name for name in (START_COLUMN, END_COLUMN) if name in dataset.column_names]
+        if len(times) == 1:
+            log_once(f"the dataset has a column {times[0]!r} alone, so each row is taken as a whole recording")
+        return reader.with_segments(dataset.select_columns([column, *times])) if len(times) == 2 else reader
+
+    def with_segments(self, rows: Iterable[dict[str, Any]], start: int = 0) -> RowReader:
+        """The reader of these rows, numbered from `start`, with the times of those that have some."""
+        found = find_segments(
+            enumerate(rows, start), self.audio_column, lambda example: audio_seconds(self._audio(example))
+        )
+        return replace(self, segments=found)
 
     def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
         row = {"name": self.name(example, index), "outcome": KEPT, "problem": "", "seconds": 0.0}
@@ -111,15 +131,32 @@ class RowReader:
         return prompt_code(language, self.prompt_language)
 
     def seconds(self, example: dict[str, Any], index: int) -> float:
-        """The length of the audio, from its header. Raises [`UnusableRow`]."""
-        return self._read(audio_seconds, example, index)
+        """The length of the audio, from its header or its times. Raises [`UnusableRow`]."""
+        part = self.part(example, index)
+        return self._read(audio_seconds, example, index) if part is None else part.end - part.start
 
-    def samples(self, example: dict[str, Any], index: int, sampling_rate: int) -> np.ndarray:
-        """float32 [samples] at a rate in Hz. Raises [`UnusableRow`]."""
-        return self._read(read_audio, example, index, sampling_rate)
+    def samples(
+        self, example: dict[str, Any], index: int, sampling_rate: int, times: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        """float32 [samples] at a rate in Hz, of the row or between two times. Raises [`UnusableRow`]."""
+        part = self.part(example, index)
+        if times is None and part is not None:
+            times = part.start, part.end
+        return self._read(read_audio, example, index, sampling_rate, *(times or ()))
+
+    def part(self, example: dict[str, Any], index: int) -> Segment | None:
+        """The part of the recording that the row is; `None` for a whole one. Raises [`UnusableRow`]."""
+        segment = self.segments.get(index)
+        if isinstance(segment, BadSegment):
+            raise UnusableRow(segment.outcome, f"{self.name(example, index)}: {segment.problem}")
+        return segment
 
     def name(self, example: dict[str, Any], index: int) -> str:
-        return f"item {index}, {audio_name(example[self.audio_column])}"
+        name = f"item {index}, {audio_name(example[self.audio_column])}"
+        if index not in self.segments:
+            return name
+        place = f" ({example[PLACE_COLUMN]})" if example.get(PLACE_COLUMN) else ""
+        return f"{name}, {example[START_COLUMN]} to {example[END_COLUMN]}{place}"
 
     def _read(self, read: Callable[..., Any], example: dict[str, Any], index: int, *args: Any) -> Any:
         try:
@@ -136,6 +173,12 @@ class RowReader:
             return {**audio, "array": np.asarray(audio["array"], dtype=self.array_type)}
         except (TypeError, ValueError):
             return audio  # read_audio says what is wrong
+
+
+def text_column_of(columns: Sequence[str], text_column: str) -> str:
+    """The column of transcripts: "text", if the default, "transcription", is not there."""
+    is_other = text_column == TEXT_COLUMN not in columns and OTHER_TEXT_COLUMN in columns
+    return OTHER_TEXT_COLUMN if is_other else text_column
 
 
 def check_rows(
@@ -181,7 +224,7 @@ def count_outcomes(outcomes: Sequence[str]) -> dict[str, int]:
     """How many rows have each outcome. "kept" includes those that are cut."""
     counts = dict.fromkeys(OUTCOMES, 0)
     for outcome in outcomes:
-        counts[outcome] += 1
+        counts[outcome] = counts.get(outcome, 0) + 1
     counts[KEPT] += counts[CUT]
     return counts
 

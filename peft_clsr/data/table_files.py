@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from .table_reader import Table, find_column, read_cells
+from .segments import END_COLUMN, START_COLUMN
+from .table_reader import Table, find_column, log_once, read_cells
 
 # Columns of file names: that of `datasets`, and Common Voice's.
 FILE_COLUMNS = ("file_name", "path")
 # Endings of files beside recordings.
 NO_AUDIO = {".txt", ".json", ".csv", ".tsv", ".jsonl", ".lab", ".textgrid", ".srt", ".vtt", ".md", ".xlsx", ".ods"}
+NO_AUDIO |= {".ass", ".eaf", ".jpg", ".jpeg", ".png", ".webp", ".pdf", ".description"}
 _DEPTH = 3  # folders below a table in which a file is looked for
 
 
@@ -29,11 +31,13 @@ def read_recordings(path: Path, language: str | None = None, file_columns: Seque
         language (`str`, *optional*): Whisper's code of the language of its text.
         file_columns (`Sequence[str]`): Columns of file names; the first that the table has is read.
 
+    Rows with `start` and `end` are segments, so a recording may have several.
+
     Returns:
         [`Table`]: with `files`. A file that is not found is where its name says.
 
     Raises:
-        ValueError: no row, no column of file names, a row without a name, or a name that comes twice.
+        ValueError: no row, no column of file names, a row without a name, or a name that comes twice without times.
         OSError: the table cannot be opened.
     """
     table = read_cells(path, language)
@@ -45,6 +49,9 @@ def read_recordings(path: Path, language: str | None = None, file_columns: Seque
         )
     is_common_voice = path.suffix.lower() == ".tsv" and column == "path"
     finder = _Finder(path.parent, path.parent / "clips" if is_common_voice else path.parent)
+    has_times = [table.rename(name) for name in (START_COLUMN, END_COLUMN)]
+    if has_times.count(True) == 1:
+        log_once(f"{path} has only one of the columns {START_COLUMN!r} and {END_COLUMN!r}: rows are whole recordings")
     rows: dict[Path, int] = {}
     for row, cells in enumerate(table.rows):
         if not cells[column].strip():
@@ -53,12 +60,13 @@ def read_recordings(path: Path, language: str | None = None, file_columns: Seque
             file = finder.find(cells[column])
         except ValueError as error:
             raise ValueError(f"{table.place(row)}: {error}") from error
-        if rows.setdefault(file, row) != row:
+        table.files.append(file)
+        is_segment = all(has_times) and (cells[START_COLUMN].strip() or cells[END_COLUMN].strip())
+        if not is_segment and rows.setdefault(file, row) != row:
             raise ValueError(
                 f"{table.place(row)} has the recording {cells[column]!r} of line {table.places[rows[file]]} again: "
                 "remove one of the two rows"
             )
-    table.files = list(rows)
     return table
 
 

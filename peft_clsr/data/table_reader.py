@@ -55,13 +55,24 @@ class Table:
         places, files = [self.places[row] for row in rows], [self.files[row] for row in rows]
         return Table(self.path, self.columns, [self.rows[row] for row in rows], places, files)
 
-    def rename(self, name: str) -> bool:
-        """Give a column its name as the code knows it, whatever its case. True if there is such a column."""
+    def rename(self, name: str, other: str | None = None) -> bool:
+        """Give a column, or else the `other` one, the name that the code knows. True if there is one, in any case."""
         found = find_column(self.columns, name)
+        if found is None and other is not None:
+            found = find_column(self.columns, other)
         if found is not None and found != name:
             self.columns[self.columns.index(found)] = name
             self.rows = [{name if key == found else key: cell for key, cell in row.items()} for row in self.rows]
         return found is not None
+
+
+def join_tables(path: Path, tables: Sequence[Table]) -> Table:
+    """The rows of tables, one after another. Cells of columns that a table lacks are empty."""
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    empty = dict.fromkeys(columns, "")
+    rows = [{**empty, **row} for table in tables for row in table.rows]
+    places = [place for table in tables for place in table.places]
+    return Table(path, columns, rows, places, [file for table in tables for file in table.files])
 
 
 def find_column(columns: Sequence[str], name: str) -> str | None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..extras import require
 from ..languages.tags import language_tag
 from .language_rows import dataset_of_language, table_of_language, write_tags
-from .layouts import read_layout
-from .split import PARTS, split_by_text
+from .layouts import read_layout, read_texts_beside
+from .rows import OTHER_TEXT_COLUMN, PLACE_COLUMN, TEXT_COLUMN
+from .segments import START_COLUMN
+from .split import PARTS, split_by_text, split_segments
 from .table_files import FILE_COLUMNS, read_recordings
 from .table_reader import Table, log_once
 
@@ -74,7 +76,8 @@ def load_recordings(
     Args:
         dataset (`str` or `Path`):
             A folder with tables (`metadata.csv`, `train/metadata.csv`, `train.csv`, as tsv or jsonl too), a folder of
-            recordings with a text file each, a table, or a folder or Hub id that `datasets.load_dataset` reads.
+            recordings with a text file each (`talk.txt`, or with times `talk.srt`, `talk.vtt` or `talk.TextGrid`), a
+            table, or a folder or Hub id that `datasets.load_dataset` reads.
             `{language}` in it stands for the language's tag. See docs/training.md, "Your own recordings".
         language (`str`): As in [`language_tag`]. A column `language`, in any source, gives only the rows of this
             language, and those of its dialects: "ca-valencia" for "ca".
@@ -94,7 +97,8 @@ def load_recordings(
         limit (`int`, *optional*): Load only the first rows.
 
     Returns:
-        `datasets.Dataset`: one row a recording, with the columns of the table or dataset.
+        `datasets.Dataset`: one row a recording, with the columns of the table or dataset. With the columns `start` and
+        `end` (seconds, or "00:01:02.500"), one row a segment of a recording.
 
     Raises:
         ValueError:
@@ -136,7 +140,9 @@ def load_recordings(
         return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
     table, is_whole = found
     table = table_of_language(table, code, loaded_codes)
-    has_texts = table.rename(text_column)
+    has_texts = table.rename(text_column, OTHER_TEXT_COLUMN if text_column == TEXT_COLUMN else None)
+    table = read_texts_beside(table, text_column, code)
+    has_texts = has_texts or text_column in table.columns
     if is_whole:
         if not has_texts:
             raise ValueError(
@@ -156,14 +162,19 @@ def _split_off(table: Table, code: str, text_column: str, split: str) -> Table:
             f"{table.path} says no splits, so it is split into {', '.join(PARTS)}: set the split {split!r} "
             "(--train_split, --eval_split) to one of these"
         )
+    texts = [row[text_column] for row in table.rows]
+    how = "text, each sentence in one part"
     try:
-        parts = split_by_text([row[text_column] for row in table.rows])
+        if START_COLUMN in table.columns:
+            parts, how = split_segments(table.files, [row[START_COLUMN] for row in table.rows], texts)
+        else:
+            parts = split_by_text(texts)
     except ValueError as error:
         raise ValueError(f"{table.path}, {code}: {error}") from error
     sizes = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
     log_once(
-        f"{table.path}, {code}: nothing says which recordings are held out, so they are split by text, each sentence "
-        f"in one part: {sizes} (a column 'split' makes other parts)"
+        f"{table.path}, {code}: nothing says which recordings are held out, so they are split by {how}: {sizes} "
+        "(a column 'split' makes other parts)"
     )
     return table.select([row for row, part in enumerate(parts) if part == split])
 
@@ -225,9 +236,15 @@ def _table_dataset(table: Table, audio_column: str, limit: int | None) -> datase
     """The rows of a table, with the paths of their recordings."""
     datasets = require("datasets")
     # prepare_dataset looks at the files itself. A `map` of the user's own is cached until a row changes.
+    has_times = START_COLUMN in table.columns
     cells = [
-        {**row, audio_column: str(file), "modified": _time_of_change(file)}
-        for file, row in zip(table.files[:limit], table.rows[:limit], strict=True)
+        {
+            **row,
+            audio_column: str(file),
+            "modified": _time_of_change(file),
+            **({PLACE_COLUMN: table.place(number)} if has_times else {}),
+        }
+        for number, (file, row) in enumerate(zip(table.files[:limit], table.rows[:limit], strict=True))
     ]
     # A generator's rows are on disk, and so are the features made from them. from_list would keep both in memory.
     # datasets hashes the arguments: a text at once, a list of rows cell by cell, which would take longer than reading.

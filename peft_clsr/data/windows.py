@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 MIN_GAP, MAX_GAP = 0.1, 0.6  # seconds of silence before each utterance
@@ -18,11 +18,16 @@ class Window:
 
     Args:
         utterances (`tuple[int, ...]`): Their indices, in the order of speech.
-        gaps (`tuple[float, ...]`): Seconds of silence before each of them.
+        gaps (`tuple[float, ...]`):
+            Seconds of silence before each of them, or of the recording, if it follows the one before it there.
+        cut (`tuple[float, float]`, *optional*):
+            If the window's end cuts the segment that follows in the recording: the seconds from the last utterance to
+            this segment, and those of the segment in the window.
     """
 
     utterances: tuple[int, ...]
     gaps: tuple[float, ...]
+    cut: tuple[float, float] | None = None
 
 
 class WindowPlan:
@@ -31,7 +36,7 @@ class WindowPlan:
 
     Every epoch has the same number of windows of each group, as samplers and schedules count them once. Of the
     windows, about `single` hold one utterance, half of the others are as full as possible, and the rest have a length
-    drawn between 4 s and `max_seconds`.
+    drawn between 4 s and `max_seconds`. Segments of a recording stay in their order.
 
     Args:
         seconds (`Sequence[float]`): Length of each utterance, at most `max_seconds - 0.1`.
@@ -41,6 +46,8 @@ class WindowPlan:
         max_tokens (`int`): Most tokens of a window.
         single (`float`): Share of windows that hold one utterance, in [0, 1].
         seed (`int`): Seed of all draws.
+        before (`Mapping[int, tuple[int, float]]`, *optional*):
+            For a segment of a recording, the one before it in the same group, and the seconds between the two.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class WindowPlan:
         max_tokens: int,
         single: float,
         seed: int,
+        before: Mapping[int, tuple[int, float]] | None = None,
     ) -> None:
         self.seconds = list(seconds)
         self.tokens = list(tokens)
@@ -62,7 +70,11 @@ class WindowPlan:
         members: dict[Hashable, list[int]] = {}
         for utterance, group in enumerate(groups):
             members.setdefault(group, []).append(utterance)
-        self._members = list(members.values())
+        self._before = dict(before or {})
+        self._after = {previous: utterance for utterance, (previous, _) in self._before.items()}
+        self._members = [
+            [self._chain(first) for first in group if first not in self._before] for group in members.values()
+        ]
         self._first = [self._pack(group, self._random(0, number)) for number, group in enumerate(self._members)]
 
     def __len__(self) -> int:
@@ -80,7 +92,14 @@ class WindowPlan:
     def _random(self, epoch: int, group: int) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {group}")
 
-    def _pack_into(self, group: list[int], number: int, generator: random.Random) -> list[list[int]] | None:
+    def _chain(self, utterance: int) -> list[int]:
+        """An utterance and those that follow it in its recording."""
+        chain = [utterance]
+        while chain[-1] in self._after:
+            chain.append(self._after[chain[-1]])
+        return chain
+
+    def _pack_into(self, group: list[list[int]], number: int, generator: random.Random) -> list[list[int]] | None:
         """Packs into exactly `number` windows; `None` if some draws did not succeed, as may be with few utterances."""
         for _ in range(_DRAWS):
             packed = self._pack(group, generator)
@@ -95,8 +114,8 @@ class WindowPlan:
                 return packed
         return None
 
-    def _pack(self, group: list[int], generator: random.Random) -> list[list[int]]:
-        order = generator.sample(group, len(group))
+    def _pack(self, group: list[list[int]], generator: random.Random) -> list[list[int]]:
+        order = [utterance for chain in generator.sample(group, len(group)) for utterance in chain]
         packed, window = [], [order[0]]
         target = self._target(generator)
         for utterance in order[1:]:
@@ -119,7 +138,16 @@ class WindowPlan:
 
     def _length(self, utterances: list[int]) -> float:
         """Seconds of a window with the shortest gaps."""
-        return sum(self.seconds[utterance] + MIN_GAP for utterance in utterances)
+        pauses = [MIN_GAP if pause is None else pause for pause in self._pauses(utterances)]
+        return sum(self.seconds[utterance] for utterance in utterances) + sum(pauses)
+
+    def _pauses(self, utterances: list[int]) -> list[float | None]:
+        """For each utterance the seconds to the one before it, if that is the one before it in its recording."""
+        pauses: list[float | None] = []
+        for previous, utterance in zip([None, *utterances], utterances, strict=False):
+            before, pause = self._before.get(utterance, (None, 0.0))
+            pauses.append(None if before is None or before != previous else pause)
+        return pauses
 
     def _join_shortest(self, packed: list[list[int]]) -> bool:
         """Joins the two shortest windows, if they fit into one."""
@@ -132,7 +160,17 @@ class WindowPlan:
 
     def _with_gaps(self, utterances: list[int], generator: random.Random) -> Window:
         """Draws the gaps; where they do not fit, they shrink alike."""
-        extra = [generator.uniform(0, MAX_GAP - MIN_GAP) for _ in utterances]
+        pauses = self._pauses(utterances)
+        extra = [generator.uniform(0, MAX_GAP - MIN_GAP) if pause is None else 0.0 for pause in pauses]
         room = self.max_seconds - self._length(utterances)
         scale = min(1.0, max(room, 0.0) / max(sum(extra), 1e-9))
-        return Window(tuple(utterances), tuple(MIN_GAP + scale * gap for gap in extra))
+        gaps = [MIN_GAP + scale * gap if pause is None else pause for gap, pause in zip(extra, pauses, strict=True)]
+        return Window(tuple(utterances), tuple(gaps), self._cut(utterances, room - scale * sum(extra)))
+
+    def _cut(self, utterances: list[int], room: float) -> tuple[float, float] | None:
+        """What [`Window`] says of a segment that crosses the end of a window with `room` in seconds."""
+        following = self._after.get(utterances[-1])
+        if following is None:
+            return None
+        pause = self._before[following][1]
+        return (pause, room - pause) if pause < room < pause + self.seconds[following] else None

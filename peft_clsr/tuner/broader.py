@@ -21,9 +21,9 @@ def warn_of_broader_adapters(
         adapters (`Mapping[str, CLSRConfig]`): Its adapters.
         names (`Mapping[str, str]`): Language to its adapter; `None` for the base model.
     """
-    broader = [tag for tag, name in names.items() if name and is_for_broader_language(adapters, name, tag)]
+    broader = {tag: name for tag, name in names.items() if name and is_for_broader_language(adapters, name, tag)}
     for language in first_time(routing, broader):
-        name = names[language]
+        name = broader[language]
         warnings.warn(
             f"there is no adapter for {language!r}, so {name!r} takes it, which is for "
             f"{adapter_languages(adapters)[name]!r}",

@@ -320,6 +320,19 @@ def test_a_spreadsheet_without_splits_trains_on_a_part_of_it(run, recordings, tm
     assert len(said) == 3 and all(part in message for part, message in zip(parts, said, strict=True))
 
 
+def test_a_long_recording_with_subtitles_is_trained_on(run, tmp_path):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    soundfile.write(folder / "talk.mp3", noise(15.0), 16000)
+    cues = [f"{k}\n00:00:{k:02},000 --> 00:00:{k:02},{5 + k % 4}00\nunu {k}\n" for k in range(12)]
+    (folder / "talk.srt").write_text("\n".join(cues))
+    status, printed = run(dataset=folder)
+    assert status == 0, printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert (row["train_items"]["kept"], row["eval_items"]["kept"]) == (10, 1)
+    assert "for the longest usable recording of 0.8 s" in printed
+
+
 def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
     kept = []
     for _ in range(2):
