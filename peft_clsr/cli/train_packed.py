@@ -57,7 +57,7 @@ def pack_recordings(
     kinds = ", ".join(f"{count} {key}" for key, count in counts.items() if count)
     report(
         training,
-        f"{language}, training: {kinds}; {len(packed)} windows an epoch, of {packed.seconds / len(packed):.0f} s of "
+        f"{language}, training: {kinds}; {len(packed)} windows an epoch, of {packed.seconds / len(packed):.1f} s of "
         "speech on average",
     )
     return packed, counts
