@@ -1,5 +1,6 @@
 """
-Measure time and memory of training steps: full fine-tuning, LoRA, CLSR, and CLSR with distillation.
+Measure time and memory of training steps: full fine-tuning, LoRA, CLSR, CLSR with distillation; and how much speech
+is trained on in a second.
 
     make bench-train
     python -m benchmarks.train --student openai/whisper-base --dataset my_recordings --rounds 40 --output results.json
@@ -18,7 +19,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,14 @@ from peft_clsr import (
     DistillationTrainer,
     DistillationTrainingArguments,
     cache_teacher_states,
-    prepare_dataset,
     set_audio_context,
 )
 from peft_clsr.distillation.losses import TeacherTargets, chunked_losses, cross_entropy_sum, distillation_sum
 from peft_clsr.files import to_json
 
+from .speech_rate import load_recordings, measure_speech_rates, prepare
 from .timing import MILLION, add_clock_argument, check_bound, format_bound, format_ratio, machine, ratio, time_steps
+from .training_steps import trainer_settings, training_steps
 
 FULL, LORA, CLSR, LOW_RANK = "full fine-tuning", "LoRA, rank 32", "CLSR", "CLSR, rank 32"
 LOW_RANK_BFLOAT16 = "CLSR, rank 32, bfloat16 autocast"
@@ -54,17 +56,6 @@ LIVE, CACHED = "CLSR + KD, live teacher", "CLSR + KD, cached teacher"
 BOUNDS = ((CLSR, LORA, 1.6), (CACHED, CLSR, 1.1))
 
 WARMUP_ROUNDS = 1  # creates the optimizer's states
-
-
-def prepare(path: str, processor: Any, num_examples: int) -> datasets.Dataset:
-    """The first examples of a folder of recordings, as features and labels."""
-    folder = Path(path) / "train"
-    table = datasets.Dataset.from_csv(str(folder / "metadata.csv"))
-    recordings = table.add_column("audio", [str(folder / name) for name in table["file_name"]])
-    dataset, _ = prepare_dataset(recordings, processor)
-    if len(dataset) < num_examples:
-        raise SystemExit(f"{path} has {len(dataset)} examples that fit, {num_examples} are needed: use fewer --rounds")
-    return dataset.select(range(num_examples))
 
 
 def build_trainers(
@@ -77,16 +68,7 @@ def build_trainers(
 ) -> dict[str, Seq2SeqTrainer]:
     """A trainer for each method, with its own copy of the student. Teachers are the unchanged base."""
     language = dataset["language"][0]
-    settings = {
-        "output_dir": folder,
-        "per_device_train_batch_size": batch_size,
-        "train_sampling_strategy": "sequential",  # the same batches for all
-        "remove_unused_columns": False,
-        "bf16": torch.cuda.is_available(),
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "report_to": "none",
-    }
+    settings = trainer_settings(folder, batch_size)
 
     def plain(model: nn.Module) -> Seq2SeqTrainer:
         return Seq2SeqTrainer(
@@ -123,23 +105,6 @@ def build_trainers(
     if with_bfloat16:
         trainers[LOW_RANK_BFLOAT16] = clsr(expert_rank=32, bf16=True)
     return trainers
-
-
-def training_steps(trainer: Seq2SeqTrainer) -> Iterator[None]:
-    """Takes a training step at each `next`: what `Trainer.train` does for one, without logging and callbacks."""
-    trainer.create_optimizer()
-    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    while True:
-        batches = iter(trainer.get_train_dataloader())
-        while True:
-            batch, num_items = trainer.get_batch_samples(batches, 1, trainer.args.device)
-            if not batch:
-                break
-            trainer.training_step(model, batch[0], num_items)
-            trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
-            optimizer.step()
-            model.zero_grad()
-            yield
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -222,7 +187,12 @@ def format_results(results: dict[str, Any]) -> str:
         f"KD at {shape} labels adds {added['in chunks']:,.0f} MB in chunks, "
         f"{added['whole logits']:,.0f} MB on whole logits.",
         *map(format_bound, results["bounds"]),
+        "",
+        "| utterances of speech | a step hears | step, s | speech trained on per second of computing, s |",
+        "|---|---|---|---|",
     ]
+    for name, row in results["speech_rates"].items():
+        lines.append(f"| {name} | {row['batch']} | {row['seconds']:.2f} | {row['speech_per_second']:.1f} |")
     return "\n".join(lines)
 
 
@@ -252,7 +222,7 @@ def main() -> None:
     base = WhisperForConditionalGeneration.from_pretrained(arguments.student, dtype=torch.float32)
     set_audio_context(base, processor, arguments.audio_seconds)
     num_batches = WARMUP_ROUNDS + arguments.rounds + 1  # one for the memory
-    dataset = prepare(arguments.dataset, processor, num_batches * arguments.batch_size)
+    dataset = prepare(load_recordings(arguments.dataset), processor, num_batches * arguments.batch_size)
 
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(base, processor, dataset, arguments.batch_size, folder, arguments.with_bfloat16)
@@ -265,6 +235,9 @@ def main() -> None:
         for method, step in steps.items():
             torch.manual_seed(0)  # as above
             peaks[method] = peak_bytes(step)
+    rates = measure_speech_rates(
+        arguments.student, arguments.dataset, arguments.audio_seconds, arguments.batch_size, arguments.rounds, clock
+    )
 
     results = {
         "machine": machine("bfloat16 autocast" if torch.cuda.is_available() else "float32"),
@@ -293,6 +266,7 @@ def main() -> None:
             base.proj_out.weight.detach().to(trainers[CLSR].args.device), math.prod(arguments.kd_labels)
         ),
     }
+    results["speech_rates"] = rates
     results["bounds"] = [
         check_bound(ratio(seconds, method, reference)["median"], method, reference, at_most)
         for method, reference, at_most in BOUNDS

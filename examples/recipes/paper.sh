@@ -34,7 +34,7 @@ bf16=$(python -c 'import torch; print(torch.cuda.is_available() and torch.cuda.i
 # shellcheck disable=SC2086
 exec accelerate launch --num_machines 1 --num_processes "$GPUS" --mixed_precision no --dynamo_backend no ${LAUNCH:-} \
     -m peft_clsr train \
-    --student "$STUDENT" --max_audio_seconds 0 "${method[@]}" --output_dir "$OUTPUT/$METHOD" \
+    --student "$STUDENT" --pack False "${method[@]}" --output_dir "$OUTPUT/$METHOD" \
     --per_device_train_batch_size $((16 / GPUS)) --num_train_epochs 10 \
     --learning_rate 1e-4 --warmup_steps 0.1 --adam_beta2 0.98 --label_smoothing_factor 0.1 \
     --bf16 "$bf16" --ddp_find_unused_parameters False \

@@ -37,8 +37,6 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     """
     Read the results of an earlier run with the same settings, or start new ones.
 
-    A `max_audio_seconds` that is not given is that of the earlier run; adapters for one model need the same context.
-
     Returns:
         `dict`: "settings", and "languages": row by language code.
 
@@ -62,8 +60,6 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     languages = earlier["languages"]
     if data.overwrite:
         languages = {key: row for key, row in languages.items() if key not in data.languages}
-    if settings["max_audio_seconds"] is None and (languages or not data.overwrite):
-        settings["max_audio_seconds"] = earlier["settings"].get("max_audio_seconds")
     differences = ", ".join(
         f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted({**earlier["settings"], **settings})

@@ -42,7 +42,7 @@ def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
         `list[list[str]]`: one cell for each column of `RESULTS_HEADER`.
     """
     row = results["languages"][language]
-    # The context is named only if it was cut. The base model is then measured at both.
+    # The context is named only if it was cut. The base model is then measured at both, and nothing is joined.
     cut = f", {results['settings']['max_audio_seconds']} s context" if "base_full_context" in row else ""
     parameters = f"{row['trainable_parameters'] / 1e6:.2f} M ({row['trainable_share']:.1%})"
     gate_mean = f"{row['gate_mean']:.2f}" if "gate_mean" in row else ""
@@ -53,14 +53,11 @@ def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
         "expert": (f"with expert{cut}", parameters, gate_mean),
         "lora": (f"with LoRA{cut}", parameters, gate_mean),
     }
+    for key in [name for name in names if f"{name}_joined" in row]:
+        number = row[f"{key}_joined"]["recordings"]
+        names[f"{key}_joined"] = (f"{names[key][0]}, joined to {number} recordings", "", "")
     return [
-        [
-            language,
-            str(row[key]["utterances"]),
-            name,
-            *rate_cells(row[key], language),
-            *more,
-        ]
+        [language, str(row[key]["utterances"]), name, *rate_cells(row[key], language), *more]
         for key, (name, *more) in names.items()
         if key in row
     ]

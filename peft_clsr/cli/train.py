@@ -21,7 +21,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
     from .run_folder import open_results
-    from .train_data import check_recordings, choose_context, dataset_configs, prompt_codes
+    from .train_data import check_recordings, dataset_configs, prompt_codes
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -53,14 +53,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
                     f"{options.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
                     "choose another --output_dir, or give --overwrite to replace them"
                 )
-        data.max_audio_seconds = results["settings"]["max_audio_seconds"]
         untrained = [index for index, code in enumerate(data.languages) if code not in results["languages"]]
-        longest = check_recordings(
+        check_recordings(
             options, [data.languages[index] for index in untrained], [configs[index] for index in untrained]
         )
-        if results["settings"]["max_audio_seconds"] is None:
-            results["settings"]["max_audio_seconds"] = choose_context(options, longest)
-        data.max_audio_seconds = results["settings"]["max_audio_seconds"]
         _train_all(options, configs, results)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import datasets
@@ -21,8 +20,10 @@ from ..data.rows import (
     without_decoding,
 )
 from ..data.tables import load_recordings
+from ..data.windows import MIN_GAP
 from ..evaluation.error_rates import check_scorable
 from ..languages.tags import prompt_code
+from ..whisper import context_seconds
 from .train_options import DataArguments, TrainOptions
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def prompt_of(data: DataArguments, language: str) -> str:
 MAX_DROPPED = 0.1
 
 
-def check_recordings(options: TrainOptions, languages: list[str], configs: list[str | None]) -> float:
+def check_recordings(options: TrainOptions, languages: list[str], configs: list[str | None]) -> None:
     """
     Check headers and transcripts of all languages before any training, and say how many recordings can be used.
 
@@ -127,23 +128,30 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
         languages (`list[str]`): Codes of the languages to train.
         configs (`list[str]`): The dataset's configuration for each.
 
-    Returns:
-        `float`: seconds of the longest usable recording.
-
     Raises:
         ValueError: nothing can be used, or more than a tenth of a language's training data cannot, without
-            `--allow_dropped`.
+            `--allow_dropped`; `--long_audio cut` with packing.
     """
-    data, longest = options.data, 0.0
+    data = options.data
     processor = WhisperProcessor.from_pretrained(data.student)
-    context = data.max_audio_seconds or processor.feature_extractor.chunk_length
+    is_packed = packs(data, processor)
+    if is_packed and data.long_audio == "cut":
+        raise ValueError(
+            "--long_audio cut keeps the beginning of a long recording, and whole recordings are packed: leave it out, "
+            "or give --pack False"
+        )
+    if data.pack and not is_packed and languages:
+        report(options.training, f"context: {data.max_audio_seconds} s; recordings are not packed")
     for language, config in zip(languages, configs, strict=True):
         for split, name in (("train", "training"), ("eval", "evaluation")):
+            context: float = cut_context(data, processor) or context_seconds(processor.feature_extractor)
+            if is_packed and split == "train":
+                context -= MIN_GAP
             with options.training.main_process_first(desc="recordings"):
-                checks = _check_split(load_split(data, language, config, split), processor, language, name, data)
+                recordings = without_decoding(load_split(data, language, config, split), data.audio_column)
+                reader = row_reader(recordings, processor, language, data)
+                checks = check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
             outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
-            usable = [length for length, kind in zip(checks["seconds"], outcomes, strict=True) if kind == KEPT]
-            longest = max([longest, *usable])
             counts = count_outcomes(outcomes)
             report(
                 options.training,
@@ -153,7 +161,17 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
             check_dropped(
                 counts, len(checks), list(filter(None, problems)), max_dropped(data, split), "give --allow_dropped"
             )
-    return longest
+
+
+def cut_context(data: DataArguments, processor: WhisperProcessor) -> int | None:
+    """The seconds to which the context is cut; `None` if it stays as it is."""
+    whole = processor.feature_extractor.chunk_length
+    return None if data.max_audio_seconds in (None, whole) else data.max_audio_seconds
+
+
+def packs(data: DataArguments, processor: WhisperProcessor) -> bool:
+    """Whether recordings are packed to windows of the context, which is then whole."""
+    return data.pack and cut_context(data, processor) is None
 
 
 def max_dropped(data: DataArguments, split: str) -> float:
@@ -161,27 +179,11 @@ def max_dropped(data: DataArguments, split: str) -> float:
     return 1.0 if data.allow_dropped or split != "train" else MAX_DROPPED
 
 
-def choose_context(options: TrainOptions, longest: float) -> int:
-    """
-    The shortest context, in whole seconds, that holds recordings of `longest` seconds, at most the student's.
-
-    All languages get one context, as adapters on one model share it. With long_audio="cut" no recording is too long.
-    """
-    whole = WhisperProcessor.from_pretrained(options.data.student).feature_extractor.chunk_length
-    context = min(math.ceil(longest), whole) or whole
-    report(
-        options.training,
-        f"context: {context} s, for the longest usable recording of {longest:.1f} s "
-        f"(--max_audio_seconds sets another, 0 the model's own {whole} s)",
-    )
-    return context
-
-
-def _check_split(
-    recordings: datasets.Dataset, processor: WhisperProcessor, language: str, name: str, data: DataArguments
-) -> datasets.Dataset:
-    recordings = without_decoding(recordings, data.audio_column)
-    reader = RowReader.of(
+def row_reader(
+    recordings: datasets.Dataset, processor: WhisperProcessor, language: str, data: DataArguments
+) -> RowReader:
+    """The reader of the rows of undecoded recordings. Raises a `ValueError` for missing columns."""
+    return RowReader.of(
         recordings,
         tokenizer=processor.tokenizer,
         language=language,
@@ -192,7 +194,6 @@ def _check_split(
         language_column="language",
         max_label_length=label_limit(data),
     )
-    return check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
 
 
 def label_limit(data: DataArguments) -> int:

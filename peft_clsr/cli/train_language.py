@@ -21,6 +21,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.plain_batch import PlainCollator
+from ..data.rows import without_decoding
+from ..distillation.callbacks import EpochCallback
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
 from ..evaluation.error_rates import check_scorable, error_rates, format_rates
@@ -32,9 +34,11 @@ from ..hub.card import write_folder_card
 from ..hub.push import save_language, save_weights
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
+from .joined import measure_joined
 from .run_folder import checkpoints_folder, write_results
-from .train_data import load_split, prepare, prompt_of, report
+from .train_data import cut_context, load_split, packs, prepare, prompt_of, report
 from .train_options import TrainOptions, expert_config
+from .train_packed import pack_held_out, pack_recordings, planned_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ def train_language(
     Args:
         language (`str`): The tag.
         dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
-        options (`TrainOptions`): With `data.max_audio_seconds` set.
+        options (`TrainOptions`): All options.
         results (`dict`): The results so far, as `open_results` returned them.
 
     Returns:
@@ -76,9 +80,8 @@ class _LanguageTraining:
             self.train_recordings = load_split(data, language, dataset_config, "train")
             self.eval_recordings = load_split(data, language, dataset_config, "eval")
         self.processor = WhisperProcessor.from_pretrained(data.student)
-        extractor = self.processor.feature_extractor
-        # None leaves the context as it is.
-        self.seconds = None if data.max_audio_seconds in (0, extractor.chunk_length) else data.max_audio_seconds
+        self.seconds = cut_context(data, self.processor)  # None leaves it as it is
+        self.is_packed = packs(data, self.processor)
         self.teacher_processor = None if data.teacher is None else WhisperProcessor.from_pretrained(data.teacher)
 
     def run(self) -> dict[str, Any]:
@@ -100,18 +103,26 @@ class _LanguageTraining:
             set_audio_context(None, self.processor, self.seconds)
             if self.teacher_processor is not None:
                 set_audio_context(None, self.teacher_processor, self.seconds)
-        self.train_set, self.row["train_items"] = prepare(
-            self.train_recordings, self.processor, self.language, "training", self.options, self.teacher_processor
-        )
         self.eval_set, self.row["eval_items"] = prepare(
             self.eval_recordings, self.processor, self.language, "evaluation", self.options
         )
         check_scorable(self.eval_set["text"], self.language)  # of what can be used, unlike in load_split()
+        train = self.train_recordings, self.processor, self.language
+        if self.is_packed:
+            packed = pack_recordings(*train, self.options, self.teacher_processor)
+            self.train_set, self.row["train_items"] = packed
+        else:
+            prepared = prepare(*train, "training", self.options, self.teacher_processor)
+            self.train_set, self.row["train_items"] = prepared
+        self.held_out = without_decoding(
+            self.eval_recordings.select(self.eval_set["index"]), self.options.data.audio_column
+        )
 
     def _measure_base(self, model: nn.Module) -> None:
         """Measure the base model at its own context and, if that is cut, at the cut one: on the same recordings."""
         if self.seconds is None:
             self.row["base"] = self._measure(model, "base model")
+            self._measure_joined(model, "base", "base model")
             return
         full_processor = WhisperProcessor.from_pretrained(self.options.data.student)
         full_set = self._full_context_set(full_processor, "evaluation at 30 s")
@@ -120,8 +131,7 @@ class _LanguageTraining:
         self.row["base"] = self._measure(model, f"base model at {self.seconds} s")
 
     def _full_context_set(self, processor: WhisperProcessor, name: str) -> Any:
-        recordings = self.eval_recordings.select(self.eval_set["index"])
-        return prepare(recordings, processor, self.language, name, self.options)[0]
+        return prepare(self.held_out, processor, self.language, name, self.options)[0]
 
     def _measure(self, model: nn.Module, name: str, dataset: Any = None, processor: Any = None) -> dict[str, float]:
         dataset = self.eval_set if dataset is None else dataset
@@ -129,8 +139,7 @@ class _LanguageTraining:
             model,
             processor or self.processor,
             dataset,
-            # Only a model with experts knows a language that Whisper does not.
-            self.language if isinstance(model, PeftModel) and self.options.lora is None else self.prompt,
+            self._spoken(model),
             batch_size=self.options.training.per_device_eval_batch_size,
             max_new_tokens=self.options.data.max_new_tokens,
             desc=f"{self.language}: {name}",
@@ -138,6 +147,19 @@ class _LanguageTraining:
         rates = error_rates(transcripts, dataset["text"], language=self.language)[self.language]
         report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
         return rates
+
+    def _spoken(self, model: nn.Module) -> str:
+        """The language for `generate`. Only a model with experts knows one that Whisper does not."""
+        return self.language if isinstance(model, PeftModel) and self.options.lora is None else self.prompt
+
+    def _measure_joined(self, model: nn.Module, key: str, name: str, processor: Any = None) -> None:
+        """Measure a model of the whole context on the same recordings, joined to some of about a minute."""
+        if self.seconds is not None:
+            return
+        processor, name = processor or self.processor, f"{name}, joined recordings"
+        rates = measure_joined(model, processor, self.held_out, self.language, self._spoken(model), self.options, name)
+        report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
+        self.row[f"{key}_joined"] = rates
 
     def _add_adapter(self, model: nn.Module) -> PeftModel:
         lora, expert = self.options.lora, self.options.expert
@@ -170,12 +192,14 @@ class _LanguageTraining:
         processor = WhisperProcessor.from_pretrained(data.teacher)
         dataset = self._full_context_set(processor, "evaluation of the teacher")
         self.row["teacher"] = self._measure(teacher, "teacher", dataset, processor)
+        self._measure_joined(teacher, "teacher", "teacher", processor)
         if self.seconds is not None:
             set_audio_context(teacher, None, self.seconds)
         if data.teacher_cache is None:
             return teacher
         folder = Path(data.teacher_cache) / self.language
-        states = cache_teacher_states(self.train_set, teacher, self.teacher_processor, folder)
+        epochs = planned_epochs(training, len(self.train_set)) if self.is_packed else None
+        states = cache_teacher_states(self.train_set, teacher, self.teacher_processor, folder, epochs=epochs)
         self.train_set = states.dataset
         return states
 
@@ -205,7 +229,8 @@ class _LanguageTraining:
                 teacher_processor=self.teacher_processor,
             )
         model.generation_config.language = self.prompt  # for evaluation by generation
-        return Seq2SeqTrainer(**common, data_collator=PlainCollator(self.collator, model.config))
+        collator = PlainCollator(self.collator, model.config)
+        return Seq2SeqTrainer(**common, data_collator=collator, callbacks=[EpochCallback(self.train_set)])
 
     def _compute_metrics(self) -> ErrorRateMetrics:
         return make_compute_metrics(self.processor, [self.language] * len(self.eval_set))
@@ -243,10 +268,14 @@ class _LanguageTraining:
     def _measure_trained(self, model: PeftModel, trainer: Seq2SeqTrainer) -> None:
         if self.options.lora is not None:
             self.row["lora"] = self._measure(model, "with LoRA")
+            self._measure_joined(model, "lora", "with LoRA")
             return
         self.row["expert"] = self._measure(model, "with the expert")
-        batch_size = trainer.args.per_device_eval_batch_size
-        means = gate_means(model, self.eval_set, self.collator, batch_size=batch_size)
+        self._measure_joined(model, "expert", "with the expert")
+        gate_set, batch_size = self.eval_set, trainer.args.per_device_eval_batch_size
+        if self.is_packed:  # as in training, and quicker
+            gate_set = pack_held_out(self.held_out, self.processor, self.language, self.options)
+        means = gate_means(model, gate_set, self.collator, batch_size=batch_size)
         self.row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
         self.row["gate_mean"] = sum(means.values()) / len(means)
         if trainer.args.process_index == 0:

@@ -48,10 +48,14 @@ class DataArguments:
     text_column: str = _option("transcription", "Column of the transcripts.")
     max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
     max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
-    max_audio_seconds: int | None = _option(
-        None, "Context; 0: Whisper's own 30. By default for the longest recording."
+    pack: bool = _option(True, "Join recordings to windows of 30 s to train on.")
+    timestamps: float = _option(0.5, "Share of windows with timestamps.")
+    single: float = _option(0.1, "Share of windows of one recording.")
+    previous_text: float = _option(0.1, "Share of windows that follow another one's text.")
+    max_audio_seconds: int | None = _option(None, "Cut the context, for tiny machines; nothing is packed then.")
+    long_audio: Literal["drop", "cut"] = _option(
+        "drop", "Drop recordings longer than the context, or cut their end (not packed)."
     )
-    long_audio: Literal["drop", "cut"] = _option("drop", "Drop recordings longer than the context, or cut their end.")
     allow_dropped: bool = _option(False, "Train even if over a tenth of the recordings cannot be used.")
     max_new_tokens: int | None = _option(
         None, "Longest transcript when measuring, in tokens. By default as many as the decoder allows."
@@ -117,7 +121,7 @@ _TRAINING = {
     "learning_rate": (2e-3, "Highest learning rate."),
     "num_train_epochs": (3.0, "Passes over the recordings."),
     "max_steps": (-1, "Stop after so many steps."),
-    "per_device_train_batch_size": (8, "Recordings per batch and device."),
+    "per_device_train_batch_size": (1, "Windows, or recordings, per batch and device."),
     "gradient_accumulation_steps": (1, "Batches per step."),
     "per_device_eval_batch_size": (8, "Recordings transcribed at a time."),
     "warmup_steps": (0.1, "Steps of warm-up; below 1, their share."),
@@ -135,7 +139,8 @@ TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() i
 # Options of the other groups that the short help leaves out.
 _RARE = (
     "prompt_language dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples "
-    "long_audio allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
+    "long_audio timestamps single previous_text "
+    "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
     "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
 ).split()
 
@@ -200,8 +205,6 @@ def check_options(
     CLSRConfig(**expert_config(expert))
     if data.teacher_cache is not None and data.teacher is None:
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
-    if data.max_audio_seconds is not None and data.max_audio_seconds < 0:
-        raise ValueError(f"--max_audio_seconds is {data.max_audio_seconds}, expected at least 0")
     _check_numbers(data, training)
     if expert.exclude_modules is not None:
         try:
@@ -224,7 +227,7 @@ def _check_numbers(data: DataArguments, training: DistillationTrainingArguments)
     at_least_1 = {
         name: getattr(arguments, name)
         for arguments, names in (
-            (data, ("max_train_samples", "max_eval_samples", "max_new_tokens")),
+            (data, ("max_train_samples", "max_eval_samples", "max_new_tokens", "max_audio_seconds")),
             (training, ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")),
         )
         for name in names
@@ -232,6 +235,10 @@ def _check_numbers(data: DataArguments, training: DistillationTrainingArguments)
     for name, value in at_least_1.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}, expected at least 1")
+    for name in ("timestamps", "single", "previous_text"):
+        share = getattr(data, name)
+        if not 0 <= share <= 1:
+            raise ValueError(f"--{name} is {share}, expected a share of windows from 0 to 1")
     for name in ("learning_rate", "num_train_epochs"):
         value = getattr(training, name)
         if not value > 0 and not (name == "num_train_epochs" and training.max_steps > 0):

@@ -156,7 +156,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         needs_features = columns is not None and columns.extractor is not None
         if any(cell is not None for cell in cells):
             _check_complete(STATES_COLUMN, cells, "cache the teacher's states of the whole dataset")
-            states = [_states(cell, len(tokens)) for cell, tokens in zip(cells, labels, strict=True)]
+            states = [_states(cell, tokens) for cell, tokens in zip(cells, labels, strict=True)]
             batch[STATES_COLUMN] = pad_sequence(states, batch_first=True)
         elif needs_features or any(feature is not None for feature in features):
             _check_complete(
@@ -205,15 +205,19 @@ def _check_complete(column: str, values: list[Any], remedy: str) -> None:
             raise ValueError(f"example {index} of the batch has no {column!r}: {remedy}")
 
 
-def _states(cell: Any, num_tokens: int) -> torch.Tensor:
-    """The teacher's states [tokens, hidden] of one example with `num_tokens` labels."""
-    shape = tuple(torch.as_tensor(cell).shape)
+def _states(cell: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The teacher's states [tokens, hidden] of one example at its labels [tokens]; zeros where those are -100."""
+    is_label = labels != -100
+    shape, num_tokens = tuple(torch.as_tensor(cell).shape), int(is_label.sum())
     if shape[0] != num_tokens if len(shape) == 2 else shape[0] % num_tokens:
         raise ValueError(
             f"'teacher_states' of shape {shape} are not one state for each of {num_tokens} labels: the labels changed "
             "after the teacher's states were cached; cache them again"
         )
-    return unflatten_states(cell, num_tokens)
+    states = unflatten_states(cell, num_tokens)
+    at_labels = states.new_zeros(len(labels), states.shape[1])
+    at_labels[is_label] = states
+    return at_labels
 
 
 def _pad_labels(labels: list[torch.Tensor]) -> torch.Tensor:

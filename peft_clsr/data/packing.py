@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -126,6 +127,8 @@ def pack_utterances(
         raise ValueError(
             f"max_seconds is {max_seconds}; expected more than 0, and at most the context of {context:g} s"
         )
+    if timestamps > 0:  # a tokenizer without them is known now, not in the middle of a training
+        encode_segments(processor.tokenizer, [(0.0, max_seconds, "")], language or "en", task)
     packing = _Packing(
         processor=processor,
         teacher_columns=None if teacher_processor is None else TeacherColumns(processor, teacher_processor),
@@ -191,12 +194,26 @@ class PackedUtterances(Dataset):
             `dict`: `input_features`, `attention_mask`, `labels`, `text`, `language` and `index` (the window), as of
             [`prepare_dataset`], and `prompt_ids` [tokens], if the window follows another one's text.
         """
-        epoch = int(self._epoch)
+        return self.window(int(self._epoch), index)
+
+    def window(self, epoch: int, index: int) -> dict[str, Any]:
+        """Compute the features and labels of a window of any epoch."""
         if self._planned[0] != epoch:
             self._planned = (epoch, self._plan.windows(epoch))
         windows = self._planned[1]
         index = range(len(windows))[index]  # negative ones, and an IndexError past the end, which ends an iteration
         return self._packing.row(windows, index, self._utterances, self._samples, epoch)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the windows of all epochs: arguments, the number of windows, and a digest of all utterances."""
+        arguments = {item.name: getattr(self._packing, item.name) for item in fields(self._packing)}
+        plain = {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("processor", "teacher_columns") and not name.endswith("_column")
+        }
+        digest = hashlib.sha256(repr(self._utterances).encode()).hexdigest()
+        return {**plain, "number": len(self), "hash of utterances": digest[:16]}
 
     def _samples(self, row: int, times: tuple[float, float] | None) -> np.ndarray:
         return self._reader.samples(self._dataset[row], row, self._packing.sampling_rate, times)
@@ -361,6 +378,8 @@ class _Packing:
         if has_previous and previous and previous[0].group == members[0].group:
             room = min(_MAX_PROMPT, self.max_label_length - len(labels))
             row["prompt_ids"] = encode_prompt(tokenizer, " ".join(one.text for one in previous), room)
+            if self.teacher_columns is not None and self.teacher_columns.vocabulary is not None:
+                row["teacher_prompt_ids"] = self.teacher_columns.vocabulary.teacher_labels(row["prompt_ids"])
         return row
 
     def _join(

@@ -15,6 +15,7 @@ from ..data.sampler import LanguageBatchIterable, LanguageBatchSampler
 from ..languages.adapters import adapter_of_language
 from ..tuner.broader import warn_of_broader_adapters
 from .arguments import DistillationTrainingArguments
+from .teachers.windows import WindowsWithStates
 
 
 def trained_adapters(model: PeftModel, dataset: Any, language_column: str) -> list[str]:
@@ -109,7 +110,7 @@ def _lengths(dataset: Any, args: DistillationTrainingArguments) -> list[int]:
 
 def dataset_column(dataset: Any, name: str) -> list[Any] | None:
     """A column of a dataset; `None` if there is no such column."""
-    if isinstance(dataset, PackedUtterances):  # a row would be computed for its language
+    if isinstance(dataset, (PackedUtterances, WindowsWithStates)):  # a row would be computed for its language
         return dataset.languages if name == "language" else None
     if hasattr(dataset, "column_names"):
         return list(dataset.with_format(None)[name]) if name in dataset.column_names else None

@@ -36,10 +36,24 @@ class EpochCallback(TrainerCallback):
 
     Args:
         sources: Objects with `set_epoch(epoch)`. Those without it are left out.
+
+    Raises:
+        ValueError: the training has more epochs than a source with `num_epochs`.
     """
 
     def __init__(self, *sources: Any) -> None:
         self.sources = [source for source in sources if hasattr(source, "set_epoch")]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for source in self.sources:
+            num_epochs = getattr(source, "num_epochs", state.num_train_epochs)
+            if num_epochs < state.num_train_epochs:
+                raise ValueError(
+                    f"the teacher's states are cached for {num_epochs} epochs, and the training has "
+                    f"{state.num_train_epochs}: cache as many (epochs=) in another cache_dir, or train no longer"
+                )
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,13 +6,14 @@ import re
 import struct
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from benchmarks.comparison import speech
-from examples.demo.fetch import FetchError, choose_recordings, fetch_package, write_split
+from examples.demo.fetch import FetchError, choose_recordings, fetch_package, keep_short, write_split
 
 
 def sha256(data):
@@ -255,6 +256,20 @@ def test_a_split_is_a_table_and_the_recordings_under_its_names(tmp_path):
     assert (tmp_path / "out" / "test" / "a.ogg").read_bytes() == b"sound"
     table = (tmp_path / "out" / "test" / "metadata.csv").read_text()
     assert table == 'file_name,transcription\na.ogg,"un, doi"\n'
+
+
+def test_long_recordings_are_left_out_of_the_test_split(tmp_path, capsys):
+    rows = [{"file_name": f"{index}.wav", "transcription": f"unu, {index}"} for index in range(3)]
+    write_split(tmp_path / "test", rows, [Path(__file__)] * 3)
+    for row, seconds in zip(rows, (4.0, 4.1, 0.5), strict=True):
+        (tmp_path / "test" / row["file_name"]).unlink()
+        soundfile.write(tmp_path / "test" / row["file_name"], np.zeros(round(16000 * seconds)), 16000)
+    for said in ("2 of 3 utterances have at most 4 s", ""):
+        keep_short(tmp_path / "test")
+        table = (tmp_path / "test" / "metadata.csv").read_text()
+        assert table == 'file_name,transcription\n0.wav,"unu, 0"\n2.wav,"unu, 2"\n'
+        assert said in capsys.readouterr().out
+    assert len(list((tmp_path / "test").iterdir())) == 4  # files stay, and nothing else is there
 
 
 def test_a_package_is_fetched_once_and_with_the_programs_of_debian(tmp_path, monkeypatch):

@@ -14,27 +14,40 @@ import torch
 from helpers import noise, write_container
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    GenerationConfig,
+    Trainer,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 from peft_clsr import (
     CLSRConfig,
     DistillationTrainer,
     DistillationTrainingArguments,
     load_recordings,
+    pack_utterances,
     prepare_dataset,
     read_languages,
     transcribe,
 )
 from peft_clsr.cli import main
+from peft_clsr.cli.joined import JoinedRecordings, divide
 from peft_clsr.cli.run_folder import write_results
 from peft_clsr.cli.table import results_rows
+from peft_clsr.cli.train_data import row_reader
 from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
+from peft_clsr.cli.train_packed import planned_epochs
 
 
 @pytest.fixture
 def student(tiny_whisper, tiny_processor, tmp_path):
     folder = tmp_path / "student"
-    tiny_whisper().save_pretrained(folder)
+    tiny_processor.tokenizer.add_tokens([f"<|{step / 50:.2f}|>" for step in range(151)])
+    whisper = tiny_whisper()
+    whisper.generation_config.max_length = 16  # noise makes a random model talk without end
+    whisper.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
 
@@ -162,6 +175,10 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
         ((), ("romanain",), "did you mean 'romanian'"),
         ((), ("el",), "no row of language 'el'"),
         (("--max_audio_seconds", 40), ("ro",), "40"),
+        (("--max_audio_seconds", 0), ("ro",), "--max_audio_seconds is 0, expected at least 1"),
+        (("--timestamps", 1.5), ("ro",), "--timestamps is 1.5, expected a share of windows from 0 to 1"),
+        (("--single", "-0.1"), ("ro",), "--single is -0.1, expected a share of windows from 0 to 1"),
+        (("--previous_text", "nan"), ("ro",), "--previous_text is nan, expected a share of windows from 0 to 1"),
         (("--student", "nobody/nothing"), ("ro",), "--student nobody/nothing cannot be used: it is no folder here"),
         (
             ("--student", "{here}/studnet"),
@@ -261,6 +278,7 @@ LORA = ("--lora_rank", 4, "--lora_alpha", 8)
 
 def test_lora_starts_from_the_smoothed_loss_of_the_base(run, student, recordings, tiny_processor, tmp_path):
     options = ("--label_smoothing_factor", 0.1, "--per_device_train_batch_size", 4, "--logging_steps", 1)
+    options += ("--pack", "False")
     status, printed = run(*options, "--save_steps", 1, "--keep_checkpoints", method=LORA)
     assert status == 0, printed
     assert "| with LoRA " in printed and not (tmp_path / "out" / "gates-ro.png").exists()
@@ -409,31 +427,155 @@ def test_a_full_expert_has_no_rank(run, tmp_path):
     assert results_of(tmp_path / "out")["settings"]["expert_rank"] is None
 
 
-def test_the_context_is_that_of_the_longest_usable_recording(run, longer_student, recordings, tmp_path):
-    soundfile.write(recordings / "train" / "0.wav", np.zeros(40 * 16000), 16000)  # too long at any context
-    soundfile.write(recordings / "train" / "1.wav", np.full(25600, 0.1), 16000)
+def test_recordings_are_packed_to_windows_of_the_whole_context(run, longer_student, recordings, tmp_path):
+    status, printed = run("--timestamps", 0.5, "--max_steps", -1, "--num_train_epochs", 2)
+    assert status == 0, printed
+    assert "ro, training: 4 kept; 1 windows an epoch, of 1.8 s of speech on average" in printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert row["train_steps"] == 2 and row["train_items"]["kept"] == 4 and "base_full_context" not in row
+    assert config_of(tmp_path / "out" / "ro")["max_audio_seconds"] is None
+    settings = results_of(tmp_path / "out")["settings"]
+    assert settings.items() >= {"pack": True, "timestamps": 0.5, "single": 0.1, "previous_text": 0.1}.items()
+
+
+def test_shares_of_windows_are_those_that_are_asked_for(run, tmp_path, monkeypatch):
+    asked = {}
+
+    def pack(*arguments, **options):
+        asked.setdefault("first", options)  # later ones are held out, for the gates
+        return pack_utterances(*arguments, **options)
+
+    monkeypatch.setattr("peft_clsr.cli.train_packed.pack_utterances", pack)
+    status, printed = run("--timestamps", 0.25, "--single", 1, "--previous_text", 0, "--seed", 3)
+    assert status == 0, printed
+    assert asked["first"].items() >= {"timestamps": 0.25, "single": 1, "previous_text": 0, "seed": 3}.items()
+    assert "4 windows an epoch" in printed
+
+
+def test_without_packing_each_recording_is_a_row(run, tmp_path):
+    status, printed = run("--pack", "False", "--max_steps", -1, "--num_train_epochs", 1)
+    assert status == 0, printed
+    assert "windows an epoch" not in printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert row["train_steps"] == 2 and row["base_joined"]["recordings"] == 1  # 4 recordings, 2 a batch
+
+
+def test_what_fits_no_window_is_named_and_counted(run, longer_student, recordings, tmp_path, caplog):
+    soundfile.write(recordings / "train" / "0.wav", np.zeros(47000), 16000)  # 2.94 s: no room for a gap
+    path = recordings / "train" / "1.wav"
+    soundfile.write(path, noise(0.5), 16000, format="FLAC")
+    path.write_bytes(path.read_bytes()[:8000])
     status, printed = run()
     assert status == 2 and not (tmp_path / "out").exists()
     assert "ro, training: 3 of 4 recordings can be used (1 too_long)" in printed
     assert "1 of 4 items cannot be used (1 too_long), more than 10% of them: item 0, " in printed
-    assert f"{recordings / 'train' / '0.wav'}: 40.0 s of audio, longer than" in printed
+    assert f"{recordings / 'train' / '0.wav'}: 2.9 s of audio, longer than the context of 2.9 s" in printed
     status, printed = run("--allow_dropped")
     assert status == 0, printed
-    assert "context: 2 s, for the longest usable recording of 1.6 s (--max_audio_seconds" in printed
     row = results_of(tmp_path / "out")["languages"]["ro"]
-    assert row["train_items"]["kept"] == 3 and "base_full_context" in row
+    items = row["train_items"]
+    assert (items["kept"], items["too_long"], items["unreadable"]) == (2, 1, 1)
+    dropped = [record.getMessage() for record in caplog.records if "dropped: " in record.getMessage()]
+    assert len([text for text in dropped if "1.wav" in text]) == 1  # a header tells nothing of its end
+
+
+def test_a_cut_context_has_rows_and_both_measures_of_the_base(run, longer_student, recordings, tmp_path):
+    status, printed = run("--max_audio_seconds", 2)
+    assert status == 0, printed
+    assert "context: 2 s; recordings are not packed" in printed and "windows an epoch" not in printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert "base_full_context" in row and not [key for key in row if "joined" in key]
+    assert "| base, 2 s context " in printed
     assert config_of(tmp_path / "out" / "ro")["max_audio_seconds"] == 2
 
-    # Another language joins at the same context, as one model takes both adapters.
-    status, printed = run(languages=("ro", "ca"))
-    assert status == 0 and config_of(tmp_path / "out" / "ca")["max_audio_seconds"] == 2
+    status, printed = run(languages=("ro", "ca"))  # one model takes both adapters
+    assert status == 2 and "max_audio_seconds 2 there, None here" in printed
 
 
-@pytest.mark.parametrize("seconds", [0, 3])
-def test_the_whole_context_can_be_asked_for(run, longer_student, tmp_path, seconds):
-    assert run("--max_audio_seconds", seconds)[0] == 0
+def test_the_whole_context_can_be_asked_for(run, longer_student, tmp_path):
+    status, printed = run("--max_audio_seconds", 3)
+    assert status == 0 and "windows an epoch" in printed
     assert "base_full_context" not in results_of(tmp_path / "out")["languages"]["ro"]
     assert config_of(tmp_path / "out" / "ro")["max_audio_seconds"] is None
+
+
+def test_the_end_of_packed_recordings_is_not_cut(run, tmp_path):
+    status, printed = run("--long_audio", "cut")
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "--long_audio cut keeps the beginning of a long recording" in printed and "--pack False" in printed
+    assert run("--long_audio", "cut", "--pack", "False")[0] == 0
+
+
+# --------------------------------------------------------------------------------------------------- joined recordings
+
+
+def test_the_table_has_a_row_for_joined_recordings(run, tmp_path):
+    status, printed = run()
+    assert status == 0, printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    for key in ("base", "expert"):
+        assert row[f"{key}_joined"]["utterances"] == row[key]["utterances"] == 2
+        assert row[f"{key}_joined"]["recordings"] == 1 and row[f"{key}_joined"]["wer"] >= 0
+    assert "| base, joined to 1 recordings " in printed and "| with expert, joined to 1 recordings " in printed
+
+
+def test_utterances_are_joined_in_order_to_recordings_of_about_a_minute(student, tiny_processor):
+    lengths = [1, 3, 2, 2.5, 0.5] * 10
+    texts = [f"text {index}" for index in range(50)]
+    audio = [{"array": np.full(round(16000 * seconds), 0.5), "sampling_rate": 16000} for seconds in lengths]
+    dataset = datasets.Dataset.from_dict({"audio": audio, "transcription": texts})
+    joined = JoinedRecordings(dataset, row_reader(dataset, tiny_processor, "ro", DataArguments(student, "", ["ro"])))
+    assert len(joined) == 2 and joined.utterances == 50  # 90 s of speech and 20 s of silence
+    assert " ".join(joined.texts) == " ".join(texts)
+    seconds = [len(joined.waveform(index, 16000)) / 16000 for index in range(2)]
+    assert sum(seconds) == pytest.approx(110) and min(seconds) > 50
+    assert joined.waveform(0, 16000)[16000 : 16000 + 6400].max() == 0 and joined.waveform(0, 16000)[16000 + 6400] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "parts"), [([10], [[0]]), ([100, 1, 1], [[0], [1, 2]]), ([20] * 6, [[0, 1, 2], [3, 4, 5]])]
+)
+def test_parts_are_of_about_a_length(seconds, parts):
+    assert divide(seconds, 60) == parts
+
+
+# ------------------------------------------------------------------------------------- the epochs of a teacher's cache
+
+
+@pytest.mark.parametrize(
+    ("windows", "arguments", "epochs"),
+    [
+        (10, {"num_train_epochs": 2.5}, 3),
+        (10, {"max_steps": 20}, 2),
+        (10, {"max_steps": 21}, 3),
+        (10, {"max_steps": 8, "per_device_train_batch_size": 3}, 2),
+        (10, {"max_steps": 8, "per_device_train_batch_size": 3, "dataloader_drop_last": True}, 3),
+        (10, {"max_steps": 8, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, 4),
+    ],
+)
+def test_the_teacher_is_cached_for_the_epochs_of_the_training(tmp_path, windows, arguments, epochs):
+    settings = {"per_device_train_batch_size": 1, "use_cpu": True, **arguments}
+    training = DistillationTrainingArguments(str(tmp_path), **settings)
+    assert planned_epochs(training, windows) == epochs
+    trainer = Trainer(torch.nn.Linear(1, 1), training, train_dataset=[{"x": 0}] * windows)
+    assert trainer.set_initial_training_values(training, trainer.get_train_dataloader())[0] == epochs
+
+
+def test_a_cached_teacher_teaches_packed_windows_in_all_epochs(run, student, tmp_path):
+    options = ("--teacher", student, "--max_new_tokens", 8, "--single", 1, "--previous_text", 1)
+    options += ("--max_steps", -1, "--num_train_epochs", 2, "--overwrite")
+    results = []
+    for cache in ((), ("--teacher_cache", tmp_path / "states")):
+        status, printed = run(*options, *cache)
+        assert status == 0, printed
+        results.append(results_of(tmp_path / "out")["languages"]["ro"])
+    header = json.loads((tmp_path / "states" / "ro" / "teacher" / "teacher.json").read_text())
+    assert header["windows"]["epochs"] == 2 and header["examples"] == 8
+    assert results[1]["train_steps"] == 4 and "teacher_joined" in results[1]
+    for name, mean in results[0]["gate_means"].items():
+        assert results[1]["gate_means"][name] == pytest.approx(mean, abs=0.02)
+    status, printed = run(*options, "--teacher_cache", tmp_path / "states", "--seed", 1)
+    assert status == 2 and "is of packed windows whose seed is 42, expected 1: give another cache_dir" in printed
 
 
 def test_checkpoints_of_a_finished_language_are_removed(run, tmp_path):
@@ -591,9 +733,14 @@ def test_runs_of_several_folders_are_compared(run, tmp_path, capsys):
     assert [[row[0], row[2], Path(row[-1]).name] for row in cells] == [
         ["ca", "base", ""],
         ["ca", "with expert", "expert"],
+        ["ca", "base, joined to 1 recordings", ""],
+        ["ca", "with expert, joined to 1 recordings", "expert"],
         ["ro", "base", ""],
         ["ro", "with expert", "expert"],
+        ["ro", "base, joined to 1 recordings", ""],
+        ["ro", "with expert, joined to 1 recordings", "expert"],
         ["ro", "with LoRA", "lora"],
+        ["ro", "with LoRA, joined to 1 recordings", "lora"],
     ]
 
 

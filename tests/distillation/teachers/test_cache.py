@@ -23,7 +23,7 @@ from peft_clsr import (
 )
 from peft_clsr.data.teacher_columns import unflatten_states
 from peft_clsr.distillation.losses import KD_LOSSES, distillation_sum
-from peft_clsr.distillation.teachers import cache as teacher_states
+from peft_clsr.distillation.teachers import shards
 from peft_clsr.distillation.teachers.forward import teacher_decoder_states
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cache_distributed.py"
@@ -208,7 +208,7 @@ def test_other_features_are_another_dataset(dataset, teacher, tiny_processor, tm
 
 def test_a_cache_of_another_version_is_refused(dataset, teacher, tiny_processor, tmp_path, monkeypatch):
     cache_teacher_states(dataset, teacher, tiny_processor, tmp_path, **SIZES)
-    monkeypatch.setattr(teacher_states, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(shards, "FORMAT_VERSION", 2)
     with pytest.raises(ValueError, match="is of format version 1, expected 2"):
         load_teacher_states(dataset, tmp_path)
 
