@@ -15,6 +15,7 @@ _EXTRAS = {
     "matplotlib": "plots",
     "ctranslate2": "export",
     "faster_whisper": "export",
+    "silero_vad": "vad",
 }
 
 

@@ -25,7 +25,7 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
 
     Args:
         tokenizer (`WhisperTokenizer`): A multilingual Whisper tokenizer.
-        text (`str`): The transcript.
+        text (`str`): The transcript. Empty, where nobody speaks: no token stands between prompt and end.
         language (`str`): Name or code, "catalan" or "ca".
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
 
@@ -50,7 +50,8 @@ def encode_segments(
         tokenizer (`WhisperTokenizer`): A multilingual Whisper tokenizer with timestamps.
         segments (`Iterable[tuple[float, float, str]]`):
             Start and end in seconds from the beginning of the window, and transcript, in the order of speech. Times
-            are rounded to 0.02 s.
+            are rounded to 0.02 s. Without segments, where nobody speaks, the labels are
+            `<|language|><|task|><|0.00|><|endoftext|>`: a decoder with timestamps begins with one in any case.
         language (`str`): Name or code, "catalan" or "ca".
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
 
@@ -77,6 +78,8 @@ def encode_segments(
                 f"the tokenizer has no token {end_token} for the end of {text!r}: cut the audio before it"
             )
         labels += [first + steps[0], *check_transcript(tokenizer, text), first + steps[1]]
+    if not labels[2:]:
+        labels.append(first)
     return [*labels, tokenizer.eos_token_id]
 
 
@@ -127,6 +130,8 @@ def check_transcript(tokenizer: Any, text: str) -> list[int]:
     Raises:
         ValueError: the text holds `<|...|>` or another special token of the tokenizer.
     """
+    if not text.strip():
+        return []  # " " alone would be a token
     ids = tokenizer(" " + text.strip(), add_special_tokens=False).input_ids
     found = _SPECIAL_TOKEN.findall(text) or tokenizer.convert_ids_to_tokens(
         sorted(set(ids).intersection(tokenizer.all_special_ids), key=ids.index)

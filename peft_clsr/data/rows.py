@@ -50,6 +50,7 @@ class RowReader:
         max_label_length (`int`): Longest labels, in tokens.
         array_type (`str`, *optional*): Type of samples in the dataset, which rows of Python lists do not tell.
         files (`str`): From [`files_digest`]. `datasets` hashes it with this object, so a changed file is read again.
+        no_speech (`bool`, *optional*, defaults to `False`): Rows without text are recordings without speech.
     """
 
     tokenizer: Any
@@ -61,6 +62,7 @@ class RowReader:
     max_label_length: int
     array_type: str | None
     files: str
+    no_speech: bool = False
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, **settings: Any) -> RowReader:
@@ -84,7 +86,7 @@ class RowReader:
     def labels(self, example: dict[str, Any], index: int) -> tuple[str, list[int]]:
         """The code of the language, and the labels [tokens]. Raises [`UnusableRow`]."""
         text, name = example[self.text_column] or "", self.name(example, index)
-        if not text.strip():
+        if not text.strip() and not self.no_speech:
             raise UnusableRow("no_text", f"{name}: no text in column {self.text_column!r}")
         try:
             check_transcript(self.tokenizer, text)
