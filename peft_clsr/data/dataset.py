@@ -206,7 +206,7 @@ class _ExamplePreparation:
 
     def _empty_row(self, example: dict[str, Any], index: int) -> dict[str, Any]:
         extractor = self.processor.feature_extractor
-        row = {
+        row: dict[str, Any] = {
             "input_features": _no_features(extractor),
             "attention_mask": np.zeros(extractor.nb_max_frames, dtype=np.int8),
             "labels": [],

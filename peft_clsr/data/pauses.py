@@ -49,7 +49,9 @@ def cut_at_pauses(
     ```
     """
     if sampling_rate not in (8000, 16000):
-        raise ValueError(f"the sampling rate is {sampling_rate} Hz; silero-vad needs 16000 or 8000: resample the audio")
+        raise ValueError(
+            f"the sampling rate is {sampling_rate} Hz; silero-vad needs 16000 or 8000: resample the audio"
+        )
     if max_seconds < 1:
         raise ValueError(f"max_seconds is {max_seconds}; expected at least 1 s")
     parts: list[tuple[int, int]] = []
@@ -65,7 +67,8 @@ def cut_at_pauses(
 def _speech(waveform: np.ndarray, sampling_rate: int, max_seconds: float) -> list[tuple[int, int]]:
     """Start and end of each stretch of speech, in samples."""
     silero = load_silero()
-    with _lock, torch.inference_mode():
+    with _lock, torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which silero-vad uses
         found = silero.get_speech_timestamps(
             torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)),
             _model(),
@@ -88,6 +91,4 @@ def load_silero() -> Any:
 
 @lru_cache(maxsize=1)
 def _model() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.load, which silero-vad calls
-        return load_silero().load_silero_vad()
+    return load_silero().load_silero_vad()

@@ -170,7 +170,10 @@ def _report_missing_texts(table: Table, text_column: str) -> None:
     missing = [row for row, cells in enumerate(table.rows) if not cells[text_column].strip()]
     if missing:
         places = ", ".join(table.place(row) for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        log_once(f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are not used: {places}")
+        log_once(
+            f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are used only as recordings "
+            f"without speech (no_speech): {places}"
+        )
 
 
 def _load_dataset(
