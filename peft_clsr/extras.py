@@ -16,6 +16,7 @@ _EXTRAS = {
     "ctranslate2": "export",
     "faster_whisper": "export",
     "silero_vad": "vad",
+    "datacollective": "mdc",
 }
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..languages import language_code
+from ..sources import collective_id
+from .collective import fetch_collective
 from .language_rows import dataset_of_language, table_of_language, write_codes
 from .layouts import read_layout
 from .split import PARTS, split_by_text
@@ -74,7 +76,8 @@ def load_recordings(
     Args:
         dataset (`str` or `Path`):
             A folder with tables (`metadata.csv`, `train/metadata.csv`, `train.csv`, as tsv or jsonl too), a folder of
-            recordings with a text file each, a table, or a folder or Hub id that `datasets.load_dataset` reads.
+            recordings with a text file each, a table, a folder or Hub id that `datasets.load_dataset` reads, or
+            "mdc:ID", a dataset of Mozilla Data Collective such as Common Voice (see [`fetch_collective`]).
             `{language}` in it stands for the language's code. See docs/training.md, "Your own recordings".
         language (`str`): Name or code. A column `language`, in any source, gives only the rows of this language.
         split (`str`):
@@ -108,6 +111,8 @@ def load_recordings(
     """
     code, loaded_codes = language_code(language), [language_code(other) for other in languages]
     name = str(dataset).replace("{language}", code)
+    if collective_id(name) is not None:
+        name = str(fetch_collective(name))
     folder = Path(name, config or "")
     file_columns = (*FILE_COLUMNS, audio_column) if file_column is None else (file_column,)
     found = None
