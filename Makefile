@@ -32,7 +32,7 @@ PYTEST_ARGS ?= -q -n 2
 test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
-.PHONY: help venv lint format test test-oldest test-newest dist fetch demo demo-smoke bench-train bench-infer compare \
+.PHONY: help venv lint format test test-oldest test-newest dist fetch demo demo-smoke bench-train bench-infer bench-silence compare \
 	compare-smoke clean
 
 help:
@@ -40,6 +40,8 @@ help:
 	@echo "make demo-smoke  the same with a few steps"
 	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning; speech trained on a second"
 	@echo "make bench-infer time of inference, against the base, LoRA and both paths"
+	@echo "make bench-silence"
+	@echo "                 words invented in silence, noise and music, with and without --vad"
 	@echo "make compare     the paper's comparison of methods on real speech: a night on 2 cores"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest"
@@ -50,7 +52,7 @@ help:
 
 venv: $(TEST_ENV)
 
-$(VENV)/.installed-demo: EXTRAS = train,plots,transcribe
+$(VENV)/.installed-demo: EXTRAS = train,plots,transcribe,vad
 $(VENV)/.installed-test: EXTRAS = test,lint,dist
 $(VENV)/.installed-demo $(VENV)/.installed-test: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
@@ -105,6 +107,10 @@ BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
 
 bench-infer: fetch
 	$(BIN)/python -m benchmarks.infer --adapters $(BENCH_ADAPTERS) $(BENCH_ARGS)
+
+# BENCH_ARGS="--adapters FOLDER ..." measures experts, too. BENCH_ARGS="--seconds 4 --limit 20" is quick.
+bench-silence: fetch
+	$(BIN)/python -m benchmarks.silence --cache_dir $(CACHE) $(BENCH_ARGS)
 
 # The paper's comparison: docs/results.md. Finished runs are not repeated. COMPARE_ARGS="--groups tuning main --seeds 0"
 # runs a part of it.

@@ -9,6 +9,7 @@ from .data.labels import encode_labels as encode_labels
 from .data.packing import PackedStream as PackedStream
 from .data.packing import PackedUtterances as PackedUtterances
 from .data.packing import pack_utterances as pack_utterances
+from .data.pauses import cut_at_pauses as cut_at_pauses
 from .data.plain_batch import PlainCollator as PlainCollator
 from .data.sampler import LanguageBatchIterable as LanguageBatchIterable
 from .data.sampler import LanguageBatchSampler as LanguageBatchSampler

@@ -17,6 +17,8 @@ _EXTRAS = {
     "matplotlib": "plots",
     "ctranslate2": "export",
     "faster_whisper": "export",
+    "silero_vad": "vad",
+    "datacollective": "mdc",
 }
 
 

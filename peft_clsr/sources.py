@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,6 +15,25 @@ from .files import read_json
 from .multilingual import check_languages
 
 _ADAPTER_CONFIG = "adapter_config.json"
+_COLLECTIVE = "mdc:"
+
+
+def collective_id(name: str) -> str | None:
+    """
+    The ID in "mdc:ID", the name of a dataset of Mozilla Data Collective; `None` for another name.
+
+    Raises:
+        ValueError: there is no ID in it.
+    """
+    if not name.startswith(_COLLECTIVE):
+        return None
+    identifier = name.removeprefix(_COLLECTIVE)
+    if not re.fullmatch(r"[\w-]+", identifier, re.ASCII):
+        raise ValueError(
+            f"{name!r} names no dataset of Mozilla Data Collective: expected mdc:ID, with the last part of the "
+            "address of the dataset's page, https://mozilladatacollective.com/datasets/ID"
+        )
+    return identifier
 
 
 def check_source(name: str, option: str, expected: str, is_dataset: bool = False) -> None:
@@ -24,12 +44,14 @@ def check_source(name: str, option: str, expected: str, is_dataset: bool = False
         name (`str`): What the user gave.
         option (`str`): Where, such as "--dataset"; for the message.
         expected (`str`): What it should be, such as "a dataset"; for the message.
-        is_dataset (`bool`, *optional*): A file is right, too: a table.
+        is_dataset (`bool`, *optional*): A table is right, too, and "mdc:ID" of Mozilla Data Collective.
 
     Raises:
         ValueError: it can be neither.
     """
     if os.path.isdir(name) or (is_dataset and os.path.isfile(name)):
+        return
+    if is_dataset and collective_id(name) is not None:
         return
     if os.path.isfile(name):
         raise ValueError(f"{option} {name} is a file, expected {expected}: a folder, or a repository on the Hub")

@@ -2,9 +2,10 @@
 
 import sys
 
+import numpy as np
 import pytest
 
-from peft_clsr import error_rates, plot_gate_means, read_audio
+from peft_clsr import cut_at_pauses, error_rates, plot_gate_means, read_audio
 from peft_clsr.extras import require
 
 
@@ -14,6 +15,7 @@ from peft_clsr.extras import require
         ("jiwer", "train", lambda: error_rates(["a"], ["a"])),
         ("matplotlib", "plots", lambda: plot_gate_means({"model.encoder.layers.0.fc1": 0.5}, "any.png")),
         ("soundfile", "train", lambda: read_audio(__file__)),
+        ("silero_vad", "vad", lambda: cut_at_pauses(np.zeros(16000, dtype=np.float32))),
         ("ctranslate2", "export", lambda: require("ctranslate2.converters")),
     ],
 )

@@ -150,7 +150,7 @@ table. The dataset is a Hub id, a table, or a folder of one of these kinds:
 - train/metadata.csv and test/metadata.csv, or one metadata.csv: columns
   file_name (relative to the csv), transcription, language if there are several;
 - recordings with a text file each, such as 0.wav and 0.txt;
-- train.tsv, test.tsv and clips/, as Common Voice (--text_column sentence);
+- Common Voice: train.tsv, test.tsv and clips/, or mdc:ID (--text_column sentence);
 - files that datasets.load_dataset reads, such as Parquet.
 "{language}" in --dataset is the language's code; in --dataset_config it is the
 language as you wrote it."""

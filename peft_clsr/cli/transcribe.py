@@ -50,6 +50,11 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
         help="detected without an expert: take the only expert whose prompt has that language",
     )
     add("--task", choices=["transcribe", "translate"], default="transcribe", help="translate: into English")
+    add(
+        "--vad",
+        action="store_true",
+        help="hear only speech, cut at pauses (silero-vad, extra vad): no text is invented in silence",
+    )
     add = parser.add_argument_group("output").add_argument
     add("--output_format", choices=["text", "srt", "vtt", "json"], default="text", help="format of the transcripts")
     add("--output_dir", type=Path, help="folder for transcripts, with the folders of the inputs; printed without it")
@@ -67,6 +72,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     import torch
     from transformers.utils import logging
 
+    from ..data.pauses import load_silero
     from ..extras import require
     from ..inference.experts import load_with_experts
     from ..inference.recordings import find_recordings, split_readable
@@ -77,6 +83,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         # Check everything about the run as a whole before the first recording.
         for name in ("av", "soundfile", "soxr"):
             require(name)
+        if arguments.vad:
+            load_silero()
         candidates = list(dict.fromkeys(language_tag(language) for language in arguments.language))
         _check(arguments)
         language = candidates[0] if len(candidates) == 1 else None
@@ -176,6 +184,7 @@ def _transcribe_all(
         task=arguments.task,
         batch_size=arguments.batch_size,
         num_beams=arguments.num_beams,
+        vad=arguments.vad,
         warn=lambda message: tqdm.write(message, file=sys.stderr),
         on_window=keep,
     )

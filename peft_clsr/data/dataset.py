@@ -48,6 +48,7 @@ def prepare_dataset(
     task: str = "transcribe",
     long_audio: Literal["drop", "cut"] = "drop",
     max_label_length: int = MAX_LABEL_LENGTH,
+    no_speech: bool = False,
     max_dropped: float = 1.0,
     num_proc: int | None = None,
     desc: str = "features",
@@ -86,6 +87,8 @@ def prepare_dataset(
         max_label_length (`int`, *optional*, defaults to 448):
             Longest labels, in tokens. Longer ones are dropped. The limit of a model is its
             `config.max_target_positions`, 448 in every published Whisper.
+        no_speech (`bool`, *optional*, defaults to `False`):
+            Keep rows without text, as recordings without speech with empty labels. By default they are dropped.
         max_dropped (`float`, *optional*, defaults to 1.0):
             Largest share of items that may be dropped. With 0.1, more than a tenth is an error. By default any.
         num_proc (`int`, *optional*): Processes to use.
@@ -124,6 +127,7 @@ def prepare_dataset(
         text_column=text_column,
         language_column=language_column,
         max_label_length=max_label_length,
+        no_speech=no_speech,
     )
     teacher_columns = None if teacher_processor is None else TeacherColumns(processor, teacher_processor)
     known = _check_first(dataset, reader, processor.feature_extractor, long_audio, max_dropped, num_proc, desc)
@@ -213,11 +217,11 @@ class _ExamplePreparation:
 
     def _empty_row(self, example: dict[str, Any], index: int) -> dict[str, Any]:
         extractor = self.processor.feature_extractor
-        row = {
+        row: dict[str, Any] = {
             "input_features": _no_features(extractor),
             "attention_mask": np.zeros(extractor.nb_max_frames, dtype=np.int8),
             "labels": [],
-            "text": example[self.reader.text_column],
+            "text": example[self.reader.text_column] or "",
             "language": None,
             "index": index,
             "outcome": KEPT,

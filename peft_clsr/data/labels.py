@@ -25,7 +25,7 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
 
     Args:
         tokenizer (`WhisperTokenizer`): A multilingual Whisper tokenizer.
-        text (`str`): The transcript.
+        text (`str`): The transcript. Empty, where nobody speaks: no token stands between prompt and end.
         language (`str`):
             The Whisper language of the prompt, name or code: "catalan" or "ca". For a language that Whisper does not
             know, the `prompt_language` of its adapter.
@@ -56,7 +56,8 @@ def encode_segments(
         tokenizer (`WhisperTokenizer`): A multilingual Whisper tokenizer with timestamps.
         segments (`Iterable[tuple[float, float, str]]`):
             Start and end in seconds from the beginning of the window, and transcript, in the order of speech. Times
-            are rounded to 0.02 s.
+            are rounded to 0.02 s. Without segments, where nobody speaks, the labels are
+            `<|language|><|task|><|0.00|><|endoftext|>`: a decoder with timestamps begins with one in any case.
         language (`str`): As in [`encode_labels`].
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
         open_start (`float`, *optional*):
@@ -81,6 +82,8 @@ def encode_segments(
             )
         last_step = steps[1]
         labels += [first + steps[0], *check_transcript(tokenizer, text), first + steps[1]]
+    if not labels[2:] and open_start is None:
+        labels.append(first)
     if open_start is not None:
         last_step = max(last_step, round(open_start / SECONDS_PER_TIMESTAMP))
         labels.append(first + last_step)
@@ -137,6 +140,8 @@ def check_transcript(tokenizer: Any, text: str) -> list[int]:
     Raises:
         ValueError: the text holds `<|...|>` or another special token of the tokenizer.
     """
+    if not text.strip():
+        return []  # " " alone would be a token
     ids = tokenizer(" " + text.strip(), add_special_tokens=False).input_ids
     found = _SPECIAL_TOKEN.findall(text) or tokenizer.convert_ids_to_tokens(
         sorted(set(ids).intersection(tokenizer.all_special_ids), key=ids.index)

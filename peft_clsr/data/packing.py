@@ -20,6 +20,7 @@ from ..languages.tags import prompt_code
 from ..whisper import context_seconds
 from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels, encode_prompt, encode_segments
+from .no_speech import NoSpeech
 from .rows import (
     KEPT,
     OUTCOMES,
@@ -68,6 +69,7 @@ def pack_utterances(
     seed: int = 0,
     single: float = 0.1,
     previous_text: float = 0.1,
+    no_speech: float = 0.0,
     audio_column: str = "audio",
     text_column: str = "transcription",
     language_column: str = "language",
@@ -101,6 +103,9 @@ def pack_utterances(
         single (`float`, *optional*, defaults to 0.1): Share of windows that hold one utterance.
         previous_text (`float`, *optional*, defaults to 0.1):
             Share of windows that follow another window's text, as prompt behind `<|startofprev|>`. It has no loss.
+        no_speech (`float`, *optional*, defaults to 0.0):
+            Share of windows without speech, whose labels are empty. With it, a row without text is a recording without
+            speech, of any length. Without such rows, silence and noise are generated.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
         text_column (`str`, *optional*, defaults to `"transcription"`):
             Column of transcripts. If the default is not there, "text" is read.
@@ -122,6 +127,8 @@ def pack_utterances(
     for name, share in (("timestamps", timestamps), ("single", single), ("previous_text", previous_text)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; expected a share of windows from 0 to 1")
+    if not 0 <= no_speech < 1:
+        raise ValueError(f"no_speech is {no_speech}; expected a share of windows from 0 to less than 1, such as 0.05")
     context = context_seconds(processor.feature_extractor)
     if not 0 < max_seconds <= context:
         raise ValueError(
@@ -140,6 +147,7 @@ def pack_utterances(
         seed=seed,
         single=single,
         previous_text=previous_text,
+        no_speech=no_speech,
         audio_column=audio_column,
         text_column=text_column,
         language_column=language_column,
@@ -165,7 +173,7 @@ class PackedUtterances(Dataset):
         self._dataset = without_decoding(dataset, packing.audio_column)
         self._packing, self._reader = packing, packing.reader(self._dataset)
         rows = tqdm(self._dataset, desc="lengths", disable=None)
-        self._utterances, self.counts = packing.usable(rows, self._reader)
+        self._utterances, clips, self.counts = packing.usable(rows, self._reader)
         if not self._utterances:
             raise ValueError(
                 f"no row of the {len(dataset)} in the dataset can be used ({describe_dropped(self.counts)}); the "
@@ -175,6 +183,8 @@ class PackedUtterances(Dataset):
         self._plan = packing.plan(self._utterances, packing.seed)
         first = self._plan.windows(0)
         self.languages = [self._utterances[window.utterances[0]].language for window in first]
+        self._no_speech = packing.windows_without_speech(clips, self.languages, packing.seed)
+        self.languages += self._no_speech.languages
         # Shared with the workers of a DataLoader, which may outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._planned: tuple[int, list[Window]] = (0, first)
@@ -184,7 +194,7 @@ class PackedUtterances(Dataset):
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.languages)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
@@ -201,7 +211,9 @@ class PackedUtterances(Dataset):
         if self._planned[0] != epoch:
             self._planned = (epoch, self._plan.windows(epoch))
         windows = self._planned[1]
-        index = range(len(windows))[index]  # negative ones, and an IndexError past the end, which ends an iteration
+        index = range(len(self))[index]  # negative ones, and an IndexError past the end, which ends an iteration
+        if index >= len(windows):
+            return self._packing.row_without_speech(self._no_speech, index, len(windows), self._samples, epoch)
         return self._packing.row(windows, index, self._utterances, self._samples, epoch)
 
     def settings(self) -> dict[str, Any]:
@@ -243,12 +255,17 @@ class PackedStream(IterableDataset):
             if not buffer:
                 return
             reader = reader.with_segments(buffer, start)
-            utterances, _ = packing.usable(buffer, reader, start)
-            windows = packing.plan(utterances, f"{packing.seed} {start}").windows(epoch)
+            utterances, clips, _ = packing.usable(buffer, reader, start)
+            seed = f"{packing.seed} {start}"
+            windows = packing.plan(utterances, seed).windows(epoch)
+            languages = [utterances[window.utterances[0]].language for window in windows]
+            silent = packing.windows_without_speech(clips, languages, seed)
 
             read = partial(self._samples, reader, buffer, start)
             for index in range(len(windows)):
                 yield packing.row(windows, index, utterances, read, epoch)
+            for index in range(len(windows), len(windows) + len(silent.languages)):
+                yield packing.row_without_speech(silent, index, len(windows), read, epoch)
 
     def _samples(
         self, reader: RowReader, buffer: list[dict[str, Any]], start: int, row: int, times: tuple[float, float] | None
@@ -270,6 +287,7 @@ class _Packing:
     seed: int
     single: float
     previous_text: float
+    no_speech: float
     audio_column: str
     text_column: str
     language_column: str
@@ -291,6 +309,7 @@ class _Packing:
             "text_column": self.text_column,
             "language_column": self.language_column,
             "max_label_length": self.max_label_length - 1,  # with timestamps there is one token more
+            "no_speech": self.no_speech > 0,
         }
         if not hasattr(dataset, "__len__"):
             settings["text_column"] = text_column_of(dataset.column_names or (), self.text_column)
@@ -306,23 +325,35 @@ class _Packing:
 
     def usable(
         self, rows: Iterable[dict[str, Any]], reader: RowReader, start: int = 0
-    ) -> tuple[list[Utterance], dict[str, int]]:
-        """The utterances that can be used, and counts of outcomes. The others are named in warnings."""
+    ) -> tuple[list[Utterance], list[int], dict[str, int]]:
+        """
+        The rows that can be used, and counts of outcomes. The others are named in warnings.
+
+        Returns:
+            `tuple`: the utterances, the rows without speech, and the counts.
+        """
         counts = dict.fromkeys(OUTCOMES, 0)
-        utterances = []
+        utterances, clips = [], []
         for index, row in enumerate(rows, start):
             try:
-                utterances.append(self._utterance(row, index, reader))
+                utterance = self._utterance(row, index, reader)
+                if utterance.text:
+                    utterances.append(utterance)
+                else:
+                    clips.append(index)
                 counts[KEPT] += 1
             except UnusableRow as unusable:
                 counts[unusable.outcome] = counts.get(unusable.outcome, 0) + 1
                 logger.warning("dropped: %s", unusable)
-        return link_utterances(utterances), counts
+        if clips:
+            logger.info("%d rows have no text: they are heard as recordings without speech (no_speech)", len(clips))
+        return link_utterances(utterances), clips, counts
 
     def _utterance(self, row: dict[str, Any], index: int, reader: RowReader) -> Utterance:
         language, labels = reader.labels(row, index)
         seconds = reader.seconds(row, index)
-        if seconds + MIN_GAP > self.max_seconds:
+        text = (row[self.text_column] or "").strip()
+        if text and seconds + MIN_GAP > self.max_seconds:
             problem = f"{seconds:.1f} s of audio, longer than a window of {self.max_seconds:g} s"
             raise UnusableRow("too_long", f"{reader.name(row, index)}: {problem}")
         speaker = None if self.speaker_column is None else row[self.speaker_column]
@@ -342,6 +373,23 @@ class _Packing:
             seed,
             pauses_before(utterances),
         )
+
+    def windows_without_speech(self, clips: Sequence[int], languages: Sequence[str], seed: Any) -> NoSpeech:
+        return NoSpeech(clips, languages, self.no_speech, self.max_seconds, seed)
+
+    def row_without_speech(
+        self, no_speech: NoSpeech, index: int, first: int, read: Callable[[int, None], np.ndarray], epoch: int
+    ) -> dict[str, Any]:
+        """Features and empty labels of a window without speech. Those with speech are before `first`."""
+        samples = no_speech.samples(index - first, epoch, lambda row: read(row, None), self.sampling_rate)
+        language, tokenizer = no_speech.languages[index - first], self.processor.tokenizer
+        prompt = prompt_code(language, self.prompt_language)
+        if random.Random(f"{self.seed} {epoch} no speech {index}").random() < self.timestamps:
+            labels = encode_segments(tokenizer, [], prompt, self.task)
+        else:
+            labels = encode_labels(tokenizer, "", prompt, self.task)
+        row = example_features(samples, labels, self.processor, self.teacher_columns)
+        return row | {"text": "", "language": language, "index": index}
 
     def row(
         self,

@@ -59,6 +59,7 @@ class RowReader:
         files (`str`): From [`files_digest`]. `datasets` hashes it with this object, so a changed file is read again.
         prompt_language (`str` or `Mapping[str, str]`, *optional*): As in [`prepare_dataset`].
         segments (`dict`): From [`find_segments`], for rows that are parts of recordings.
+        no_speech (`bool`, *optional*, defaults to `False`): Rows without text are recordings without speech.
     """
 
     tokenizer: Any
@@ -72,6 +73,7 @@ class RowReader:
     files: str
     prompt_language: str | Mapping[str, str] | None = None
     segments: dict[int, Segment | BadSegment] = field(default_factory=dict)
+    no_speech: bool = False
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, **settings: Any) -> RowReader:
@@ -106,7 +108,7 @@ class RowReader:
     def labels(self, example: dict[str, Any], index: int) -> tuple[str, list[int]]:
         """The tag of the language, and the labels [tokens]. Raises [`UnusableRow`]."""
         text, name = example[self.text_column] or "", self.name(example, index)
-        if not text.strip():
+        if not text.strip() and not self.no_speech:
             raise UnusableRow("no_text", f"{name}: no text in column {self.text_column!r}")
         try:
             check_transcript(self.tokenizer, text)

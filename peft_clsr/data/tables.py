@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..languages.tags import language_tag
+from ..sources import collective_id
+from .collective import fetch_collective
 from .language_rows import dataset_of_language, table_of_language, write_tags
 from .layouts import read_layout, read_texts_beside
 from .rows import OTHER_TEXT_COLUMN, PLACE_COLUMN, TEXT_COLUMN
@@ -77,7 +79,8 @@ def load_recordings(
         dataset (`str` or `Path`):
             A folder with tables (`metadata.csv`, `train/metadata.csv`, `train.csv`, as tsv or jsonl too), a folder of
             recordings with a text file each (`talk.txt`, or with times `talk.srt`, `talk.vtt` or `talk.TextGrid`), a
-            table, or a folder or Hub id that `datasets.load_dataset` reads.
+            table, a folder or Hub id that `datasets.load_dataset` reads, or "mdc:ID", a dataset of Mozilla Data
+            Collective such as Common Voice (see [`fetch_collective`]).
             `{language}` in it stands for the language's tag. See docs/training.md, "Your own recordings".
         language (`str`): As in [`language_tag`]. A column `language`, in any source, gives only the rows of this
             language, and those of its dialects: "ca-valencia" for "ca".
@@ -114,6 +117,8 @@ def load_recordings(
     """
     code, loaded_codes = language_tag(language), [language_tag(other) for other in languages]
     name = str(dataset).replace("{language}", code)
+    if collective_id(name) is not None:
+        name = str(fetch_collective(name))
     folder = Path(name, config or "")
     file_columns = (*FILE_COLUMNS, audio_column) if file_column is None else (file_column,)
     found = None
@@ -183,7 +188,10 @@ def _report_missing_texts(table: Table, text_column: str) -> None:
     missing = [row for row, cells in enumerate(table.rows) if not cells[text_column].strip()]
     if missing:
         places = ", ".join(table.place(row) for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        log_once(f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are not used: {places}")
+        log_once(
+            f"{len(missing)} of {len(table.rows)} rows have no {text_column}, and are used only as recordings "
+            f"without speech (no_speech): {places}"
+        )
 
 
 def _load_dataset(

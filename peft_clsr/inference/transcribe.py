@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
+from ..data.pauses import cut_at_pauses
 from ..languages.adapters import adapter_languages, inference_adapter
 from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
@@ -39,6 +41,7 @@ def transcribe_files(
     task: str = "transcribe",
     batch_size: int = 8,
     num_beams: int = 1,
+    vad: bool = False,
     warn: Callable[[str], None] = logger.warning,
     on_window: Callable[[Path, Transcript], None] | None = None,
 ) -> Iterator[tuple[Path, Transcript]]:
@@ -60,6 +63,9 @@ def transcribe_files(
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate" (to English).
         batch_size (`int`, *optional*, defaults to 8): Recordings at a time.
         num_beams (`int`, *optional*, defaults to 1): Beams of the search.
+        vad (`bool`, *optional*, defaults to `False`):
+            Hear only the parts with speech that [`cut_at_pauses`] finds, so that no text is invented in silence. Each
+            part is at most as long as the context. Needs the extra `vad`.
         warn (`Callable`, *optional*): Gets a message for each unreadable or truncated recording. By default it is
             logged.
         on_window (`Callable`, *optional*): Gets a recording and its transcript so far, after each window. The end of
@@ -70,6 +76,7 @@ def transcribe_files(
 
     Raises:
         ValueError: the model cannot be told a language, or `candidates` sound alike: they have one `prompt_language`.
+        ModuleNotFoundError: silero-vad is not installed, with `vad`.
 
     Example:
 
@@ -93,7 +100,8 @@ def transcribe_files(
             readable = list(_read_all(batch, rate, warn))
             if not readable:
                 continue
-            transcripts = transcribe_waveforms(
+            transcribe_batch = partial(transcribe_speech, batch_size=batch_size) if vad else transcribe_waveforms
+            transcripts = transcribe_batch(
                 model,
                 processor,
                 [waveform for _, _, waveform in readable],
@@ -162,7 +170,7 @@ def transcribe_waveforms(
     """
     check_model_languages(model)
     extractor = processor.feature_extractor
-    features, mask = make_features(waveforms, extractor, model.config.max_source_positions / POSITIONS_PER_SECOND)
+    features, mask = make_features(waveforms, extractor, _context(model))
     features, mask = features.to(model.device, model.dtype), mask.to(model.device)
     seconds = [len(waveform) / extractor.sampling_rate for waveform in waveforms]
     if None in languages:
@@ -208,6 +216,81 @@ def transcribe_waveforms(
         transcript(index, decode_segments(segments, processor.tokenizer))
         for index, segments in enumerate(outputs["segments"])
     ]
+
+
+def transcribe_speech(
+    model: WhisperForConditionalGeneration | PeftModel,
+    processor: WhisperProcessor,
+    waveforms: Sequence[np.ndarray],
+    languages: Sequence[str | None],
+    *,
+    candidates: Sequence[str] = (),
+    batch_size: int = 8,
+    progress: tqdm | None = None,
+    on_window: Callable[[int, Transcript], None] | None = None,
+    **settings: Any,
+) -> list[Transcript]:
+    """
+    Transcribe the parts with speech of some waveforms, see [`cut_at_pauses`]. The rest is as [`transcribe_waveforms`].
+
+    The language is detected in the first part with speech, or at the start if there is no speech.
+
+    Args:
+        batch_size (`int`, *optional*, defaults to 8): Parts at a time.
+    """
+    check_model_languages(model)
+    rate = processor.feature_extractor.sampling_rate
+    cuts = [cut_at_pauses(waveform, rate, _context(model)) for waveform in waveforms]
+    parts = [
+        (index, start, waveform[round(start * rate) : round(end * rate)])
+        for index, (waveform, cut) in enumerate(zip(waveforms, cuts, strict=True))
+        for start, end in cut
+    ]
+    if None in languages:
+        first_parts = {index: part for index, _, part in reversed(parts)}
+        samples = round(_context(model) * rate)
+        heard = [first_parts.get(index, waveform[:samples]) for index, waveform in enumerate(waveforms)]
+        languages = _with_detected(model, processor, heard, languages, candidates)
+    adapters = getattr(model, "peft_config", {})
+    transcripts = [
+        Transcript(language, inference_adapter(adapters, language, active=None), len(waveform) / rate, [])
+        for waveform, language in zip(waveforms, languages, strict=True)
+    ]
+    progress = tqdm(disable=True) if progress is None else progress
+    total = progress.n + round(sum(transcript.seconds for transcript in transcripts))
+    for first in range(0, len(parts), batch_size):
+        batch = parts[first : first + batch_size]
+        results = transcribe_waveforms(
+            model, processor, [part for _, _, part in batch], [languages[index] for index, _, _ in batch], **settings
+        )
+        for (index, start, part), result in zip(batch, results, strict=True):
+            for segment in result.segments:
+                times = {name: start + segment[name] for name in ("start", "end")}
+                transcripts[index].segments.append(segment | times)
+            if on_window is not None:
+                on_window(index, transcripts[index])
+            progress.update(min(round(len(part) / rate), total - progress.n))
+    progress.update(total - progress.n)
+    return transcripts
+
+
+def _context(model: torch.nn.Module) -> float:
+    """Seconds that a model hears at once."""
+    return model.config.max_source_positions / POSITIONS_PER_SECOND
+
+
+def _with_detected(
+    model: torch.nn.Module,
+    processor: WhisperProcessor,
+    waveforms: Sequence[np.ndarray],
+    languages: Sequence[str | None],
+    candidates: Sequence[str],
+) -> list[str]:
+    """The languages, with those that are detected for `None`."""
+    features, _ = make_features(waveforms, processor.feature_extractor, _context(model))
+    with torch.inference_mode():
+        detected = detect_languages(model, features.to(model.device, model.dtype), candidates)
+    return [given or code for given, code in zip(languages, detected, strict=True)]
 
 
 def make_features(

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import sys
 import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
-from helpers import QUIET, randomize, write_container
+from helpers import QUIET, randomize, syllables, write_container
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GenerationConfig,
@@ -26,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from peft_clsr import CLSRConfig, push_language
+from peft_clsr import CLSRConfig, cut_at_pauses, push_language
 from peft_clsr.cli import main
 from peft_clsr.files import write_text
 from peft_clsr.inference import transcribe
@@ -314,6 +315,72 @@ def test_features_hold_all_of_the_audio_and_silence_up_to_the_context():
     assert mask.sum(-1).tolist() == [100, 100, 250]
     alone = WhisperFeatureExtractor(chunk_length=1)(waveforms[0], sampling_rate=16000, return_tensors="pt")
     torch.testing.assert_close(features[:1, :, :100], alone.input_features)
+
+
+# ---------------------------------------------------------------- only speech (--vad)
+
+
+@pytest.fixture
+def talk(recordings):
+    """Speech from 3 to 5 and 9 to 10 s, of 12."""
+    pause = np.zeros(48000, dtype=np.float32)
+    samples = np.concatenate([pause, syllables(2), pause, pause[:16000], syllables(1, seed=9), pause[:32000]])
+    soundfile.write(recordings / "talk.wav", samples, 16000, subtype="FLOAT")
+    return samples
+
+
+def test_with_vad_only_speech_is_heard_and_times_are_those_of_the_recording(run, base, talk, generated, tmp_path):
+    assert run("--language", "ro", "--output_format", "json", "--vad", "--batch_size", 2)[0] == 0
+    parts = cut_at_pauses(talk, max_seconds=1.0)
+    assert len(parts) > 3 and sum(call.shape[0] for call in generated) == len(parts)
+    assert all(call.shape[0] <= 2 and call.shape[-1] <= 100 for call in generated)
+    out = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "out").rglob("*.json")}
+    assert [out[name]["segments"] for name in "abcde"] == [[]] * 5  # noise
+    assert out["talk"]["seconds"] == 12 and out["a"]["language"] == "ro" and out["a"]["text"] == ""
+    model, processor = base.build(), WhisperProcessor.from_pretrained(base.folder)
+    expected = []
+    for batch in (parts[first : first + 2] for first in range(0, len(parts), 2)):
+        waveforms = [talk[round(16000 * start) : round(16000 * end)] for start, end in batch]
+        heard = transcribe.transcribe_waveforms(model, processor, waveforms, ["ro"] * len(batch))
+        for (start, _), transcript in zip(batch, heard, strict=True):
+            expected += [
+                (start + one["start"], start + one["end"], one["text"].strip()) for one in transcript.segments
+            ]
+    assert expected
+    assert [(one["start"], one["end"], one["text"]) for one in out["talk"]["segments"]] == [
+        (pytest.approx(start, abs=1e-3), pytest.approx(end, abs=1e-3), text) for start, end, text in expected
+    ]
+
+
+def test_with_vad_the_language_is_detected_in_the_first_speech(run, base, talk, recordings, generated):
+    assert run("--vad", inputs=[recordings / "talk.wav"])[0] == 0
+    start, end = cut_at_pauses(talk, max_seconds=1.0)[0]
+    waveform = talk[round(16000 * start) : round(16000 * end)]
+    extractor = WhisperFeatureExtractor(chunk_length=1)
+    features = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_features
+    whisper = base.build()
+    token = whisper.detect_language(features, num_segment_frames=100).item()
+    codes = {value: key[2:-2] for key, value in whisper.generation_config.lang_to_id.items()}
+    assert {code for call in generated for code in call.language} == {codes[token]}
+
+
+def test_with_vad_a_transcript_grows_part_by_part(run, talk, recordings, monkeypatch, tmp_path):
+    lengths, write = [], write_text
+
+    def spy(path, text):
+        lengths.append(len(json.loads(text)["segments"]))
+        write(path, text)
+
+    monkeypatch.setattr("peft_clsr.files.write_text", spy)
+    assert run("--language", "ro", "--vad", "--output_format", "json", inputs=[recordings / "talk.wav"])[0] == 0
+    assert len(lengths) > 3 and lengths == sorted(lengths) and lengths[0] < lengths[-1]
+
+
+def test_vad_without_silero_is_refused_before_the_model_is_loaded(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    status, printed = run("--language", "ro", "--vad")
+    assert status == 2 and "silero_vad is not installed: pip install 'peft_clsr[vad]'" in printed.err
+    assert "can be read" not in printed.err
 
 
 # ---------------------------------------------------------------- languages

@@ -172,6 +172,19 @@ def test_an_empty_split_is_refused_by_name(recordings, processor, tmp_path):
         prepare_dataset(named, processor, "ca")
 
 
+def test_rows_without_text_are_kept_with_empty_labels_if_asked_for(tiny_processor):
+    rows = [
+        {"audio": {"array": noise(0.3), "sampling_rate": 16000}, "transcription": text} for text in ("", None, "u")
+    ]
+    prepared, counts = prepare_dataset(datasets.Dataset.from_list(rows), tiny_processor, "ca", no_speech=True)
+    assert (counts["kept"], counts["no_text"]) == (3, 0)
+    empty = encode_labels(tiny_processor.tokenizer, "", "ca")
+    tokens = ["<|ca|>", "<|transcribe|>", "<|notimestamps|>", "<|endoftext|>"]
+    assert tiny_processor.tokenizer.convert_ids_to_tokens(empty) == tokens
+    assert [labels.tolist() for labels in prepared["labels"]][:2] == [empty, empty]
+    assert prepared["text"][:] == ["", "", "u"]
+
+
 def test_a_column_of_numbers_is_no_text(tiny_processor):
     dataset = datasets.Dataset.from_dict({"audio": ["a.wav"], "transcription": [7]})
     with pytest.raises(ValueError, match="'transcription' holds int64"):

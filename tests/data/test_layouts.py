@@ -166,7 +166,10 @@ def test_a_name_that_says_no_file_or_one_twice_is_refused(make, rows, error):
 def test_missing_transcripts_are_counted_and_named(make, caplog):
     folder = make({"train/metadata.csv": TRAIN + "1.wav,\n2.wav, \n3.wav\n4.wav,\n"})
     assert len(texts(folder)) == 5
-    assert "4 of 5 rows have no transcription, and are not used: " in caplog.text
+    assert (
+        "4 of 5 rows have no transcription, and are used only as recordings without speech (no_speech): "
+        in caplog.text
+    )
     assert "metadata.csv, line 3, " in caplog.text and caplog.text.rstrip().endswith(", line 5, ...")
 
 

@@ -137,6 +137,74 @@ def test_what_cannot_be_used_is_counted_and_named(processor, caplog, tmp_path):
         pack(dataset.select([1]), processor)
 
 
+# ---------------------------------------------------------------- without speech
+
+
+def silent_rows(packed):
+    return [row for row in packed if not row["text"]]
+
+
+def test_a_share_of_windows_has_no_speech_and_empty_labels(processor):
+    packed = pack(recordings(96), processor, no_speech=0.25, timestamps=0.5)
+    rows = list(packed)
+    silent = silent_rows(rows)
+    assert len(rows) == len(packed) == len(packed.languages) and packed[-1]["text"] == ""
+    assert len(silent) / len(rows) == pytest.approx(0.25, abs=0.02)
+    assert words(rows) == words(recordings(96).rename_column("transcription", "text"))
+    labels = {tuple(processor.tokenizer.convert_ids_to_tokens(row["labels"])) for row in silent}
+    assert labels == {
+        ("<|ro|>", "<|transcribe|>", "<|notimestamps|>", "<|endoftext|>"),
+        ("<|ro|>", "<|transcribe|>", "<|0.00|>", "<|endoftext|>"),
+    }
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+
+
+def test_generated_silence_and_noise_differ_in_each_window_and_epoch(processor):
+    packed = pack(recordings(), processor, no_speech=0.5)
+    first = [row["input_features"].tobytes() for row in silent_rows(packed)]
+    packed.set_epoch(1)
+    second = [row["input_features"].tobytes() for row in silent_rows(packed)]
+    assert len(first) == len(second) and len({*first, *second}) > len(first)
+    packed.set_epoch(0)
+    assert [row["input_features"].tobytes() for row in silent_rows(packed)] == first
+
+
+def test_rows_without_text_are_heard_in_turn_as_windows_without_speech(processor, caplog):
+    """Each is one frequency, which tells them apart; the last is longer than a window."""
+    tones = {500: 0.5, 1500: 1.0, 3000: 7.0}
+    clips = [
+        {"array": np.sin(tone * np.arange(round(seconds * 16000), dtype=np.float32) / 2546), "sampling_rate": 16000}
+        for tone, seconds in tones.items()
+    ]
+    silent = datasets.Dataset.from_list([{"audio": clip, "transcription": ""} for clip in clips])
+    dataset = datasets.concatenate_datasets([recordings(), silent])
+    with caplog.at_level("INFO"):
+        packed = pack(dataset, processor, no_speech=0.3)
+    assert "3 rows have no text: they are heard as recordings without speech" in caplog.text
+    assert packed.counts["kept"] == 27 and packed.counts["no_text"] == packed.counts["too_long"] == 0
+    heard = []
+    for epoch in range(3):
+        packed.set_epoch(epoch)
+        for row in silent_rows(packed):
+            heard.append((int(row["input_features"].mean(1).argmax()), int(row["attention_mask"].sum())))
+    counts = [heard.count(one) for one in sorted(set(heard))]
+    assert len(counts) == 3 and max(counts) - min(counts) <= 1
+    assert sorted(frames for _, frames in set(heard)) == [50, 100, 300]
+    assert pack(dataset, processor).counts["no_text"] == 3
+
+
+def test_each_language_has_its_share_without_speech(processor):
+    dataset = recordings(96, language=["ro", "ro", "ca"] * 32)
+    packed = pack_utterances(dataset, processor, max_seconds=3, no_speech=0.5)
+    assert packed.languages.count("ro") == 2 * sum(row["language"] == "ro" for row in silent_rows(packed))
+    assert packed.languages.count("ca") == 2 * sum(row["language"] == "ca" for row in silent_rows(packed))
+
+
+def test_a_stream_has_windows_without_speech_too(processor):
+    rows = list(pack(recordings(48).to_iterable_dataset(), processor, no_speech=0.25))
+    assert len(silent_rows(rows)) / len(rows) == pytest.approx(0.25, abs=0.05)
+
+
 def test_workers_that_outlive_an_epoch_draw_new_windows(processor):
     packed = pack(recordings(), processor)
     loader = DataLoader(packed, batch_size=None, num_workers=2, persistent_workers=True)
@@ -163,6 +231,7 @@ def test_a_stream_is_packed_too(processor):
         ({"max_seconds": 3.5}, "max_seconds is 3.5; expected more than 0, and at most the context of 3 s"),
         ({"timestamps": 1.5}, "timestamps is 1.5; expected a share"),
         ({"single": -1}, "single is -1; expected a share"),
+        ({"no_speech": 1}, "no_speech is 1; expected a share of windows from 0 to less than 1"),
         ({"speaker_column": "who"}, "no column 'who'"),
         ({"text_column": "text"}, "no column 'text'"),
     ],
