@@ -76,6 +76,7 @@ class HubLanguage:
             says which of them to read.
         training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
+        started_from (`str`, *optional*): The expert that this one started as a copy of, see [`warm_start`].
     """
 
     code: str
@@ -88,6 +89,7 @@ class HubLanguage:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     has_plot: bool = False
+    started_from: str | None = None
 
     @property
     def rate(self) -> Literal["wer", "cer"]:
@@ -259,4 +261,5 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         results=record.get("results", {}),
         training=record.get("training", {}),
         has_plot=record.get("has_plot") is True,
+        started_from=config.get("started_from"),
     )

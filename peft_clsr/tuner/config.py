@@ -63,6 +63,7 @@ class CLSRConfig(PeftConfig):
             estimator, Bengio et al., 2013). Each token is then trained on one path. Noise makes it try both at first;
             in the end it is trained on the path that it takes in evaluation. By default tokens are trained on blends
             of both paths, as in the paper.
+        started_from (`str`, *optional*): The expert that this one started as a copy of. [`warm_start`] sets it.
 
     Raises:
         ValueError: the language is unknown, or a value is outside the range given above.
@@ -109,6 +110,9 @@ class CLSRConfig(PeftConfig):
     )
     straight_through: bool = field(
         default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
+    )
+    started_from: str | None = field(
+        default=None, metadata={"help": "The expert that this one started as a copy of; set by warm_start."}
     )
 
     def __post_init__(self):
