@@ -186,13 +186,14 @@ def check_sizes(adapter_name: str, config: CLSRConfig, source: CLSRConfig, sourc
         here, there = getattr(config, name), getattr(source, name)
         if here != there:
             raise ValueError(
-                f"{name} is {_value(here)} in adapter {adapter_name!r} and {_value(there)} in {source_name}; an expert "
-                f"starts as a copy of one with the same: give the new adapter {name}={there}, or take another source"
+                f"{name} is {_value(here)} in adapter {adapter_name!r} and {_value(there)} in {source_name}; an "
+                f"expert starts as a copy of one with the same: give the new adapter {name}={there}, or take another "
+                "source"
             )
 
 
 def start_from(model: nn.Module, adapter_name: str, expert: SavedExpert) -> None:
-    """Copy a saved expert, which [`check_fit`] has checked, into an adapter of the model, and note it as the source."""
+    """Copy a saved expert, which [`check_fit`] has checked, into an adapter of the model, and note the source."""
     _copy(model, adapter_name, load_file(weights_path(expert.folder)), expert.name)
 
 
@@ -295,8 +296,8 @@ def _check_modules(
     )
     raise ValueError(
         f"adapter {adapter_name!r} is in {len(here)} modules and {source_name} in {len(there)}, of which "
-        f"{len(here & there)} are the same ({values or 'with the same settings'}): an expert starts as a copy of one in "
-        "the same modules of the same base model"
+        f"{len(here & there)} are the same ({values or 'with the same settings'}): an expert starts as a copy of one "
+        "in the same modules of the same base model"
     )
 
 

@@ -9,6 +9,8 @@ import soundfile
 
 from benchmarks import warm_start
 
+SMALL = {"max_seconds": 1.0, "timestamps": 0}  # what the tiny Whisper knows
+
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, tiny_whisper, tiny_processor, capsys):
@@ -27,7 +29,7 @@ def run(monkeypatch, tmp_path, tiny_whisper, tiny_processor, capsys):
             (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(warm_start, "fetch_whisper", lambda target: None)
     pack = warm_start.pack_utterances
-    monkeypatch.setattr(warm_start, "pack_utterances", lambda *args, **kwargs: pack(*args, **kwargs, max_seconds=1.0))
+    monkeypatch.setattr(warm_start, "pack_utterances", lambda *args, **kwargs: pack(*args, **kwargs, **SMALL))
     output = tmp_path / "results.jsonl"
 
     def call(*options):
@@ -39,7 +41,7 @@ def run(monkeypatch, tmp_path, tiny_whisper, tiny_processor, capsys):
             "--work_dir",
             tmp_path / "work",
         ]
-        settings = ["--sizes", 2, "--steps", 1, "--source_steps", 1, "--rank", 2, "--output", output]
+        settings = ["--sizes", 2, "--steps", 5, "--source_steps", 1, "--rank", 2, "--output", output]
         monkeypatch.setattr(sys, "argv", ["warm_start", *map(str, [*folders, *settings, *options])])
         warm_start.main()
         return [json.loads(line) for line in output.read_text().splitlines()], capsys.readouterr().out

@@ -8,7 +8,15 @@ from helpers import SMALL, logits_of, random_clsr, randomize
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_clsr import CLSRConfig, list_languages, load_language, push_language, read_languages, save_language, warm_start
+from peft_clsr import (
+    CLSRConfig,
+    list_languages,
+    load_language,
+    push_language,
+    read_languages,
+    save_language,
+    warm_start,
+)
 from peft_clsr.hub.card import write_folder_card
 
 REPO = "me/experts"
@@ -215,8 +223,8 @@ def test_a_sources_name_from_a_file_cannot_break_the_card(experts, tmp_path):
         ({"gate_dim": 4}, "gate_dim is 8 in adapter 'ca' and 4 in ro of .*gate_dim=4"),
         (
             {"exclude_modules": ".*encoder.*"},
-            r"adapter 'ca' is in 8 modules and ro of .* in 4, of which 4 are the same \(exclude_modules is None here and "
-            r"'\.\*encoder\.\*' there\)",
+            r"adapter 'ca' is in 8 modules and ro of .* in 4, of which 4 are the same \(exclude_modules is None here "
+            r"and '\.\*encoder\.\*' there\)",
         ),
         ({"modules_to_save": ["layer_norm"]}, r"modules_to_save is None here and \['layer_norm'\] there"),
     ],
