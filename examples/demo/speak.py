@@ -69,12 +69,12 @@ def synthesize(text: str, voice: str, target: Path) -> None:
         raise FetchError(f"espeak-ng with the voice {voice!r} failed: {done.stderr.strip()}")
 
 
-def make_speech(cache: Path, language: str) -> Path:
+def make_speech(cache: str | Path, language: str) -> Path:
     """
     Make the spoken messages of a language, unless they are there.
 
     Args:
-        cache (`Path`): Folder to fetch and write into.
+        cache (`str` or `Path`): Folder to fetch and write into.
         language (`str`): A code that espeak-ng and Debian's catalogues know, "eo".
 
     Returns:
@@ -83,6 +83,7 @@ def make_speech(cache: Path, language: str) -> Path:
     Raises:
         FetchError: a program or package is missing, or the catalogues have too few messages.
     """
+    cache = Path(cache)
     target = cache / f"espeak-{language}"
     if target.is_dir():
         print(f"{target}: already there")
