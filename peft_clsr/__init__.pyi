@@ -21,8 +21,8 @@ from .distillation.teachers.cache import cache_teacher_states as cache_teacher_s
 from .distillation.teachers.cache import load_teacher_states as load_teacher_states
 from .distillation.trainer import DistillationTrainer as DistillationTrainer
 from .evaluation.error_rates import error_rates as error_rates
-from .evaluation.error_rates import make_compute_metrics as make_compute_metrics
 from .evaluation.gates import gate_means as gate_means
+from .evaluation.metrics import make_compute_metrics as make_compute_metrics
 from .evaluation.mode import evaluation_mode as evaluation_mode
 from .evaluation.normalization import normalize_text as normalize_text
 from .evaluation.plots import plot_gate_means as plot_gate_means
@@ -38,9 +38,10 @@ from .hub.push import update_model_card as update_model_card
 from .hub.record import HubLanguage as HubLanguage
 from .hub.record import read_languages as read_languages
 from .hub.warm_start import warm_start as warm_start
-from .languages import adapter_of_language as adapter_of_language
-from .languages import inference_adapter as inference_adapter
-from .languages import language_code as language_code
+from .languages.adapters import adapter_of_language as adapter_of_language
+from .languages.adapters import inference_adapter as inference_adapter
+from .languages.tags import language_code as language_code
+from .languages.tags import language_tag as language_tag
 from .tuner.config import CLSRConfig as CLSRConfig
 from .tuner.layer import CLSRLayer as CLSRLayer
 from .tuner.model import CLSRModel as CLSRModel

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from .languages.groups import related_languages
+
 # What `generate` needs to be told a language and a task, and to give timestamps.
 _LANGUAGE_SETTINGS = ("lang_to_id", "task_to_id", "no_timestamps_token_id")
 _ENGLISH_VOCABULARY = 51864  # of OpenAI's models for English only; the others have more
@@ -23,6 +25,29 @@ def check_model_languages(model: nn.Module) -> None:
     config, generation_config = getattr(model, "config", None), getattr(model, "generation_config", None)
     if generation_config is not None and getattr(config, "model_type", None) == "whisper":
         check_languages(config, generation_config, f"the model {getattr(config, 'name_or_path', '')}".rstrip())
+
+
+def check_prompt_language(model: nn.Module, config: Any) -> None:
+    """
+    Check that a loaded Whisper has the token of an adapter's prompt. Other models pass.
+
+    Args:
+        model (`nn.Module`): The base model.
+        config (`CLSRConfig`): The adapter's.
+
+    Raises:
+        ValueError: it has none, such as "yue" in Whisper v1 and v2.
+    """
+    known = getattr(getattr(model, "generation_config", None), "lang_to_id", None)
+    token = f"<|{config.prompt_language}|>"
+    if config.prompt_language is None or not known or token in known:
+        return
+    others = [code for code in related_languages(config.prompt_language) if f"<|{code}|>" in known]
+    hint = f", such as {others[0]!r}" if others else ""
+    raise ValueError(
+        f"prompt_language is {config.prompt_language!r}, and this Whisper has no token {token}: set prompt_language "
+        f"of {config.language!r} to a language that it knows{hint}, or take a Whisper that has the token (large-v3)"
+    )
 
 
 def check_languages(config: Any, generation_config: Any, owner: str, source: str | None = None) -> None:

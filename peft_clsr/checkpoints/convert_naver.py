@@ -11,7 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ..languages import language_code
+from ..languages.tags import language_code
 from ..tuner.architectures import FFN_PROJECTIONS
 from ..tuner.config import CLSRConfig
 

@@ -31,7 +31,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add = parser.add_argument_group("model and recordings").add_argument
     add("--base", required=True, help="the Whisper that the adapter was trained on: Hub id or folder")
     add("--adapter", required=True, help="an adapter folder, or a repository of languages on the Hub")
-    add("--language", required=True, help="code or English name of the language")
+    add("--language", required=True, help="tag or English name of the language")
     add("--dataset", required=True, help="Hub id, or a folder, as for train")
     add("--dataset_config", help="configuration on the Hub (ca_es), or subfolder")
     add("--split", default="test", help="split to use")
@@ -87,11 +87,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from ..export.ctranslate2 import MAX_NEW_TOKENS, save_and_convert, transcribe_with_faster_whisper
     from ..export.freeze import freeze_routing
     from ..files import check_output_folder
-    from ..languages import adapter_of_language, language_code
+    from ..languages.adapters import adapter_of_language
+    from ..languages.tags import language_tag, prompt_code
     from ..sources import check_source, check_whisper
     from ..whisper import POSITIONS_PER_SECOND, set_audio_context
 
-    code = language_code(arguments.language)
+    code = language_tag(arguments.language)
     output_dir = arguments.output_dir
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"--output_dir {output_dir} is not an empty folder: give another one, or remove it")
@@ -127,12 +128,13 @@ def _export(arguments: argparse.Namespace) -> int:
         limit=arguments.max_samples,
     )
     model = _load_model(arguments, code)
-    adapter_of_language(model.peft_config, code)  # raises here, before features are computed
+    config = model.peft_config[adapter_of_language(model.peft_config, code)]  # raises before features are computed
+    prompt = config.prompt_language or prompt_code(code)
     processor = WhisperProcessor.from_pretrained(arguments.base)
     seconds = model.config.max_source_positions / POSITIONS_PER_SECOND
     set_audio_context(None, processor, seconds)
     columns = {"audio_column": arguments.audio_column, "text_column": arguments.text_column}
-    dataset, _ = prepare_dataset(raw, processor, code, **columns)
+    dataset, _ = prepare_dataset(raw, processor, code, prompt_language=prompt, **columns)
 
     limits = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.max_new_tokens}
     frozen = freeze_routing(
@@ -157,9 +159,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
     whisper_dir, converted_dir = save_and_convert(frozen.model, processor, output_dir, arguments.quantization)
     saved = WhisperForConditionalGeneration.from_pretrained(whisper_dir, dtype=torch.float32)
-    expected = transcribe(saved, processor, dataset, code, **limits)
+    expected = transcribe(saved, processor, dataset, prompt, **limits)
     waveforms = [read_audio(audio, 16000) for audio in raw.select(dataset["index"])[arguments.audio_column]]
-    converted = transcribe_with_faster_whisper(converted_dir, code, waveforms, arguments.max_new_tokens)
+    converted = transcribe_with_faster_whisper(converted_dir, prompt, waveforms, arguments.max_new_tokens)
     rates = error_rates(converted, dataset["text"], language=code)[code]
     rows.append((f"frozen, faster-whisper {arguments.quantization}", rates))
     print(_rates_table(rows, code))

@@ -24,27 +24,28 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
     from .run_folder import open_results
-    from .train_data import check_recordings, choose_context, dataset_configs
+    from .train_data import check_recordings, choose_context, dataset_configs, prompt_codes
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         # Everything that can be wrong with the options, before anything is loaded or written.
-        from ..languages import language_code
+        from ..languages.tags import language_tag
         from ..sources import check_source, check_whisper
 
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         data, expert, lora, training = parsed
-        spellings = {language_code(language): language for language in data.languages}
+        spellings = {language_tag(language): language for language in data.languages}
+        prompts = prompt_codes(data)
         data.languages = list(spellings)
         options = check_options(data, expert, lora, training)
         if training.process_index == 0:
             logging.getLogger("peft_clsr").setLevel(logging.INFO)
         configs = dataset_configs(data, spellings)
-        check_whisper(data.student, "--student", data.languages)
+        check_whisper(data.student, "--student", prompts)
         if data.teacher is not None:
-            check_whisper(data.teacher, "--teacher", data.languages)
+            check_whisper(data.teacher, "--teacher", prompts)
         for language in data.languages:
             check_source(data.dataset.replace("{language}", language), "--dataset", "a dataset", is_dataset=True)
         results = open_results(options)

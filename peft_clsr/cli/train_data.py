@@ -22,6 +22,7 @@ from ..data.rows import (
 )
 from ..data.tables import load_recordings
 from ..evaluation.error_rates import check_scorable
+from ..languages.tags import prompt_code
 from .train_options import DataArguments, TrainOptions
 
 if TYPE_CHECKING:
@@ -81,6 +82,36 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
         config and config.replace("{language}", spellings[language])
         for config, language in zip(configs, data.languages, strict=True)
     ]
+
+
+def prompt_codes(data: DataArguments) -> list[str]:
+    """
+    Whisper's codes of the languages in the prompts, in the order of `data.languages`.
+
+    `data.prompt_language` is set to them, if it was given.
+
+    Raises:
+        ValueError: the numbers of prompt languages and languages do not fit, or a language needs one.
+    """
+    given: list[str | None] = [None] if data.prompt_language is None else [*data.prompt_language]
+    if len(given) == 1:
+        given = given * len(data.languages)
+    if len(given) != len(data.languages):
+        raise ValueError(
+            f"{len(given)} values of --prompt_language for {len(data.languages)} languages: give one each, in their "
+            "order, or one for all"
+        )
+    codes = [prompt_code(language, prompt) for language, prompt in zip(data.languages, given, strict=True)]
+    if data.prompt_language is not None:
+        data.prompt_language = codes
+    return codes
+
+
+def prompt_of(data: DataArguments, language: str) -> str:
+    """Whisper's code of the language in the prompt of one of `data.languages`."""
+    if data.prompt_language is None:
+        return prompt_code(language)
+    return data.prompt_language[data.languages.index(language)]
 
 
 # The share of training recordings that may be dropped without --allow_dropped.
@@ -154,6 +185,7 @@ def _check_split(
         recordings,
         tokenizer=processor.tokenizer,
         language=language,
+        prompt_language=prompt_of(data, language),
         task="transcribe",
         audio_column=data.audio_column,
         text_column=data.text_column,
@@ -186,6 +218,7 @@ def prepare(
             recordings,
             processor,
             language,
+            prompt_language=prompt_of(data, language),
             teacher_processor=teacher_processor,
             audio_column=data.audio_column,
             text_column=data.text_column,

@@ -23,8 +23,9 @@ from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.plain_batch import PlainCollator
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
-from ..evaluation.error_rates import check_scorable, error_rates, format_rates, make_compute_metrics
+from ..evaluation.error_rates import check_scorable, error_rates, format_rates
 from ..evaluation.gates import gate_means
+from ..evaluation.metrics import ErrorRateMetrics, make_compute_metrics
 from ..evaluation.plots import try_plot_gate_means
 from ..evaluation.transcripts import transcribe
 from ..hub.card import write_folder_card
@@ -33,7 +34,7 @@ from ..hub.warm_start import SavedExpert, check_fit, start_from
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
 from .run_folder import checkpoints_folder, write_results
-from .train_data import load_split, prepare, report
+from .train_data import load_split, prepare, prompt_of, report
 from .train_options import TrainOptions, expert_config
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def train_language(
     Train the expert (or LoRA) of one language, and save it in the output folder.
 
     Args:
-        language (`str`): The code.
+        language (`str`): The tag.
         dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
         options (`TrainOptions`): With `data.max_audio_seconds` set.
         results (`dict`): The results so far, as `open_results` returned them.
@@ -78,6 +79,7 @@ class _LanguageTraining:
     ) -> None:
         self.language = language
         self.source = source
+        self.prompt = prompt_of(options.data, language)
         self.options = options
         self.results = results
         self.row: dict[str, Any] = {"dataset_config": dataset_config}
@@ -141,7 +143,8 @@ class _LanguageTraining:
             model,
             processor or self.processor,
             dataset,
-            self.language,
+            # Only a model with experts knows a language that Whisper does not.
+            self.language if isinstance(model, PeftModel) and self.options.lora is None else self.prompt,
             batch_size=self.options.training.per_device_eval_batch_size,
             max_new_tokens=self.options.data.max_new_tokens,
             desc=f"{self.language}: {name}",
@@ -152,7 +155,8 @@ class _LanguageTraining:
 
     def _config(self) -> CLSRConfig:
         settings = expert_config(self.options.expert)
-        return CLSRConfig(language=self.language, max_audio_seconds=self.seconds, **settings)
+        names = {"language": self.language, "prompt_language": self.prompt}
+        return CLSRConfig(**names, max_audio_seconds=self.seconds, **settings)
 
     def _add_adapter(self, model: nn.Module) -> PeftModel:
         lora, expert = self.options.lora, self.options.expert
@@ -210,7 +214,7 @@ class _LanguageTraining:
             "train_dataset": self.train_set,
             "eval_dataset": self.eval_set,
             "processing_class": self.processor,
-            "compute_metrics": make_compute_metrics(self.processor) if training.predict_with_generate else None,
+            "compute_metrics": self._compute_metrics() if training.predict_with_generate else None,
         }
         if self.options.lora is None:
             return DistillationTrainer(
@@ -219,8 +223,11 @@ class _LanguageTraining:
                 teacher_model=teacher,
                 teacher_processor=self.teacher_processor,
             )
-        model.generation_config.language = self.language  # for evaluation by generation
+        model.generation_config.language = self.prompt  # for evaluation by generation
         return Seq2SeqTrainer(**common, data_collator=PlainCollator(self.collator, model.config))
+
+    def _compute_metrics(self) -> ErrorRateMetrics:
+        return make_compute_metrics(self.processor, [self.language] * len(self.eval_set))
 
     def _train(self, trainer: Seq2SeqTrainer) -> None:
         checkpoint, folder = None, trainer.args.output_dir

@@ -29,7 +29,10 @@ class DataArguments:
 
     student: str = field(metadata={"help": "Whisper to improve: Hub id or folder."})
     dataset: str = field(metadata={"help": "Hub id or folder, see above."})
-    languages: list[str] = field(metadata={"help": "Codes or English names; an expert for each."})
+    languages: list[str] = field(metadata={"help": "Tags or English names; an expert for each."})
+    prompt_language: list[str] | None = _option(
+        None, "Whisper language in the prompt, for languages it lacks: one, or one per language."
+    )
     teacher: str | None = _option(None, "Larger Whisper to learn from: Hub id or folder.")
     teacher_cache: str | None = _option(None, "Folder for the teacher's states: it then runs only once.")
     warm_start: str | None = _option(
@@ -134,8 +137,8 @@ _TRAINING = {
 TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() if default is not None}
 # Options of the other groups that the short help leaves out.
 _RARE = (
-    "dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples long_audio "
-    "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
+    "prompt_language dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples "
+    "long_audio allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
     "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps "
     "warm_start"
 ).split()

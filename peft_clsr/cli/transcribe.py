@@ -43,7 +43,12 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
         default=[],
         help="experts: an adapter folder, a folder with one folder a language, or a Hub repository",
     )
-    add("--language", nargs="+", default=[], help="codes or English names; detected if there is not exactly one")
+    add("--language", nargs="+", default=[], help="tags or English names; detected if there is not exactly one")
+    add(
+        "--route_by_prompt_language",
+        action="store_true",
+        help="detected without an expert: take the only expert whose prompt has that language",
+    )
     add("--task", choices=["transcribe", "translate"], default="transcribe", help="translate: into English")
     add = parser.add_argument_group("output").add_argument
     add("--output_format", choices=["text", "srt", "vtt", "json"], default="text", help="format of the transcripts")
@@ -65,14 +70,14 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from ..extras import require
     from ..inference.experts import load_with_experts
     from ..inference.recordings import find_recordings, split_readable
-    from ..languages import language_code
+    from ..languages.tags import language_tag
 
     logging.set_verbosity_error()  # transformers warns of arguments that Whisper's generate passes to itself
     try:
         # Check everything about the run as a whole before the first recording.
         for name in ("av", "soundfile", "soxr"):
             require(name)
-        candidates = list(dict.fromkeys(language_code(language) for language in arguments.language))
+        candidates = list(dict.fromkeys(language_tag(language) for language in arguments.language))
         _check(arguments)
         language = candidates[0] if len(candidates) == 1 else None
         recordings = find_recordings(arguments.inputs, arguments.output_dir, arguments.output_format, language)
@@ -167,6 +172,7 @@ def _transcribe_all(
         list(outputs),
         [recording.language for recording in recordings],
         candidates=candidates,
+        route_by_prompt_language=arguments.route_by_prompt_language,
         task=arguments.task,
         batch_size=arguments.batch_size,
         num_beams=arguments.num_beams,

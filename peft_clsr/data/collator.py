@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..languages import language_code
+from ..languages.tags import language_tag, prompt_code
 from ..whisper import context_seconds
 from .audio import audio_name, read_audio
 from .features import example_features
@@ -23,7 +24,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     Args:
         processor (`WhisperProcessor`): Its feature extractor pads audio to its context; its tokenizer encodes text.
-        language (`str`, *optional*): Name or code of the language of examples that have no `language_column`.
+        language (`str`, *optional*): Language of examples that have no `language_column`, as in [`language_tag`].
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate", for raw examples.
         audio_column (`str`, *optional*, defaults to `"audio"`): Audio of raw examples, as `read_audio` takes it.
         text_column (`str`, *optional*, defaults to `"text"`): Transcript of raw examples.
@@ -32,6 +33,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         teacher_processor (`WhisperProcessor`, *optional*):
             The teacher's, if it may have other mel bins or another vocabulary than the student (large-v3, turbo), or a
             longer context.
+        prompt_language (`str` or `Mapping[str, str]`, *optional*):
+            For raw examples, as in [`prepare_dataset`].
 
     Raises:
         ValueError: an unknown language, or a teacher with a shorter context.
@@ -54,10 +57,11 @@ class DataCollatorSpeechSeq2SeqWithPadding:
     language_column: str = "language"
     max_label_length: int = MAX_LABEL_LENGTH
     teacher_processor: Any | None = None
+    prompt_language: str | Mapping[str, str] | None = None
 
     def __post_init__(self):
         if self.language is not None:
-            self.language = language_code(self.language)
+            self.language = language_tag(self.language)
         self._teacher_columns = None
         if self.teacher_processor is not None:
             self._teacher_columns = TeacherColumns(self.processor, self.teacher_processor)
@@ -76,7 +80,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             `dict`: `input_features` float32 [batch, mels, frames]; `attention_mask` int64 [batch, frames], 1 for audio
             and 0 for padding, which does not count in the gate budget (Whisper itself ignores the mask); `labels`
             int64 [batch, tokens], padded with -100. If examples or the collator have a language: `language`, a list of
-            codes. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], if they differ;
+            tags. For a teacher: `teacher_input_features` float32 [batch, teacher's mels, frames], if they differ;
             `teacher_labels` int64 [batch, tokens], the labels in its vocabulary (-100 for tokens that it lacks), if
             that differs. If examples have `teacher_states`, its decoder states at each label: float16 [batch, tokens,
             hidden], padded with zeros, instead of its features.
@@ -114,7 +118,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         languages: list[Any] = [example.get(self.language_column) or self.language for example in features]
         if any(languages):
             _check_complete("language", languages, "fill the column or give the collator language=... (such as 'ca')")
-            batch["language"] = [language_code(language) for language in languages]
+            batch["language"] = [language_tag(language) for language in languages]
         return {**batch, **self._teacher_batch(examples, labels)}
 
     def _decoder_inputs(self, prompts: list[torch.Tensor], labels: list[torch.Tensor]) -> torch.Tensor:
@@ -188,7 +192,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
                 f"than the context of {context_seconds(extractor):g} s: use prepare_dataset with "
                 "long_audio='drop' or 'cut'"
             )
-        labels = encode_labels(self.processor.tokenizer, example[self.text_column], language, self.task)
+        prompt = prompt_code(language, self.prompt_language)
+        labels = encode_labels(self.processor.tokenizer, example[self.text_column], prompt, self.task)
         return example_features(samples, labels, self.processor, self._teacher_columns)
 
 

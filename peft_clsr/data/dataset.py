@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ def prepare_dataset(
     processor: Any,
     language: str | None = None,
     *,
+    prompt_language: str | Mapping[str, str] | None = None,
     teacher_processor: Any | None = None,
     audio_column: str = "audio",
     text_column: str = "transcription",
@@ -61,8 +63,11 @@ def prepare_dataset(
         dataset (`datasets.Dataset`): Recordings and transcripts.
         processor (`WhisperProcessor`): Its feature extractor and tokenizer are used.
         language (`str`, *optional*):
-            Name or code of the language of all rows, "catalan" or "ca". By default, each row's own language is in
-            `language_column`.
+            The language of all rows, as in [`language_tag`]: "catalan", "ca" or "rw". By default, each row's own
+            language is in `language_column`.
+        prompt_language (`str` or `Mapping[str, str]`, *optional*):
+            The Whisper language whose token stands in the prompt, for a language that Whisper does not know; or one
+            for each of several: {"rw": "sw", "hsb": "pl"}. That of the adapter, see [`CLSRConfig`].
         teacher_processor (`WhisperProcessor`, *optional*):
             The teacher's, if it may have other mel bins or another vocabulary than the student (large-v3, turbo), or a
             longer context.
@@ -70,7 +75,7 @@ def prepare_dataset(
             Column of audio: an `Audio` feature, paths, or dicts as in [`read_audio`].
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
         language_column (`str`, *optional*, defaults to `"language"`):
-            Column of languages, names or codes. It is read if no `language` is given.
+            Column of languages, names or tags. It is read if no `language` is given.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
         long_audio (`str`, *optional*, defaults to `"drop"`):
             "drop" or "cut" audio longer than the context. A cut item keeps its whole transcript.
@@ -85,7 +90,7 @@ def prepare_dataset(
     Returns:
         `(datasets.Dataset, dict[str, int])`: The dataset, in torch format, has the columns `input_features`
         float32 [mels, frames], `attention_mask` int [frames] (1 for audio, 0 for padding), `labels` [tokens] (see
-        [`encode_labels`]), `text`, `language` (the code) and `index` (the row in `dataset`). With a
+        [`encode_labels`]), `text`, `language` (the tag) and `index` (the row in `dataset`). With a
         `teacher_processor`, it also has `teacher_input_features` float32 [teacher's mels, frames], if the features
         differ, and `teacher_labels` [tokens], if the vocabularies differ: the teacher's ids of `labels`, -100 for
         tokens that it lacks. The counts are "kept" (cut ones included), "unreadable", "empty", "too_long", "cut",
@@ -108,6 +113,7 @@ def prepare_dataset(
         dataset,
         tokenizer=processor.tokenizer,
         language=language,
+        prompt_language=prompt_language,
         task=task,
         audio_column=audio_column,
         text_column=text_column,

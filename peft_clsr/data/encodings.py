@@ -7,6 +7,7 @@ import re
 import unicodedata
 
 from ..extras import require
+from ..languages.tags import own_prompt_code
 
 # The code pages in which Windows, and so a spreadsheet's "CSV", writes a language. Guesses from the bytes alone are
 # often wrong for short texts: Romanian in cp1250 reads as Portuguese in cp1252.
@@ -40,7 +41,7 @@ def decode_text(content: bytes, name: str, language: str | None = None) -> tuple
     Args:
         content (`bytes`): The file's.
         name (`str`): The file's name, for messages.
-        language (`str`, *optional*): Whisper's code. Without it, only UTF-8 and UTF-16 are read.
+        language (`str`, *optional*): A language tag. Without it, only UTF-8 and UTF-16 are read.
 
     Returns:
         `(str, str)`: the text, without BOM, and the encoding.
@@ -59,7 +60,7 @@ def decode_text(content: bytes, name: str, language: str | None = None) -> tuple
         problem = f"line {line} is not {encoding.removesuffix('-sig')} ({error.reason})"
         page = None
         if encoding == "utf-8-sig":
-            page, reason = _find_code_page(content, language)
+            page, reason = _find_code_page(content, language and (own_prompt_code(language) or language))
             problem += reason
         if page is None:
             raise ValueError(_refusal(name, line, problem)) from error

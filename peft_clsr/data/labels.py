@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ..languages import language_code
+from ..languages.tags import language_code
 
 # The decoder of every published Whisper has this many positions; the config of another says max_target_positions.
 MAX_LABEL_LENGTH = 448
@@ -26,7 +26,9 @@ def encode_labels(tokenizer: Any, text: str, language: str, task: str = "transcr
     Args:
         tokenizer (`WhisperTokenizer`): A multilingual Whisper tokenizer.
         text (`str`): The transcript.
-        language (`str`): Name or code, "catalan" or "ca".
+        language (`str`):
+            The Whisper language of the prompt, name or code: "catalan" or "ca". For a language that Whisper does not
+            know, the `prompt_language` of its adapter.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
 
     Returns:
@@ -51,7 +53,7 @@ def encode_segments(
         segments (`Iterable[tuple[float, float, str]]`):
             Start and end in seconds from the beginning of the window, and transcript, in the order of speech. Times
             are rounded to 0.02 s.
-        language (`str`): Name or code, "catalan" or "ca".
+        language (`str`): As in [`encode_labels`].
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
 
     Returns:

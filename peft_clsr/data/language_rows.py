@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 from ..extras import require
-from ..languages import language_code
+from ..languages.tags import are_equal_tags, closest_tags, language_tag
 from .table_reader import Table, find_column, log_once
 
 if TYPE_CHECKING:
@@ -17,63 +17,64 @@ if TYPE_CHECKING:
 LANGUAGE_COLUMN = "language"
 
 
-def write_codes(table: Table) -> bool:
+def write_tags(table: Table) -> bool:
     """
-    Write Whisper's codes into the column `language` of a table. Empty cells stay empty.
+    Write standard tags into the column `language` of a table. Empty cells stay empty.
 
     Returns:
         `bool`: True if the table has this column, in any case and with spaces around it.
 
     Raises:
-        ValueError: a language that Whisper does not know. The message has the line.
+        ValueError: a language that is neither a tag nor a name. The message has the line.
     """
     if not table.rename(LANGUAGE_COLUMN):
         return False
-    codes = {"": ""}
+    tags = {"": ""}
     for row, cells in enumerate(table.rows):
         name = cells[LANGUAGE_COLUMN].strip()
-        if name not in codes:
+        if name not in tags:
             try:
-                codes[name] = language_code(name)
+                tags[name] = language_tag(name)
             except ValueError as error:
                 raise ValueError(f"{table.place(row)}, column {LANGUAGE_COLUMN!r}: {error}") from error
-        cells[LANGUAGE_COLUMN] = codes[name]
+        cells[LANGUAGE_COLUMN] = tags[name]
     return True
 
 
-def table_of_language(table: Table, code: str, loaded: Collection[str] = ()) -> Table:
+def table_of_language(table: Table, tag: str, loaded: Collection[str] = ()) -> Table:
     """
     The rows of one language, or all if the table has no column `language`.
 
-    Rows of further languages are reported as unused, except those of `loaded`.
+    A row of "ca-valencia" is one of "ca", unless "ca-valencia" is in `loaded`. Rows of further languages are reported
+    as unused, except those of `loaded`.
 
     Raises:
-        ValueError: a row has no language, or one that Whisper does not know, or no row is of this language.
+        ValueError: a row has no language, or one that is neither a tag nor a name, or no row is of this language.
     """
-    if not write_codes(table):
+    if not write_tags(table):
         return table
-    codes = [row[LANGUAGE_COLUMN] for row in table.rows]
-    if "" in codes:
-        raise ValueError(f"{table.place(codes.index(''))} has no language: fill the column {LANGUAGE_COLUMN!r}")
-    rows = [row for row, found in enumerate(codes) if found == code]
-    _report(Counter(codes), code, str(table.path), loaded)
-    return table.select(rows)
+    tags = [row[LANGUAGE_COLUMN] for row in table.rows]
+    if "" in tags:
+        raise ValueError(f"{table.place(tags.index(''))} has no language: fill the column {LANGUAGE_COLUMN!r}")
+    taken = _taken_for(tags, tag, loaded)
+    _report(Counter(taken[found] for found in tags), taken, tag, str(table.path), loaded)
+    return table.select([row for row, found in enumerate(tags) if taken[found] == tag])
 
 
 def dataset_of_language(
-    dataset: datasets.Dataset, code: str, name: str, loaded: Collection[str] = ()
+    dataset: datasets.Dataset, tag: str, name: str, loaded: Collection[str] = ()
 ) -> datasets.Dataset:
     """
     The rows of one language, or all if the dataset has no column `language`.
 
-    A dataset on the Hub may have languages that Whisper does not know; their rows are other languages. If all rows
-    are of one such language, the user has chosen a related one for it, and all are taken, with a warning.
+    A dataset on the Hub may have languages that are no tags; their rows are other languages. If all rows are of one
+    such language, all are taken, with a warning.
 
     Args:
         dataset (`datasets.Dataset`): With texts or a `ClassLabel` in the column `language`, in any case.
-        code (`str`): Whisper's code of the language.
+        tag (`str`): The language, a tag.
         name (`str`): The dataset's, for messages.
-        loaded (`Collection[str]`, *optional*): Codes of languages that are not reported as unused.
+        loaded (`Collection[str]`, *optional*): Tags of languages that are not reported as unused.
 
     Raises:
         ValueError: the column is of another type, or no row is of this language.
@@ -92,37 +93,44 @@ def dataset_of_language(
             f"{name}, column {LANGUAGE_COLUMN!r} holds {getattr(feature, 'dtype', feature)}; expected names or codes "
             "of languages: rename the column if it is something else"
         )
-    codes = {value: _code_or_name(value) for value in set(values)}
-    if len(codes) == 1:
-        (value,) = codes
-        if not _is_known(value):
-            log_once(f"{name} has the language {value!r}, which Whisper does not know: all rows are taken as {code!r}")
-            return dataset
-    counts = Counter(codes[value] for value in values)
-    _report(counts, code, name, loaded)
+    tags = {value: _tag(value) for value in set(values)}
+    if len(tags) == 1 and None in tags.values():
+        (value,) = tags
+        log_once(f"{name} has the language {value!r}, which is no language tag: all rows are taken as {tag!r}")
+        return dataset
+    taken = _taken_for([found for found in tags.values() if found is not None], tag, loaded)
+    kinds = {
+        value: (value or "").strip() or "no language" if found is None else taken[found]
+        for value, found in tags.items()
+    }
+    counts = Counter(kinds[value] for value in values)
+    _report(counts, taken, tag, name, loaded)
     if len(counts) == 1:
         return dataset
-    return dataset.select([row for row, value in enumerate(values) if codes[value] == code])
+    return dataset.select([row for row, value in enumerate(values) if kinds[value] == tag])
 
 
-def _is_known(value: Any) -> bool:
+def _tag(value: str | None) -> str | None:
     try:
-        language_code((value or "").strip())
+        return language_tag((value or "").strip())
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def _code_or_name(value: str | None) -> str:
-    return language_code((value or "").strip()) if _is_known(value) else (value or "").strip() or "no language"
+def _taken_for(tags: Iterable[str], tag: str, loaded: Collection[str]) -> dict[str, str]:
+    """The language that the rows of each tag are taken for: one of those that are loaded, or their own."""
+    return {found: (closest_tags(found, dict.fromkeys([tag, *loaded])) or [found])[0] for found in set(tags)}
 
 
-def _report(counts: Counter[str], code: str, name: str, loaded: Collection[str]) -> None:
+def _report(counts: Counter[str], taken: dict[str, str], code: str, name: str, loaded: Collection[str]) -> None:
     """Say how many rows are of the language, and which others there are that nobody loads."""
     if not counts[code]:
         raise ValueError(
             f"{name} has no row of language {code!r}; it has {', '.join(f'{n} of {c}' for c, n in counts.items())}"
         )
+    broader = [found for found, tag in taken.items() if tag == code and not are_equal_tags(found, code)]
+    for found in sorted(broader):
+        log_once(f"{name}: the rows of {found} are taken for {code}, which is broader")
     used = {code, *loaded}
     others = ", ".join(f"{count} of {other}" for other, count in counts.most_common() if other not in used)
     others = f"; of other languages, not used: {others}" if others else ""

@@ -29,7 +29,7 @@ def read_layout(
             `train.csv`; a table of all, `metadata.csv`, or another that is the only one; pairs of a recording and its
             text, `0.wav` and `0.txt`. Each table may also be a tsv or a jsonl.
         split (`str`): "train", "test", or another name of a split.
-        language (`str`): Whisper's code of the language of the texts, for files that are not in UTF-8.
+        language (`str`): Tag of the language of the texts, for files that are not in UTF-8.
         text_column (`str`): Column for the texts of pairs.
         file_columns (`Sequence[str]`): Columns of file names; the first that a table has is read.
 

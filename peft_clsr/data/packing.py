@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
+from ..languages.tags import prompt_code
 from ..whisper import context_seconds
 from .features import example_features
 from .labels import MAX_LABEL_LENGTH, encode_labels, encode_prompt, encode_segments
@@ -57,6 +58,7 @@ def pack_utterances(
     text_column: str = "transcription",
     language_column: str = "language",
     speaker_column: str | None = None,
+    prompt_language: str | Mapping[str, str] | None = None,
     task: str = "transcribe",
     teacher_processor: Any | None = None,
     max_label_length: int = MAX_LABEL_LENGTH,
@@ -73,7 +75,8 @@ def pack_utterances(
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Recordings and transcripts, as for [`prepare_dataset`]. A stream is packed 512 utterances at a time.
         processor (`WhisperProcessor`): Its feature extractor and tokenizer are used.
-        language (`str`, *optional*): Name or code of the language of all rows. By default, it is in `language_column`.
+        language (`str`, *optional*): Language of all rows, as in [`language_tag`]. By default, it is in
+            `language_column`.
         max_seconds (`float`, *optional*, defaults to 30.0): Longest window, in seconds; at most the context.
         timestamps (`float`, *optional*, defaults to 0.5): Share of windows with timestamps in their labels.
         seed (`int`, *optional*, defaults to 0): Seed of all draws.
@@ -84,6 +87,7 @@ def pack_utterances(
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts.
         language_column (`str`, *optional*, defaults to `"language"`): Column of languages, if no `language` is given.
         speaker_column (`str`, *optional*): Column of speakers.
+        prompt_language (`str` or `Mapping[str, str]`, *optional*): As in [`prepare_dataset`].
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate".
         teacher_processor (`WhisperProcessor`, *optional*): The teacher's, as in [`prepare_dataset`].
         max_label_length (`int`, *optional*, defaults to 448): Longest labels with their prompt, in tokens.
@@ -108,6 +112,7 @@ def pack_utterances(
         processor=processor,
         teacher_columns=None if teacher_processor is None else TeacherColumns(processor, teacher_processor),
         language=language,
+        prompt_language=prompt_language,
         task=task,
         max_seconds=max_seconds,
         timestamps=timestamps,
@@ -219,6 +224,7 @@ class _Packing:
     processor: Any
     teacher_columns: TeacherColumns | None
     language: str | None
+    prompt_language: str | Mapping[str, str] | None
     task: str
     max_seconds: float
     timestamps: float
@@ -240,6 +246,7 @@ class _Packing:
         settings = {
             "tokenizer": self.processor.tokenizer,
             "language": self.language,
+            "prompt_language": self.prompt_language,
             "task": self.task,
             "audio_column": self.audio_column,
             "text_column": self.text_column,
@@ -310,11 +317,12 @@ class _Packing:
         has_timestamps, has_previous = draws.random() < self.timestamps, draws.random() < self.previous_text
         text = " ".join(member.text for member in members)
         tokenizer, language = self.processor.tokenizer, members[0].language
+        prompt = prompt_code(language, self.prompt_language)
         if has_timestamps:
             segments = [(start, end, member.text) for (start, end), member in zip(times, members, strict=True)]
-            labels = encode_segments(tokenizer, segments, language, self.task)
+            labels = encode_segments(tokenizer, segments, prompt, self.task)
         else:
-            labels = encode_labels(tokenizer, text, language, self.task)
+            labels = encode_labels(tokenizer, text, prompt, self.task)
         row = example_features(samples, labels, self.processor, self.teacher_columns)
         row |= {"text": text, "language": language, "index": index}
         previous = [utterances[member] for member in windows[index - 1].utterances]

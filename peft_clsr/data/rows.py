@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..extras import require
 from ..files import existing_path
-from ..languages import language_code
+from ..languages.tags import language_tag, prompt_code
 from .audio import EmptyAudioError, audio_name, audio_seconds, read_audio
 from .labels import check_transcript, encode_labels
 
@@ -46,10 +46,11 @@ class RowReader:
         task (`str`): "transcribe" or "translate".
         audio_column (`str`): Audio as [`read_audio`] takes it.
         text_column (`str`): Transcripts.
-        language_column (`str`): Languages, names or codes.
+        language_column (`str`): Languages, as in [`language_tag`].
         max_label_length (`int`): Longest labels, in tokens.
         array_type (`str`, *optional*): Type of samples in the dataset, which rows of Python lists do not tell.
         files (`str`): From [`files_digest`]. `datasets` hashes it with this object, so a changed file is read again.
+        prompt_language (`str` or `Mapping[str, str]`, *optional*): As in [`prepare_dataset`].
     """
 
     tokenizer: Any
@@ -61,6 +62,7 @@ class RowReader:
     max_label_length: int
     array_type: str | None
     files: str
+    prompt_language: str | Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, **settings: Any) -> RowReader:
@@ -70,7 +72,7 @@ class RowReader:
         array_type = _array_type(dataset.features[column])
         reader = cls(**settings, array_type=array_type, files=files_digest(dataset, column))
         # A bad task or language fails here, not in a worker.
-        encode_labels(reader.tokenizer, "", "en" if reader.language is None else reader.language, reader.task)
+        reader.encode("", "en" if reader.language is None else reader.language)
         return reader
 
     def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class RowReader:
             return {**row, "outcome": unusable.outcome, "problem": str(unusable)}
 
     def labels(self, example: dict[str, Any], index: int) -> tuple[str, list[int]]:
-        """The code of the language, and the labels [tokens]. Raises [`UnusableRow`]."""
+        """The tag of the language, and the labels [tokens]. Raises [`UnusableRow`]."""
         text, name = example[self.text_column] or "", self.name(example, index)
         if not text.strip():
             raise UnusableRow("no_text", f"{name}: no text in column {self.text_column!r}")
@@ -92,13 +94,21 @@ class RowReader:
             raise UnusableRow("special_tokens", f"{name}: {error}") from error
         language = example[self.language_column] if self.language is None else self.language
         try:
-            labels = encode_labels(self.tokenizer, text, language, self.task)
+            labels = self.encode(text, language)
         except ValueError as error:
             raise UnusableRow("unknown_language", f"{name}: {error}") from error
         if len(labels) > self.max_label_length:
             problem = f"{name}: labels of {len(labels)} tokens, longer than {self.max_label_length}"
             raise UnusableRow("labels_too_long", problem)
-        return language_code(language), labels
+        return language_tag(language), labels
+
+    def encode(self, text: str, language: str) -> list[int]:
+        """The labels [tokens] of a transcript. Raises a `ValueError` for a bad language or task."""
+        return encode_labels(self.tokenizer, text, self.prompt_code(language), self.task)
+
+    def prompt_code(self, language: str) -> str:
+        """Whisper's code of the language in the prompt."""
+        return prompt_code(language, self.prompt_language)
 
     def seconds(self, example: dict[str, Any], index: int) -> float:
         """The length of the audio, from its header. Raises [`UnusableRow`]."""

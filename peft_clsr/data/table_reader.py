@@ -84,7 +84,7 @@ def read_cells(path: Path, language: str | None = None) -> Table:
 
     Args:
         path (`Path`): The file.
-        language (`str`, *optional*): Whisper's code of the language of its text.
+        language (`str`, *optional*): Tag of the language of its text.
 
     Returns:
         [`Table`]: without `files`.

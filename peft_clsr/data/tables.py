@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
-from ..languages import language_code
-from .language_rows import dataset_of_language, table_of_language, write_codes
+from ..languages.tags import language_tag
+from .language_rows import dataset_of_language, table_of_language, write_tags
 from .layouts import read_layout
 from .split import PARTS, split_by_text
 from .table_files import FILE_COLUMNS, read_recordings
@@ -31,16 +31,16 @@ def read_table(path: str | Path, language: str | None = None) -> list[tuple[Path
         path (`str` or `Path`):
             A table whose column `file_name` is relative to its folder, or a tsv of Common Voice, whose column `path`
             is relative to the folder `clips` beside it.
-        language (`str`, *optional*): Whisper's code of the language of its text, if the file may be not in UTF-8.
+        language (`str`, *optional*): Tag of the language of its text, if the file may be not in UTF-8.
 
     Returns:
         `list[tuple[Path, dict[str, str]]]`: for each row, the path of the recording and the cells by column. All cells
-        are text, as a transcript may be "null" or "12". The column `language` has Whisper's codes.
+        are text, as a transcript may be "null" or "12". The column `language` has standard tags.
 
     Raises:
         ValueError:
             There is no row, no column of paths, a row that does not fit, a recording that comes twice, a language that
-            Whisper does not know, or an unknown encoding. The message has the file and the line.
+            is neither a tag nor a name, or an unknown encoding. The message has the file and the line.
         OSError: the file cannot be opened.
 
     Example:
@@ -51,7 +51,7 @@ def read_table(path: str | Path, language: str | None = None) -> list[tuple[Path
     ```
     """
     table = read_recordings(Path(path), language)
-    write_codes(table)
+    write_tags(table)
     return list(zip(table.files, table.rows, strict=True))
 
 
@@ -75,8 +75,9 @@ def load_recordings(
         dataset (`str` or `Path`):
             A folder with tables (`metadata.csv`, `train/metadata.csv`, `train.csv`, as tsv or jsonl too), a folder of
             recordings with a text file each, a table, or a folder or Hub id that `datasets.load_dataset` reads.
-            `{language}` in it stands for the language's code. See docs/training.md, "Your own recordings".
-        language (`str`): Name or code. A column `language`, in any source, gives only the rows of this language.
+            `{language}` in it stands for the language's tag. See docs/training.md, "Your own recordings".
+        language (`str`): As in [`language_tag`]. A column `language`, in any source, gives only the rows of this
+            language, and those of its dialects: "ca-valencia" for "ca".
         split (`str`):
             "train", "test", or another name of a folder, table or split. If a folder has no splits, "train",
             "validation" and "test" are split off by text, see [`split_by_text`].
@@ -88,7 +89,8 @@ def load_recordings(
         file_column (`str`, *optional*):
             Column of file names in a table, in any case. By default `file_name`, else `path`, else `audio_column`.
         languages (`Collection[str]`, *optional*):
-            Further languages that are loaded from this dataset. Only rows of others are reported as unused.
+            Further languages that are loaded from this dataset. Their rows are not taken for a broader language, nor
+            reported as unused.
         limit (`int`, *optional*): Load only the first rows.
 
     Returns:
@@ -106,7 +108,7 @@ def load_recordings(
     >>> train_set, counts = prepare_dataset(recordings, processor, "ca")
     ```
     """
-    code, loaded_codes = language_code(language), [language_code(other) for other in languages]
+    code, loaded_codes = language_tag(language), [language_tag(other) for other in languages]
     name = str(dataset).replace("{language}", code)
     folder = Path(name, config or "")
     file_columns = (*FILE_COLUMNS, audio_column) if file_column is None else (file_column,)

@@ -12,7 +12,7 @@ from transformers.trainer_utils import has_length
 
 from ..data.packing import PackedUtterances
 from ..data.sampler import LanguageBatchIterable, LanguageBatchSampler
-from ..languages import adapter_of_language
+from ..languages.adapters import adapter_of_language
 from .arguments import DistillationTrainingArguments
 
 
@@ -32,7 +32,7 @@ def trained_adapters(model: PeftModel, dataset: Any, language_column: str) -> li
     elif len(dataset) == 0:
         raise ValueError("the training dataset is empty: check the split, and how many examples preparation dropped")
     else:
-        languages = _column(dataset, language_column)
+        languages = dataset_column(dataset, language_column)
         if languages is None and len(adapters) > 1:
             raise ValueError(
                 f"the training dataset has no column {language_column!r}, which tells which of the adapters "
@@ -56,7 +56,7 @@ def batch_sampler(dataset: Any, args: DistillationTrainingArguments, batch_size:
         ValueError: `args` group by length, and the dataset has no lengths.
     """
     return LanguageBatchSampler(
-        _column(dataset, args.language_column) or ["all"] * len(dataset),
+        dataset_column(dataset, args.language_column) or ["all"] * len(dataset),
         batch_size,
         temperature=args.language_temperature,
         num_replicas=args.world_size,
@@ -95,7 +95,7 @@ class _EndlessBatches(IterableDataset):
 
 def _lengths(dataset: Any, args: DistillationTrainingArguments) -> list[int]:
     """The column `length_column_name`, or else the number of labels: all features have the same length."""
-    lengths, labels = _column(dataset, args.length_column_name), _column(dataset, "labels")
+    lengths, labels = dataset_column(dataset, args.length_column_name), dataset_column(dataset, "labels")
     if lengths is None and labels is None:
         raise ValueError(
             f"the dataset has neither {args.length_column_name!r} (length_column_name) nor 'labels' to group by "
@@ -104,7 +104,7 @@ def _lengths(dataset: Any, args: DistillationTrainingArguments) -> list[int]:
     return [len(row) for row in labels] if lengths is None else lengths
 
 
-def _column(dataset: Any, name: str) -> list[Any] | None:
+def dataset_column(dataset: Any, name: str) -> list[Any] | None:
     """A column of a dataset; `None` if there is no such column."""
     if isinstance(dataset, PackedUtterances):  # a row would be computed for its language
         return dataset.languages if name == "language" else None

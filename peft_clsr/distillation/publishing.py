@@ -20,7 +20,7 @@ from ..files import write_text
 from ..hub.card import START, language_card
 from ..hub.push import LANGUAGE_FILES, README, describe_adapter, push_folder
 from ..hub.record import read_languages
-from ..languages import language_code
+from ..languages.adapters import adapter_languages
 from ..tuner.adapter_names import adapter_folder
 
 logger = logging.get_logger(__name__)
@@ -36,14 +36,12 @@ class LanguagePublisher:
     """
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        for name, config in self.accelerator.unwrap_model(self.model).peft_config.items():
-            try:
-                language_code(config.language or name)
-            except ValueError as error:
+        for name, language in adapter_languages(self.accelerator.unwrap_model(self.model).peft_config).items():
+            if language is None:
                 raise ValueError(
                     f"adapter {name!r} is for no language, and folders on the Hub are named by language: set one with "
                     'CLSRConfig(language="ca")'
-                ) from error
+                )
         super().init_hf_repo(*args, **kwargs)
         self._hub = HfApi()  # one object: its background pushes run one after the other
 
@@ -186,20 +184,20 @@ class LanguagePublisher:
         """Write the record of each saved adapter, from which the model card is made."""
         model = self.accelerator.unwrap_model(self.model)
         for name, path in self._folders(folder).items():
-            code = language_code(model.peft_config[name].language or name)
+            language = adapter_languages(model.peft_config)[name] or name
             describe_adapter(
                 model,
                 name,
                 path,
-                results=metrics.get(code) or self._evaluation_results(code, step, dataset or "evaluation set"),
+                results=metrics.get(language) or self._evaluation_results(language, step, dataset or "evaluation set"),
                 training_args=self.args,
-                gate_means=gate_means.get(code),
+                gate_means=gate_means.get(language),
             )
 
-    def _evaluation_results(self, code: str, step: int, test_set: str) -> dict[str, dict[str, float]]:
+    def _evaluation_results(self, language: str, step: int, test_set: str) -> dict[str, dict[str, float]]:
         """WER and CER of a language in the last evaluation at a step, by test set; empty if there was none."""
-        logs = [log for log in self.state.log_history if log.get("step") == step and f"eval_wer_{code}" in log]
+        logs = [log for log in self.state.log_history if log.get("step") == step and f"eval_wer_{language}" in log]
         if not logs:
             return {}
-        rates = {name: logs[-1].get(f"eval_{name}_{code}") for name in ("wer", "cer")}
+        rates = {name: logs[-1].get(f"eval_{name}_{language}") for name in ("wer", "cer")}
         return {test_set: {name: rate for name, rate in rates.items() if rate is not None and math.isfinite(rate)}}

@@ -18,15 +18,16 @@ from transformers import Seq2SeqTrainer
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from ..evaluation.metrics import ErrorRateMetrics
 from ..inference.label_prompt import prompt_of_labels
-from ..languages import adapter_languages, adapter_of_language
+from ..languages.adapters import adapter_languages, adapter_of_language
 from ..multilingual import check_model_languages
 from ..tuner.adapter_names import adapter_folder, short_repr
 from ..tuner.layer import CLSRLayer
 from ..tuner.quantized import dequantized_weight
 from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
-from .batches import batch_sampler, stream_loader, trained_adapters
+from .batches import batch_sampler, dataset_column, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
 from .finite import FiniteChecks, finite_examples, finite_states, finite_targets
 from .logged_sums import LoggedSums
@@ -471,8 +472,8 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
         names = ("input_features", "attention_mask", "language")
         generation_inputs = {name: inputs[name] for name in names if name in inputs}
         given = gen_kwargs or getattr(self, "_gen_kwargs", {})
-        prompt = self._generation_prompt(inputs["labels"], adapter_names) | generation_inputs
-        generation_inputs = {name: value for name, value in prompt.items() if name not in given}
+        generation_inputs |= self._generation_prompt(inputs["labels"], adapter_names)
+        generation_inputs = {name: value for name, value in generation_inputs.items() if name not in given}
         with self._tuner.route_samples(adapter_names):
             _, tokens, _ = super().prediction_step(
                 model, generation_inputs, False, ignore_keys=ignore_keys, **gen_kwargs
@@ -493,8 +494,24 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             return {}
         return {"language": languages} | ({} if task is None or getattr(config, "task", None) else {"task": task})
 
+    def _adapter_languages(self, dataset: Any) -> list[str] | None:
+        """The language of the adapter of each example; `None` if it cannot be known beforehand."""
+        adapters = self._tuner.peft_config
+        known = adapter_languages(adapters)
+        languages = dataset_column(dataset, self.args.language_column) if has_length(dataset) else None
+        if languages is None:
+            names = [*self._trained_adapters, *self._tuner.active_adapters][:1] * len(dataset)
+            languages = names if len(adapters) == 1 and has_length(dataset) else None
+        if languages is None:
+            return None
+        own = {language: known[adapter_of_language(adapters, language)] for language in set(languages)}
+        return None if None in own.values() else [own[language] for language in languages]
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._evaluation_sums.clear()
+        if isinstance(self.compute_metrics, ErrorRateMetrics):
+            dataset = (args[0] if args else kwargs["dataloader"]).dataset
+            self.compute_metrics.adapter_languages = self._adapter_languages(dataset)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         totals = self._evaluation_sums.take(self.accelerator, "sum")
         if totals:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from transformers import EvalPrediction
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ..extras import require
 from .normalization import leading_rate, normalize_text
@@ -35,7 +31,7 @@ def error_rates(
         predictions (`Sequence[str]`): Hypotheses. "" if nothing was heard.
         references (`Sequence[str]`): Correct transcripts, in the same order.
         languages (`Sequence[str]`, *optional*):
-            Language of each utterance, as in [`language_code`], or a tag of a language that Whisper does not know.
+            Language of each utterance, as in [`language_tag`].
         language (`str`, *optional*, defaults to `"all"`): The same for all, without `languages`.
 
     Returns:
@@ -133,82 +129,3 @@ def _rows(rows: Sequence[int]) -> str:
     """Rows, counted from 0, for a message; at most five."""
     shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
     return f"row{'s' if len(rows) > 1 else ''} {shown}"
-
-
-def make_compute_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str, float]]:
-    """
-    Make the function of error rates for `Seq2SeqTrainer` and `DistillationTrainer` with `predict_with_generate=True`.
-
-    Args:
-        processor (`WhisperProcessor`): Decodes predictions and labels.
-
-    Returns:
-        `Callable`: takes an `EvalPrediction` with `predictions` and `label_ids` [utterances, tokens], -100 for
-        padding. It returns fractions as in [`error_rates`]: "error_rate", the mean over languages of the rate to read
-        in each (CER in languages without spaces between words, else WER); "wer" and "cer", their means over languages;
-        and "wer_ca", "cer_ca" for each language. The language token in the labels of an utterance gives its language.
-        Languages whose references all normalize to nothing are left out, with a warning. It raises a `ValueError` if
-        no language is left, if labels have no language token, or if predictions are logits.
-
-    Example:
-
-    ```py
-    >>> args = DistillationTrainingArguments(
-    ...     output_dir="runs/ca",
-    ...     predict_with_generate=True,
-    ...     eval_strategy="epoch",
-    ...     save_strategy="epoch",
-    ...     load_best_model_at_end=True,
-    ...     metric_for_best_model="error_rate",
-    ...     greater_is_better=False,
-    ... )
-    >>> trainer = DistillationTrainer(
-    ...     model=model,
-    ...     args=args,
-    ...     train_dataset=train_set,
-    ...     eval_dataset=eval_set,
-    ...     data_collator=collator,
-    ...     compute_metrics=make_compute_metrics(processor),
-    ...     callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
-    ... )
-    ```
-    """
-    tokenizer = processor.tokenizer
-    language_ids = {tokenizer.convert_tokens_to_ids(f"<|{code}|>"): code for code in LANGUAGES}
-    language_ids.pop(tokenizer.unk_token_id, None)  # of languages that the tokenizer does not know
-    language_ids.pop(None, None)
-
-    def decode(tokens: np.ndarray) -> list[str]:
-        return tokenizer.batch_decode(np.where(tokens < 0, tokenizer.eos_token_id, tokens), skip_special_tokens=True)
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        predictions: Any = prediction.predictions
-        labels: Any = prediction.label_ids
-        if isinstance(predictions, tuple) or predictions.ndim != 2:
-            raise ValueError(
-                "the predictions are outputs of the model, expected token ids [utterances, tokens]: set "
-                "predict_with_generate=True"
-            )
-        languages = []
-        for utterance, tokens in enumerate(labels):
-            code = next((language_ids[token] for token in tokens.tolist() if token in language_ids), None)
-            if code is None:
-                raise ValueError(
-                    f"the labels of utterance {utterance} have no language token: make them with encode_labels "
-                    "(prepare_dataset and the collator do)"
-                )
-            languages.append(code)
-        references = decode(labels)
-        if not any(map(normalize_text, references, languages)):
-            raise ValueError(
-                f"none of the {len(labels)} references can be scored: all normalize to nothing (such as '♪')"
-            )
-        rates = error_rates(decode(predictions), references, languages)
-        scored = {code: row for code, row in rates.items() if row["utterances"]}
-        metrics = {"error_rate": sum(row[row["rate"]] for row in scored.values()) / len(scored)}
-        for name in ("wer", "cer"):
-            metrics[name] = sum(row[name] for row in scored.values()) / len(scored)
-            metrics |= {f"{name}_{code}": row[name] for code, row in scored.items()}
-        return metrics
-
-    return compute_metrics

@@ -14,7 +14,7 @@ from typing import Literal
 import regex
 from langcodes import Language, LanguageTagError
 
-from ..languages import language_code
+from ..languages.tags import language_code
 
 # Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan.
 _SPACELESS_SCRIPTS = {"Hani", "Hans", "Hant", "Jpan", "Thai", "Laoo", "Mymr", "Khmr", "Tibt"}

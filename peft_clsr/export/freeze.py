@@ -18,7 +18,8 @@ from ..evaluation.error_rates import check_scorable, error_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.transcripts import transcribe
 from ..extras import require
-from ..languages import adapter_of_language, language_code
+from ..languages.adapters import adapter_of_language, adapter_prompts
+from ..languages.tags import closest_tags, language_tag, prompt_code
 from ..tuner.model import CLSRModel
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side
 from .plain_ffn import Decision, exclude_modules, replace_ffn, routed_projections
@@ -78,7 +79,7 @@ def freeze_routing(
 
     Args:
         model (`PeftModel`): A Whisper with CLSR adapters. It is copied, not changed.
-        language (`str`): The language to keep: an adapter's name, or a Whisper language's code or English name.
+        language (`str`): The language to keep: an adapter's name, or a language as in [`language_tag`].
         dataset (`datasets.Dataset`):
             Speech in that language, from `prepare_dataset` at the model's context. Gates and error rates are measured
             on it.
@@ -119,6 +120,7 @@ def freeze_routing(
     if undecided not in ("routed", "majority", "loss"):
         raise ValueError(f"undecided is {undecided!r}, expected 'routed', 'majority' or 'loss'")
     name, code = _find_adapter(model, language)
+    prompt = adapter_prompts(model.peft_config)[name] or prompt_code(code)
     _check_layers(model, name)
     _check_dataset(dataset, code, model.config.max_source_positions)
 
@@ -134,7 +136,7 @@ def freeze_routing(
             model,
             processor,
             dataset,
-            code,
+            code if isinstance(model, PeftModel) else prompt,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             desc=f"{code}: {desc}",
@@ -221,7 +223,7 @@ def _finish(
 
 
 def _find_adapter(model: Any, language: str) -> tuple[str, str]:
-    """The name of a language's adapter, and the language's code. Raises errors for a model without CLSR adapters."""
+    """The name of a language's adapter, and the language's tag. Raises errors for a model without CLSR adapters."""
     if not isinstance(model, PeftModel) or not isinstance(model.get_base_model(), WhisperForConditionalGeneration):
         inside = f" around a {type(model.get_base_model()).__name__}" if isinstance(model, PeftModel) else ""
         raise TypeError(
@@ -235,7 +237,7 @@ def _find_adapter(model: Any, language: str) -> tuple[str, str]:
             "model.merge_and_unload()"
         )
     name = adapter_of_language(model.peft_config, language)
-    return name, model.peft_config[name].language or language_code(language)
+    return name, model.peft_config[name].language or language_tag(language)
 
 
 def _check_layers(model: PeftModel, adapter_name: str) -> None:
@@ -264,7 +266,7 @@ def _check_dataset(dataset: Any, code: str, max_source_positions: int) -> None:
     if not len(dataset):
         raise ValueError("the dataset is empty: gates and error rates are measured on it, so give it some speech")
     if "language" in dataset.column_names:
-        others = sorted({str(language) for language in dataset.unique("language")} - {code})
+        others = sorted(tag for tag in map(str, dataset.unique("language")) if not closest_tags(tag, [code]))
         if others:
             raise ValueError(
                 f"the dataset has utterances of the languages {others} beside or instead of {code!r}: keep those of "

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..checkpoints.base_model import is_hub_id
 from ..files import write_text
+from ..languages.tags import whisper_code
 from .record import PLOT_NAME, HubLanguage, read_languages
 
 README = "README.md"
@@ -20,7 +21,7 @@ END = "<!-- peft_clsr: end -->"
 
 # A heading of the empty template that PEFT writes wherever it saves.
 _PEFT_TEMPLATE = "# Model Card for Model ID"
-# The Hub expects codes of ISO 639. These of Whisper are none.
+# The Hub expects codes of ISO 639, without region or variant. These of Whisper are none.
 _ISO_CODES = {"jw": "jv"}
 _OUR_METRIC = re.compile(r"(WER|CER) \([^()]*\)")
 
@@ -101,7 +102,8 @@ def language_card(
 
 def _set_metadata(card: ModelCard, languages: Sequence[HubLanguage], repo_id: str) -> None:
     data = card.data
-    codes = [_ISO_CODES.get(language.code, language.code) for language in languages]
+    subtags = [language.code.partition("-")[0] for language in languages]
+    codes = [_ISO_CODES.get(subtag, subtag) for subtag in subtags]
     bases = [language.base_model for language in languages if is_hub_id(language.base_model)]
     data.language = sorted({*codes, *_as_list(data.language)})
     data.base_model = sorted({*bases, *_as_list(data.base_model)}) or None
@@ -164,6 +166,10 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
     by_characters = [f"{language.name} ({language.code})" for language in languages if language.rate == "cer"]
     if by_characters:
         lines += ["", f"No spaces between words, so read CER, in bold: {', '.join(dict.fromkeys(by_characters))}."]
+    prompted = [language for language in languages if language.prompt_language != whisper_code(language.code)]
+    if prompted:
+        pairs = [f"{entry.name} ({entry.code}) by {entry.prompt_language}" for entry in prompted]
+        lines += ["", f"In Whisper's prompt, another language's token stands for: {', '.join(dict.fromkeys(pairs))}."]
     lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
     trained = [language for language in languages if language.training or language.started_from]
     if trained:

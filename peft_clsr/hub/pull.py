@@ -11,6 +11,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
+from transformers.utils import logging
 
 from ..checkpoints.base_model import check_base_model
 from ..checkpoints.checks import check_adapter_folder
@@ -18,9 +19,11 @@ from ..checkpoints.configs import is_clsr, read_config
 from ..checkpoints.guards import already_checked
 from ..checkpoints.weights import weights_path
 from ..files import sha256_of
-from ..languages import language_code
+from ..languages.tags import are_equal_tags, closest_tags, language_tag
 from ..tuner.adapter_names import check_adapter_name
 from .record import RECORD_NAME, HubLanguage, languages_of_snapshot, read_languages, read_record
+
+logger = logging.get_logger(__name__)
 
 
 def list_languages(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[HubLanguage]:
@@ -76,7 +79,8 @@ def load_language(
         model (`nn.Module`): The base model, or a `PeftModel` around it, which may have other languages.
         repo_id (`str`): The repository.
         language (`str` or `Sequence[str]`, *optional*):
-            A folder, or a language's code or English name; or a list of them. By default all languages.
+            A folder, or a language as in [`language_tag`]; or a list of them. By default all languages. Where a
+            dialect has no expert, a broader language's is loaded, with a warning.
         revision (`str`, *optional*): A branch, tag or commit; "main" by default.
         allow_other_base (`bool`, *optional*, defaults to `False`):
             Load even if the base model has another name or other weights. Shapes must fit in any case.
@@ -156,33 +160,36 @@ def small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
 def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tuple[str, Path]:
     """Download a language. Returns the adapter's name and its folder in the cache."""
     try:
-        code = language_code(language)
+        tag = language_tag(language)
     except ValueError:
         check_adapter_name(language)
-        code = language  # a folder that is not named by a language
-    for subfolder in _possible_folders(language, code):
+        tag = language  # a folder that is not named by a language
+    for subfolder in _possible_folders(language, tag):
         folder = download(api, repo_id, subfolder, revision)
         if (folder / CONFIG_NAME).is_file():
             return subfolder, folder
     # Its folder has another name, or is the repository itself.
     snapshot = small_files(api, repo_id, revision)
     languages = read_languages(snapshot)
-    found = [entry for entry in languages if entry.code == code]
+    closest = closest_tags(tag, [entry.code for entry in languages])
+    found = [entry for entry in languages if entry.code in closest]
     if len(found) != 1:
         raise ValueError(
             f"{repo_id} has {'several folders' if found else 'nothing'} for {language!r}; it has "
             + (", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in languages) or "no language")
         )
+    if not are_equal_tags(tag, found[0].code):
+        logger.warning(f"{repo_id} has none for {tag!r}, so that for {found[0].code!r} is loaded, which is broader")
     return found[0].subfolder or found[0].code, download(api, repo_id, found[0].subfolder, snapshot.name)
 
 
-def _possible_folders(language: str, code: str) -> list[str]:
-    """Folders to look for a language in: the name as it was given, such as "ca_valencia", then the code."""
+def _possible_folders(language: str, tag: str) -> list[str]:
+    """Folders to look for a language in: the name as it was given, such as "ca_valencia", then the tag."""
     try:
         check_adapter_name(language)
     except ValueError:  # "<|ca|>"
-        return [code]
-    return list(dict.fromkeys([language, code]))
+        return [tag]
+    return list(dict.fromkeys([language, tag]))
 
 
 def download(api: HfApi, repo_id: str, subfolder: str, revision: str | None) -> Path:

@@ -17,14 +17,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
 from ..evaluation.plots import try_plot_gate_means
 from ..files import MAX_JSON_BYTES, copy_file, to_json, write_text
-from ..languages import adapter_of_language, language_code
+from ..languages.adapters import adapter_of_language, adapter_prompts
+from ..languages.tags import language_name, language_tag, prompt_code
 from ..tuner.adapter_names import adapter_folder
 from .card import README, language_card, read_card, write_folder_card
 from .record import (
@@ -70,7 +70,8 @@ def push_language(
     Args:
         model (`PeftModel`): A model with the adapter.
         repo_id (`str`): The repository, "me/whisper-small-experts".
-        language (`str`): The adapter's name, or its language's code or English name. The folder is named by the code.
+        language (`str`):
+            The adapter's name, or its language as in [`language_tag`]. The folder is named by the tag of the language.
         metrics (`Mapping`, *optional*):
             Test set (best its name on the Hub) to rates, as fractions: "wer" and "cer", those of the base model as
             "base_wer" and "base_cer", and, if known, "utterances", "skipped", "config" and "split" of the test set.
@@ -130,7 +131,7 @@ def save_language(
     gate_means: Mapping[str, float] | None = None,
 ) -> Path:
     """
-    Save the adapter of one language to `directory/<code>`, with its record and a model card.
+    Save the adapter of one language to `directory/<language>`, with its record and a model card.
 
     Arguments and errors are those of [`push_language`].
 
@@ -146,14 +147,15 @@ def save_language(
 
 def save_weights(model: PeftModel, directory: str | Path, language: str) -> tuple[str, Path]:
     """
-    Save weights and config of the adapter of a language to `directory/<code>`, and nothing else.
+    Save weights and config of the adapter of a language to `directory/<language>`, and nothing else.
 
     Returns:
         `tuple[str, Path]`: the adapter's name, and the folder.
     """
     adapter_name = adapter_of_language(model.peft_config, language)
-    code = language_code(model.peft_config[adapter_name].language or language)
-    folder = Path(directory) / code
+    tag = model.peft_config[adapter_name].language or language_tag(language)
+    names = {"language": tag, "prompt_language": adapter_prompts(model.peft_config)[adapter_name] or prompt_code(tag)}
+    folder = Path(directory) / tag
     with tempfile.TemporaryDirectory() as temporary:
         # PEFT names the folder by the adapter, not by the language code.
         model.save_pretrained(temporary, selected_adapters=[adapter_name])
@@ -162,7 +164,7 @@ def save_weights(model: PeftModel, directory: str | Path, language: str) -> tupl
         copy_file(saved / SAFETENSORS_WEIGHTS_NAME, folder / SAFETENSORS_WEIGHTS_NAME)
         config = json.loads((saved / CONFIG_NAME).read_text(encoding="utf-8"))
     # In ASCII, as PEFT reads it in the system's encoding.
-    write_text(folder / CONFIG_NAME, to_json({**config, "language": code}, sort_keys=True, ensure_ascii=True))
+    write_text(folder / CONFIG_NAME, to_json({**config, **names}, sort_keys=True, ensure_ascii=True))
     return adapter_name, folder
 
 
@@ -326,5 +328,5 @@ def _describes_language(path: str, size: int | None) -> bool:
     return "/" not in folder and name in (CONFIG_NAME, RECORD_NAME) and (size or 0) <= MAX_JSON_BYTES
 
 
-def _title(code: str) -> str:
-    return f"{LANGUAGES[code].title()} ({code})"
+def _title(tag: str) -> str:
+    return f"{language_name(tag)} ({tag})"

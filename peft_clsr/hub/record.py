@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from ..checkpoints.base_model import RECORD_NAME as RECORD_NAME
 from ..checkpoints.configs import is_clsr, read_config
 from ..evaluation.normalization import leading_rate
 from ..files import read_json, sha256_of, to_json, write_text
-from ..languages import language_code
+from ..languages.tags import language_name, language_tag, prompt_code, whisper_code
 from ..tuner.adapter_names import check_adapter_name
 
 PLOT_NAME = "gate_means.png"
@@ -65,7 +64,7 @@ class HubLanguage:
     A language in a repository or folder of adapters.
 
     Args:
-        code (`str`): Whisper's code, "ca".
+        code (`str`): Its tag, "ca" or "ca-valencia".
         name (`str`): Its English name, "Catalan".
         subfolder (`str`): The adapter's folder, "" for the repository itself.
         base_model (`str`, *optional*): The base model that it was trained on.
@@ -76,6 +75,7 @@ class HubLanguage:
             says which of them to read.
         training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
+        prompt_language (`str`): Whisper's code of the language in the prompt, "sw" for "rw".
         started_from (`str`, *optional*): The expert that this one started as a copy of, see [`warm_start`].
     """
 
@@ -89,6 +89,7 @@ class HubLanguage:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     has_plot: bool = False
+    prompt_language: str = ""
     started_from: str | None = None
 
     @property
@@ -243,16 +244,13 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
     if subfolder:
         check_adapter_name(subfolder)
     language = config.get("language")
-    try:
-        code = language_code(language or subfolder)
-    except ValueError:
-        if language is None:
-            return None  # it is for no particular language
-        raise
+    if language is None and whisper_code(subfolder) is None:
+        return None  # it is for no particular language
+    tag = language_tag(language or subfolder)
     record = read_record(folder, digest)
     return HubLanguage(
-        code=code,
-        name=LANGUAGES[code].title(),
+        code=tag,
+        name=language_name(tag),
         subfolder=subfolder,
         base_model=config.get("base_model_name_or_path"),
         rank=config.get("expert_rank"),
@@ -261,5 +259,6 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         results=record.get("results", {}),
         training=record.get("training", {}),
         has_plot=record.get("has_plot") is True,
+        prompt_language=prompt_code(tag, config.get("prompt_language")),
         started_from=config.get("started_from"),
     )

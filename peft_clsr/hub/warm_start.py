@@ -19,7 +19,7 @@ from ..checkpoints.base_model import check_base_model, warn_of_other_base
 from ..checkpoints.checks import check_adapter_folder, shapes_on_copy
 from ..checkpoints.weights import check_shapes, read_shapes, weights_path
 from ..files import sha256_of
-from ..languages import language_code
+from ..languages.tags import are_equal_tags, language_tag, whisper_code
 from ..sources import check_source
 from ..tuner.config import CLSRConfig
 from .pull import download, small_files
@@ -204,7 +204,7 @@ def _copy_on_model(model: nn.Module, adapter_name: str, source: str, language: s
         raise ValueError(f"adapter {adapter_name!r} cannot start as a copy of itself: name another source")
     if not isinstance(config, CLSRConfig):
         raise ValueError(f"adapter {source!r} is of the method {config.peft_type.value}, expected CLSR")
-    if language is not None and language != source and language_code(language) != config.language:
+    if language is not None and language != source and not _is_tag(language, config.language):
         raise ValueError(
             f"language is {language!r}, but {source!r} is an adapter on the model, for {config.language or 'any'}: "
             f"leave the language out, or write a folder {source!r} as {os.path.join('.', source)!r}"
@@ -238,18 +238,21 @@ def _config_of(model: nn.Module, adapter_name: str, source: CLSRConfig) -> CLSRC
     config = adapters.get(adapter_name)
     if isinstance(config, CLSRConfig):
         return config
-    settings = "".join(f", {name}={getattr(source, name)!r}" for name in _SIZES)
-    made = f'CLSRConfig(language="{adapter_name}"{settings})'
+    settings = {name: getattr(source, name) for name in _SIZES}
+    if whisper_code(adapter_name) is None and source.prompt_language is not None:
+        settings = {"prompt_language": source.prompt_language, **settings}  # a related language sounds similar
+    made = ", ".join(f"{name}={value!r}" for name, value in {"language": adapter_name, **settings}.items())
+    made = f"CLSRConfig({made})"
     if config is not None:
         raise ValueError(f"adapter {adapter_name!r} is of the method {config.peft_type.value}, expected CLSR")
     if adapters:
         raise ValueError(
             f"the model has no adapter {adapter_name!r} (it has {', '.join(adapters)}): add it first, with the sizes "
-            f'of the source, model.add_adapter("{adapter_name}", {made})'
+            f"of the source, model.add_adapter({adapter_name!r}, {made})"
         )
     raise ValueError(
         f"the model is a {type(model).__name__} without adapters: add {adapter_name!r} first, with the sizes of the "
-        f'source, model = get_peft_model(model, {made}, adapter_name="{adapter_name}")'
+        f"source, model = get_peft_model(model, {made}, adapter_name={adapter_name!r})"
     )
 
 
@@ -261,7 +264,7 @@ def _choose(folder: Path, language: str | None, source: str) -> str:
     found = languages
     if language is not None:
         found = [entry for entry in languages if entry.subfolder == language]
-        found = found or [entry for entry in languages if entry.code == _code(language)]
+        found = found or [entry for entry in languages if _is_tag(language, entry.code)]
     if len(found) == 1:
         return found[0].subfolder
     has = ", ".join(f"{entry.subfolder or entry.code} ({entry.name})" for entry in languages) or "no language"
@@ -270,11 +273,12 @@ def _choose(folder: Path, language: str | None, source: str) -> str:
     raise ValueError(f"{source} has {'several folders' if found else 'nothing'} for {language!r}; it has {has}")
 
 
-def _code(language: str) -> str | None:
+def _is_tag(language: str, tag: str | None) -> bool:
+    """True if a language, in any spelling, is that of a tag."""
     try:
-        return language_code(language)
+        return tag is not None and are_equal_tags(language_tag(language), tag)
     except ValueError:
-        return None
+        return False
 
 
 def _check_modules(

@@ -13,6 +13,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..checkpoints.configs import is_clsr, read_config
 from ..hub.pull import list_languages, load_language
 from ..hub.record import HubLanguage, read_languages
+from ..languages.tags import closest_tags, own_prompt_code
 from ..sources import check_source, check_whisper
 
 
@@ -25,14 +26,17 @@ def load_with_experts(
     Args:
         model_name (`str`): The base model: Hub id or folder.
         sources (`Sequence[str]`): As in [`choose_experts`].
-        languages (`Collection[str]`): Codes of the languages that the recordings have. `None`: also any other.
+        languages (`Collection[str]`): Tags of the languages that the recordings have. `None`: also any other.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): The base model's.
 
     Raises:
-        ValueError: model or experts cannot be loaded or do not fit, or the model does not know a language.
+        ValueError: model or experts cannot be loaded or do not fit, or the model does not know a language that has no
+            expert.
     """
-    codes = {language for language in languages if language is not None}
-    check_whisper(model_name, "--model", codes)
+    tags = {language for language in languages if language is not None}
+    check_whisper(model_name, "--model")
+    experts = choose_experts(sources, set() if None in languages else tags)
+    check_whisper(model_name, "--model", _prompts(tags, [language for _, language in experts]))
     try:
         model: WhisperForConditionalGeneration | PeftModel = WhisperForConditionalGeneration.from_pretrained(
             model_name, dtype=dtype
@@ -40,7 +44,7 @@ def load_with_experts(
         processor = WhisperProcessor.from_pretrained(model_name)
     except (ValueError, OSError) as error:
         raise ValueError(f"--model {model_name} cannot be used: {error}") from error
-    for source, language in choose_experts(sources, set() if None in languages else codes):
+    for source, language in experts:
         name = language.subfolder or language.code
         if not Path(source).is_dir():
             model = load_language(model, source, name)
@@ -51,13 +55,29 @@ def load_with_experts(
     return model, processor
 
 
+def _prompts(tags: Collection[str], experts: Sequence[HubLanguage]) -> set[str]:
+    """Whisper's codes of the languages in the prompts. Raises a `ValueError` if there is none for a language."""
+    codes = set()
+    for tag in tags:
+        closest = closest_tags(tag, [expert.code for expert in experts])
+        expert = next((expert for expert in experts if expert.code in closest), None)
+        code = own_prompt_code(tag) if expert is None else expert.prompt_language
+        if code is None:
+            raise ValueError(
+                f"Whisper does not know the language {tag!r}, and --adapters has no expert for it: give its expert, "
+                "or --language with the Whisper language to transcribe it as"
+            )
+        codes.add(code)
+    return codes
+
+
 def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[tuple[str, HubLanguage]]:
     """
     Choose the experts of languages in folders and repositories.
 
     Args:
         sources (`Sequence[str]`): Adapter folders, folders with one folder a language, and repositories.
-        languages (`Collection[str]`): Codes. Empty for all.
+        languages (`Collection[str]`): Tags. Empty for all.
 
     Returns:
         `list`: the experts, each with its source.
@@ -80,7 +100,8 @@ def choose_experts(sources: Sequence[str], languages: Collection[str]) -> list[t
             raise ValueError(f"--adapters {source} holds no adapter of a language: {_what_it_is(Path(source))}")
         for language in found:
             by_language.setdefault(language.code, []).append((source, language))
-    chosen = {code: entries for code, entries in by_language.items() if not languages or code in languages}
+    wanted = {found for tag in languages for found in closest_tags(tag, by_language)}
+    chosen = {code: entries for code, entries in by_language.items() if not languages or code in wanted}
     if sources and not chosen:
         raise ValueError(
             f"none of the adapters is for {', '.join(sorted(languages))}: they are for "
@@ -121,7 +142,7 @@ def _check_contexts(experts: Sequence[tuple[str, HubLanguage]], languages: Colle
             + ". Give those of one context, and only recordings of their languages: a separate folder or table"
         )
     seconds = next(iter(contexts.values()), None)
-    missing = sorted(set(languages) - set(contexts))
+    missing = sorted(tag for tag in languages if not closest_tags(tag, contexts))
     if seconds and (missing or not languages):
         raise ValueError(
             f"the adapters cut the model's context to {seconds:g} s, at which the base model is no use: "

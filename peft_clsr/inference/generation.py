@@ -5,6 +5,9 @@ The decoder's prompt of a sample holds its language token, whether the language 
 or detected. Whisper may run a part of a batch again (for audio longer than the context, timestamps, several
 temperatures), and the prompts stay with their samples. So the prompt tells which adapter a sample takes.
 
+Several languages of a call may have the same token in their prompts, such as "ca" and "ca-valencia". Then each of the
+others gets the token of a language that the call does not use, until the prompts are known; see `LanguageTokens`.
+
 transformers has no hook at which the prompts are known before the encoder runs. Therefore this module, and no other,
 wraps three functions. They do nothing for models without CLSR layers:
 
@@ -28,13 +31,21 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
-from ..languages import adapter_languages, inference_adapter, language_code
+from ..languages.adapters import (
+    adapter_languages,
+    adapter_prompts,
+    adapters_with_prompt,
+    inference_adapter,
+    is_for_broader_language,
+)
+from ..languages.tags import language_tag, own_prompt_code
 from ..tuner.adapter_names import BASE
 from ..tuner.layer import CLSRLayer
 from ..tuner.route import RoutingState
 from ..tuner.samples import use_adapter_per_sample
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from .label_prompt import prompt_of_labels
+from .language_tokens import LanguageTokens
 from .sampling import own_draws
 
 # The running call of Whisper's `generate`.
@@ -55,16 +66,25 @@ class PromptRouting:
     Args:
         model (`WhisperForConditionalGeneration`): The base model, with CLSR layers.
         routing (`RoutingState`): The state of the model.
-        tokens (`dict[str, int]`): Ids of the language tokens, such as `{"<|ca|>": 50270}`.
+        tokens ([`LanguageTokens`]): The tokens of the call's languages.
+        by_prompt_language (`bool`): A detected language without an adapter takes the one with this prompt.
+        source (`str`, *optional*): Where the languages are from, if the caller gave none.
     """
 
-    def __init__(self, model: nn.Module, routing: RoutingState, tokens: dict[str, int]) -> None:
-        self.model, self.routing = model, routing
+    def __init__(
+        self,
+        model: nn.Module,
+        routing: RoutingState,
+        tokens: LanguageTokens,
+        by_prompt_language: bool,
+        source: str | None,
+    ) -> None:
+        self.model, self.routing, self.tokens = model, routing, tokens
         self.start_token = model.generation_config.decoder_start_token_id
-        self.languages = {token_id: token[2:-2] for token, token_id in tokens.items()}
         self.adapters, self.active = _adapters(model, routing)
+        self.by_prompt_language = by_prompt_language
         self.adapter_of = functools.cache(self._adapter_of)
-        self.source: str | None = None  # of the languages, if the caller gave none
+        self.source = source
         self.prompt_names: list[str] | None = None  # the adapter of each sample, as read from the prompts
         self.call = ExitStack()
         self.current_samples = ExitStack()  # holds `use_adapter_per_sample` of the samples that run now
@@ -79,26 +99,46 @@ class PromptRouting:
         self.call.close()
         _current_call.reset(self.token)
 
-    def set_prompts(self, prompts: torch.Tensor) -> None:
-        """Route the samples that run next by their decoder prompts [samples, tokens]."""
+    def set_prompts(self, prompts: torch.Tensor) -> torch.Tensor:
+        """
+        Route the samples that run next by their decoder prompts [samples, tokens].
+
+        Returns:
+            `torch.Tensor`: the prompts for the model, as languages may have stood for others.
+        """
         self.current_samples.close()
-        languages = [self._language_of(prompt) for prompt in prompts.tolist()]
+        places = [self._language_place(prompt) for prompt in prompts.tolist()]
+        tokens = [None if place is None else int(prompts[sample, place]) for sample, place in enumerate(places)]
+        languages = [None if token is None else self.tokens.languages.get(token) for token in tokens]
         if any(languages):
             names = [self.adapter_of(language) for language in languages]
             if self.source is not None:
-                _warn_of_unused_adapter(self.model, self.routing, self.adapters, self.active, languages, self.source)
+                _warn_of_unused_adapter(
+                    self.model,
+                    self.routing,
+                    self.adapters,
+                    self.active,
+                    languages,
+                    self.source,
+                    self.by_prompt_language,
+                )
             self.current_samples.enter_context(use_adapter_per_sample(self.model, self.routing, names))
         self.prompt_names = self.routing.adapter_names
+        prompts = prompts.clone()
+        for sample, (place, token) in enumerate(zip(places, tokens, strict=True)):
+            if place is not None and token is not None:
+                prompts[sample, place] = self.tokens.replace(token)
+        return prompts
 
-    def _language_of(self, prompt: list[int]) -> str | None:
-        """The language whose token follows the last start token. Text before that is earlier transcript."""
+    def _language_place(self, prompt: list[int]) -> int | None:
+        """The place after the last start token. Text before that is earlier transcript."""
         starts = [index for index, token in enumerate(prompt[:-1]) if token == self.start_token]
-        return self.languages.get(prompt[starts[-1] + 1]) if starts else None
+        return starts[-1] + 1 if starts else None
 
     def _adapter_of(self, language: str | None) -> str:
         if language is None:
             return self.active or BASE
-        return inference_adapter(self.adapters, language, self.active) or BASE
+        return inference_adapter(self.adapters, language, self.active, self.by_prompt_language) or BASE
 
 
 def _with_language_routing(generate: Callable) -> Callable:
@@ -110,6 +150,7 @@ def _with_language_routing(generate: Callable) -> Callable:
         routing = _routing_state(self)
         if routing is None:
             return generate(self, *args, **kwargs)
+        by_prompt_language = kwargs.pop("route_by_prompt_language", None) or False
         call = signature.bind(self, *args, **kwargs)
         # Unset fields fall back to the model's generation config.
         configs = (call.arguments.get("generation_config"), self.generation_config)
@@ -119,15 +160,23 @@ def _with_language_routing(generate: Callable) -> Callable:
         _check_audio_length(self, routing, call.arguments)
         languages = (call.arguments.get("language"), *(getattr(config, "language", None) for config in configs))
         language = next((language for language in languages if language is not None), None)
+        adapters, active = _adapters(self, routing)
         source = None
-        if language is not None:
-            call.arguments["language"] = _whisper_languages(language, tokens)
-        elif _take_language_of_labels(call.arguments, configs, tokens):
+        if language is None and _take_language_of_labels(call.arguments, configs, tokens):
             source = "the labels are in"
-        if not _is_routed_by_language(routing):
+            language = [_language_of_label(token, adapters, active) for token in call.arguments["language"]]
+        given = language if isinstance(language, (list, tuple)) else [language]
+        prompts = {name: language_and_prompt(name, tokens, adapters, active) for name in given if name is not None}
+        is_routed = _is_routed_by_language(routing)
+        language_tokens = LanguageTokens(tokens, dict(prompts.values()))
+        if prompts:
+            pairs = [prompts.get(name, (None, None)) for name in given]
+            names = language_tokens.names([tag for tag, _ in pairs]) if is_routed else [code for _, code in pairs]
+            call.arguments["language"] = names[0] if isinstance(language, str) else names
+        if not is_routed:
             return generate(*call.args, **call.kwargs)
-        with PromptRouting(self, routing, tokens) as prompt_routing:
-            prompt_routing.source = source
+        _warn_of_broader_adapters(routing, adapters, active, [tag for tag, _ in prompts.values()])
+        with PromptRouting(self, routing, language_tokens, by_prompt_language, source):
             return generate(*call.args, **call.kwargs)
 
     return generate_by_language
@@ -159,7 +208,7 @@ def _with_prompt_routing(generate: Callable) -> Callable:
         call = None if routing is None else _running_call(routing)
         prompts = kwargs.get("decoder_input_ids")
         if call is not None and prompts is not None:
-            call.set_prompts(prompts)
+            kwargs["decoder_input_ids"] = call.set_prompts(prompts)
         is_sampling = getattr(kwargs.get("generation_config"), "do_sample", False)
         with own_draws(self.device) if is_sampling else nullcontext():
             return generate(self, *args, **kwargs)
@@ -167,17 +216,19 @@ def _with_prompt_routing(generate: Callable) -> Callable:
     return generate_by_prompt
 
 
-def warn_of_unused_adapter(model: nn.Module, languages: Iterable[str]) -> None:
+def warn_of_unused_adapter(model: nn.Module, languages: Iterable[str], by_prompt_language: bool = False) -> None:
     """
     Warn once of each detected language that has no adapter, if there is an active one, for another language.
 
     Args:
         model (`nn.Module`): Any model; one without CLSR layers has nothing to warn of.
         languages (`Iterable[str]`): Codes of detected languages.
+        by_prompt_language (`bool`): As `route_by_prompt_language` of `generate`.
     """
     routing = _routing_state(model)
     if routing is not None and _is_routed_by_language(routing):
-        _warn_of_unused_adapter(model, routing, *_adapters(model, routing), languages, "detected")
+        adapters, active = _adapters(model, routing)
+        _warn_of_unused_adapter(model, routing, adapters, active, languages, "detected", by_prompt_language)
 
 
 def _warn_of_unused_adapter(
@@ -187,23 +238,58 @@ def _warn_of_unused_adapter(
     active: str | None,
     languages: Iterable[str | None],
     source: str,
+    by_prompt_language: bool,
 ) -> None:
     if active is None or _is_disabled(model):
         return
     own = adapter_languages(adapters)[active]
-    served_by_base = {code for code in set(languages) if code and not inference_adapter(adapters, code, active)}
-    with routing.calls.lock:  # once, also in several threads
-        news = served_by_base - routing.warned_of
-        routing.warned_of |= news
-    for language in sorted(news):
+    served_by_base = {
+        code for code in set(languages) if code and not inference_adapter(adapters, code, active, by_prompt_language)
+    }
+    for language in _news(routing, served_by_base):
+        prompted = adapters_with_prompt(adapters, language)
+        hint = ""
+        if len(prompted) == 1 and not by_prompt_language:
+            hint = f" To let {prompted[0]!r} take what is heard as {language!r}, pass route_by_prompt_language=True."
+        elif prompted:
+            hint = f" It is the prompt_language of {', '.join(map(repr, prompted))}: pass the language to choose one."
         warnings.warn(
             f"generate got no language, and {source} {language!r}, which has no adapter. So the base model answers, "
-            f"not the active adapter {active!r} (the model has adapters for {', '.join(map(repr, adapters))}). If the "
-            f'audio is in {own!r}, pass language="{own}": to generate, in generate_kwargs of a pipeline, or to a '
-            f'trainer with model.generation_config.language = "{own}". To use {active!r} for all languages, set '
+            f"not the active adapter {active!r} (the model has adapters for {', '.join(map(repr, adapters))}).{hint} "
+            f'If the audio is in {own!r}, pass language="{own}": to generate, in generate_kwargs of a pipeline, or to '
+            f'a trainer with model.generation_config.language = "{own}". To use {active!r} for all languages, set '
             "model.base_model.route_by_language = False",
             stacklevel=2,
         )
+
+
+def _warn_of_broader_adapters(
+    routing: RoutingState, adapters: dict[str, Any], active: str | None, languages: Iterable[str]
+) -> None:
+    """Say once which languages take the expert of a broader one."""
+    names = {language: inference_adapter(adapters, language, active) for language in languages}
+    broader = [tag for tag, name in names.items() if name and is_for_broader_language(adapters, name, tag)]
+    for language in _news(routing, broader):
+        name = names[language]
+        warnings.warn(
+            f"there is no adapter for {language!r}, so {name!r} takes it, which is for "
+            f"{adapter_languages(adapters)[name]!r}",
+            stacklevel=2,
+        )
+
+
+def _news(routing: RoutingState, languages: Iterable[str]) -> list[str]:
+    """Those of some languages that nobody was warned of."""
+    with routing.calls.lock:  # once, also in several threads
+        news = set(languages) - routing.warned_of
+        routing.warned_of |= news
+    return sorted(news)
+
+
+def clsr_adapters(model: nn.Module) -> dict[str, Any]:
+    """The configs of a model's CLSR adapters by name; empty for any other model."""
+    routing = _routing_state(model)
+    return {} if routing is None else _adapters(model, routing)[0]
 
 
 def _adapters(model: nn.Module, routing: RoutingState) -> tuple[dict[str, Any], str | None]:
@@ -270,8 +356,37 @@ def _check_audio_length(model: nn.Module, routing: RoutingState, arguments: dict
     )
 
 
-def _whisper_languages(language: str | list[str], tokens: dict[str, int]) -> str | list[str]:
-    """Languages as Whisper's own `generate` takes them. A token that the model knows is kept."""
-    if isinstance(language, (list, tuple)):
-        return [_whisper_languages(name, tokens) for name in language]
-    return language if language in tokens or language is None else language_code(language)
+def _language_of_label(token: str, adapters: dict[str, Any], active: str | None) -> str:
+    """The language of labels with a language token: that of the active adapter, if the token is of its prompt."""
+    if active is not None and adapter_prompts(adapters)[active] == token[2:-2]:
+        return adapter_languages(adapters)[active] or token
+    return token
+
+
+def language_and_prompt(
+    name: str, tokens: dict[str, int], adapters: dict[str, Any], active: str | None
+) -> tuple[str, str]:
+    """
+    The tag of a language that the caller gave, and the code of the language in its prompt.
+
+    Args:
+        name (`str`): As in [`language_tag`], or a token of the model.
+        tokens (`dict[str, int]`): Ids of the model's language tokens.
+        adapters (`dict[str, CLSRConfig]`): The model's, by name.
+        active (`str`, *optional*): The name of the active adapter.
+
+    Raises:
+        ValueError: no adapter is for the language, and Whisper does not know it; or several are.
+    """
+    tag = name[2:-2] if name in tokens else language_tag(name)
+    adapter = inference_adapter(adapters, tag, active)
+    code = None if adapter is None else adapter_prompts(adapters)[adapter]
+    if code is None and f"<|{tag}|>" in tokens:
+        code = tag
+    code = code or own_prompt_code(tag)
+    if code is None:
+        raise ValueError(
+            f"language {name!r} has no adapter on the model (adapters: {', '.join(adapters)}), and Whisper does not "
+            "know it: load its adapter, or name a Whisper language to transcribe it as"
+        )
+    return tag, code

@@ -26,7 +26,7 @@ class Recording:
     Args:
         path (`Path`): The file.
         output (`Path`, *optional*): The file for its transcript. By default it is printed.
-        language (`str`, *optional*): Its language as Whisper's code, if known.
+        language (`str`, *optional*): The tag of its language, if known.
     """
 
     path: Path

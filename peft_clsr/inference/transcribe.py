@@ -17,10 +17,10 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
-from ..languages import inference_adapter
+from ..languages.adapters import adapter_languages, inference_adapter
 from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
-from .generation import warn_of_unused_adapter
+from .generation import clsr_adapters, language_and_prompt, warn_of_unused_adapter
 from .sampling import seeded_sampling
 from .subtitles import Transcript
 from .windows import each_window
@@ -35,6 +35,7 @@ def transcribe_files(
     languages: Sequence[str | None] | None = None,
     *,
     candidates: Sequence[str] = (),
+    route_by_prompt_language: bool = False,
     task: str = "transcribe",
     batch_size: int = 8,
     num_beams: int = 1,
@@ -52,8 +53,10 @@ def transcribe_files(
         model (`WhisperForConditionalGeneration` or `PeftModel`): The model, in evaluation mode.
         processor (`WhisperProcessor`): Its processor.
         paths (`Sequence[str | Path]`): Recordings.
-        languages (`Sequence[str]`, *optional*): The code of each. `None`, also for a single one, detects it.
-        candidates (`Sequence[str]`, *optional*): Codes to detect among. By default all languages of Whisper.
+        languages (`Sequence[str]`, *optional*): The tag of each. `None`, also for a single one, detects it.
+        candidates (`Sequence[str]`, *optional*): Languages to detect among. By default all of Whisper's.
+        route_by_prompt_language (`bool`, *optional*, defaults to `False`):
+            A detected language without an expert takes the only one with this `prompt_language`, if there is one.
         task (`str`, *optional*, defaults to `"transcribe"`): "transcribe" or "translate" (to English).
         batch_size (`int`, *optional*, defaults to 8): Recordings at a time.
         num_beams (`int`, *optional*, defaults to 1): Beams of the search.
@@ -66,7 +69,7 @@ def transcribe_files(
         `tuple[Path, Transcript]`: each readable recording and its transcript.
 
     Raises:
-        ValueError: the model cannot be told a language.
+        ValueError: the model cannot be told a language, or `candidates` sound alike: they have one `prompt_language`.
 
     Example:
 
@@ -96,6 +99,7 @@ def transcribe_files(
                 [waveform for _, _, waveform in readable],
                 [language for _, language, _ in readable],
                 candidates=candidates,
+                route_by_prompt_language=route_by_prompt_language,
                 task=task,
                 num_beams=num_beams,
                 progress=progress,
@@ -141,6 +145,7 @@ def transcribe_waveforms(
     languages: Sequence[str | None],
     *,
     candidates: Sequence[str] = (),
+    route_by_prompt_language: bool = False,
     task: str = "transcribe",
     num_beams: int = 1,
     progress: tqdm | None = None,
@@ -161,8 +166,8 @@ def transcribe_waveforms(
     features, mask = features.to(model.device, model.dtype), mask.to(model.device)
     seconds = [len(waveform) / extractor.sampling_rate for waveform in waveforms]
     if None in languages:
-        detected = detect_languages(model, features, candidates)
-        languages = [given or code for given, code in zip(languages, detected, strict=True)]
+        detected = detect_languages(model, features, candidates, route_by_prompt_language)
+        languages = [given or tag for given, tag in zip(languages, detected, strict=True)]
     progress = tqdm(disable=True) if progress is None else progress
     before = progress.n
 
@@ -170,7 +175,7 @@ def transcribe_waveforms(
         finished = frames[:, 0] * extractor.hop_length / extractor.sampling_rate
         progress.update(before + int(finished.minimum(torch.tensor(seconds)).sum()) - progress.n)
 
-    adapters = getattr(model, "peft_config", {})
+    adapters = clsr_adapters(model)
 
     def transcript(index: int, segments: Sequence[dict[str, Any]]) -> Transcript:  # segments with text
         adapter = inference_adapter(adapters, languages[index], active=None)
@@ -233,17 +238,50 @@ def make_features(
     return features, (torch.arange(longest) < lengths[:, None]).long()
 
 
-def detect_languages(model: torch.nn.Module, features: torch.Tensor, candidates: Sequence[str]) -> list[str]:
-    """Detect the language at the start of each recording with the base model, among `candidates` or all."""
+def detect_languages(
+    model: torch.nn.Module,
+    features: torch.Tensor,
+    candidates: Sequence[str] = (),
+    route_by_prompt_language: bool = False,
+) -> list[str]:
+    """
+    Detect the language at the start of each recording with the base model, which hears Whisper's languages only.
+
+    Args:
+        model (`WhisperForConditionalGeneration` or `PeftModel`): The model.
+        features (`torch.Tensor`): float32 [recordings, mels, frames].
+        candidates (`Sequence[str]`, *optional*): Languages to detect among: each is heard as its `prompt_language`. By
+            default all of Whisper's.
+        route_by_prompt_language (`bool`, *optional*, defaults to `False`): As in [`transcribe_files`].
+
+    Returns:
+        `list[str]`: tags.
+
+    Raises:
+        ValueError: `candidates` have the same `prompt_language`.
+    """
     config = copy.copy(model.generation_config)
-    if candidates:
-        config.lang_to_id = {token: config.lang_to_id[token] for token in (f"<|{code}|>" for code in candidates)}
+    adapters = clsr_adapters(model)
+    heard_as: dict[str, str] = {}  # Whisper's code to a candidate
+    for language in candidates:
+        tag, code = language_and_prompt(language, config.lang_to_id, adapters, None)
+        if heard_as.setdefault(code, tag) != tag:
+            raise ValueError(
+                f"{heard_as[code]!r} and {tag!r} are both heard as {code!r}, so detection cannot tell them apart: "
+                "give the language of each recording in a table"
+            )
+    if heard_as:
+        config.lang_to_id = {token: config.lang_to_id[token] for token in (f"<|{code}|>" for code in heard_as)}
     frames = model.config.max_source_positions * FRAMES_PER_POSITION
     ids = model.detect_language(features, generation_config=config, num_segment_frames=frames)
     codes = {token_id: token[2:-2] for token, token_id in config.lang_to_id.items()}
-    languages = [codes[token_id] for token_id in ids.tolist()]
-    warn_of_unused_adapter(model, languages)
-    return languages
+    languages = [heard_as.get(codes[token_id], codes[token_id]) for token_id in ids.tolist()]
+    warn_of_unused_adapter(model, languages, route_by_prompt_language)
+    if not route_by_prompt_language:
+        return languages
+    names = [inference_adapter(adapters, language, None, by_prompt_language=True) for language in languages]
+    tags = adapter_languages(adapters)
+    return [tag if name is None else tags[name] or tag for name, tag in zip(names, languages, strict=True)]
 
 
 def decode_segments(segments: Sequence[dict[str, Any]], tokenizer: WhisperTokenizer) -> list[dict[str, Any]]:

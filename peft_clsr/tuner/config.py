@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftType
 
-from ..languages import language_code
+from ..languages.tags import language_tag, prompt_code
 from . import peft_type  # noqa: F401  adds PeftType.CLSR
 
 
@@ -22,7 +22,11 @@ class CLSRConfig(PeftConfig):
 
     Args:
         language (`str`, *optional*):
-            The language of the adapter: a Whisper code or English name ("ca", "catalan"), stored as the code.
+            The language or dialect of the adapter, also one that Whisper does not know: a BCP 47 tag ("ca",
+            "ca-valencia", "rw") or an English name, stored as the standard tag, see [`language_tag`].
+        prompt_language (`str`, *optional*):
+            The Whisper language whose token stands in the prompt, code or English name. By default Whisper's own for
+            `language`, "ca" for "ca-valencia". Where Whisper has none, it must be given: one that sounds similar.
         target_modules (`list[str]` or `str`, *optional*):
             The FFN's input projections, matched by PEFT's rules: a list of names or suffixes, or one regular
             expression. If both this and `output_modules` are left out, the architecture decides. An FFN has one input
@@ -66,11 +70,15 @@ class CLSRConfig(PeftConfig):
         started_from (`str`, *optional*): The expert that this one started as a copy of. [`warm_start`] sets it.
 
     Raises:
-        ValueError: the language is unknown, or a value is outside the range given above.
+        ValueError: a language is unknown, Whisper has none for `language` and no `prompt_language` is given, or a
+            value is outside the range given above.
     """
 
     language: str | None = field(
-        default=None, metadata={"help": "The language of the adapter: a Whisper code or English name."}
+        default=None, metadata={"help": "The language of the adapter: a language tag or English name."}
+    )
+    prompt_language: str | None = field(
+        default=None, metadata={"help": "The Whisper language in the prompt; by default Whisper's own for language."}
     )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the FFN's input projections, or a regular expression."}
@@ -119,7 +127,13 @@ class CLSRConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.CLSR
         if self.language is not None:
-            self.language = language_code(self.language)
+            self.language = language_tag(self.language)
+            self.prompt_language = prompt_code(self.language, self.prompt_language)
+        elif self.prompt_language is not None:
+            raise ValueError(
+                f"prompt_language is {self.prompt_language!r} but language is not given: name the language of the "
+                "adapter, such as language='rw'"
+            )
         for name in ("target_modules", "output_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))

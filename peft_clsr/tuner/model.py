@@ -11,6 +11,7 @@ from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
+from ..multilingual import check_prompt_language
 from .adapter_names import BASE, check_adapter_name
 from .architectures import FFN_PROJECTIONS
 from .audio_context import cut_audio_context, resolve_audio_context, restore_audio_context
@@ -116,6 +117,7 @@ class CLSRModel(BaseTuner):
                 f"task_type is {peft_config.task_type!r}, with which PEFT passes input_ids to the model; a "
                 f"{type(model).__name__} takes input_features: leave task_type out"
             )
+        check_prompt_language(model, peft_config)
         resolve_audio_context(peft_config, model, self.peft_config)
         check_ffns(peft_config, model)
 

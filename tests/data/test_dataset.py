@@ -137,7 +137,7 @@ def test_rows_of_several_languages_are_labelled_by_their_own(recordings, process
     assert prepared["index"][:].tolist() == [0, 1]
     for row, text, language in ((0, "un peix", "ca"), (1, "una flor", "ro")):
         assert prepared[row]["labels"].tolist() == encode_labels(processor.tokenizer, text, language)
-    for index, reason in ((2, "'catalann' is not"), (3, r"no token <|de|>"), (4, "None is not")):
+    for index, reason in ((2, "'catalann' is neither"), (3, r"no token <|de|>"), (4, "None is neither")):
         (message,) = [message for message in caplog.messages if f"item {index}," in message]
         assert message.startswith("dropped") and reason in message
 

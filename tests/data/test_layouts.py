@@ -192,7 +192,7 @@ def test_the_language_column_is_obeyed_in_any_source(make, caplog, header, sourc
     assert texts(folder) == ["0", "2", "3"]
     assert texts(folder, language="en") == ["1"]
     assert "3 rows of ro; of other languages, not used: 1 of en" in caplog.text
-    with pytest.raises(ValueError, match="no row of language 'ca'; it has 3 of ro, 1 of en"):
+    with pytest.raises(ValueError, match="no row of language 'ca'; it has 2 of ro, 1 of en, 1 of ro-RO"):
         texts(folder, language="ca")
 
 
@@ -225,7 +225,7 @@ def test_class_labels_are_languages_and_numbers_are_refused(make):
         texts(folder)
 
 
-def test_languages_that_whisper_does_not_know(make, caplog):
+def test_what_is_no_language(make, caplog):
     folder = make({"train/metadata.csv": "file_name,transcription,language\n0.wav,da,ro\n1.wav,nu,romanain\n"})
     with pytest.raises(ValueError, match="metadata.csv, line 3, column 'language'.*did you mean 'romanian'"):
         texts(folder)
@@ -233,12 +233,30 @@ def test_languages_that_whisper_does_not_know(make, caplog):
     with pytest.raises(ValueError, match="metadata.csv, line 3 has no language"):
         texts(folder)
     # A dataset of the Hub cannot be mended, so such rows are of another language.
-    rows = {"transcription": ["da", "oo", "x"], "language": ["ro", "Cebuano", None]}
+    rows = {"transcription": ["da", "oo", "x"], "language": ["ro", "tongue of the hills", None]}
     datasets.Dataset.from_dict(rows).to_parquet(folder / "mixed" / "train.parquet")
     assert texts(folder / "mixed") == ["da"]
     datasets.Dataset.from_dict({k: v[1:2] for k, v in rows.items()}).to_parquet(folder / "one" / "train.parquet")
     assert texts(folder / "one", language="tl") == ["oo"]
-    assert "language 'Cebuano', which Whisper does not know: all rows are taken as 'tl'" in caplog.text
+    assert "language 'tongue of the hills', which is no language tag: all rows are taken as 'tl'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train.parquet"])
+def test_a_dialect_is_taken_for_its_language_unless_it_is_loaded_itself(make, caplog, name):
+    rows = ["0.wav,hola,ca", "1.wav,xiquet,ca-valencia", "2.wav,muraho,rw", "3.wav,adeu,ca_ES"]
+    folder = make(
+        {"metadata.csv": "\n".join(["file_name,transcription,language,split"] + [f"{row},train" for row in rows])}
+    )
+    if name == "train.parquet":
+        datasets.Dataset.from_csv(str(folder / "metadata.csv")).to_parquet(folder / name)
+        (folder / "metadata.csv").unlink()
+    assert texts(folder, language="ca") == ["hola", "xiquet", "adeu"]
+    assert [text for text in caplog.messages if "the rows of ca-valencia are taken for ca, which is broader" in text]
+    assert texts(folder, language="ca", languages=["ca-valencia"]) == ["hola", "adeu"]
+    assert texts(folder, language="ca_valencia", languages=["ca"]) == ["xiquet"]
+    assert texts(folder, language="Kinyarwanda") == ["muraho"]
+    with pytest.raises(ValueError, match="no row of language 'gsw-CH'; it has"):
+        texts(folder, language="gsw-CH")
 
 
 # ---------------------------------------------------------------- torchcodec

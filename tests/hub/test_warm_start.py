@@ -310,13 +310,17 @@ def test_values_that_are_not_finite_are_not_copied_on_the_model(experts):
 def test_a_missing_adapter_is_refused_with_the_line_that_adds_one(experts, whisper, tmp_path):
     save_language(experts("ro", expert_rank=2), tmp_path, "ro")
     model = experts("el")
-    line = r'model\.add_adapter\("ca", CLSRConfig\(language="ca", expert_rank=2, gate_dim=8\)\)'
+    line = r"model\.add_adapter\('ca', CLSRConfig\(language='ca', expert_rank=2, gate_dim=8\)\)"
     with pytest.raises(ValueError, match=rf"no adapter 'ca' \(it has el\).*{line}"):
         warm_start(model, "ca", tmp_path, "ro")
     model.add_adapter("ca", CLSRConfig(language="ca", expert_rank=2, gate_dim=8))  # what the message says
     warm_start(model, "ca", tmp_path, "ro")
     with pytest.raises(ValueError, match=r"WhisperForConditionalGeneration without adapters.*get_peft_model\(model, "):
         warm_start(whisper(), "ca", tmp_path, "ro")
+    with pytest.raises(
+        ValueError, match=r"CLSRConfig\(language='gn', prompt_language='ro', expert_rank=2, gate_dim=8\)"
+    ):
+        warm_start(model, "gn", tmp_path, "ro")  # Whisper does not know Guarani
     lora = get_peft_model(whisper(), LoraConfig(target_modules=["fc1"]), adapter_name="ca")
     with pytest.raises(ValueError, match="adapter 'ca' is of the method LORA, expected CLSR"):
         warm_start(lora, "ca", tmp_path, "ro")

@@ -118,7 +118,7 @@ def test_a_language_may_be_written_in_several_ways(model, spelling):
 
 
 def test_an_unknown_language_is_refused(model):
-    with pytest.raises(ValueError, match=r"'catalann' is not a Whisper language; did you mean 'catalan' \(ca\)"):
+    with pytest.raises(ValueError, match=r"'catalann' is neither .*; did you mean 'catalan' \(ca\)"):
         generate(model, make_features(2), ["ca", "catalann"])
     assert torch.equal(generate(model, make_features(), LANGUAGES), one_by_one(model, make_features(), LANGUAGES))
 

@@ -1,10 +1,12 @@
-"""Spellings of a language that resolve to Whisper's code, names that do not, and the adapter that each is for."""
+"""Spellings of a language: Whisper's code, the standard tag, and names that are neither."""
 
 import pytest
 from langcodes import Language
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from peft_clsr import CLSRConfig, adapter_of_language, inference_adapter, language_code
+from peft_clsr import language_code, language_tag
+from peft_clsr.languages.groups import related_languages
+from peft_clsr.languages.tags import closest_tags, language_name, prompt_code
 
 # The configurations of google/fleurs for languages that Whisper knows; "ca_es" where the first part is the code.
 FLEURS = """
@@ -46,7 +48,6 @@ NAMES_LIKE_TAGS = [
     "i-default",
     "und-ES",
 ]
-ANY = CLSRConfig()
 
 
 def spellings(code):
@@ -134,79 +135,115 @@ def test_the_nearest_language_is_named(language):
     assert str(error.value) == f"language {language!r} is not a Whisper language; did you mean 'catalan' (ca)?"
 
 
-# In training
-
-
-@pytest.mark.parametrize("language", ["ca", "cat", "ca_es", "Catalan", "<|ca|>"])
-@pytest.mark.parametrize(
-    ("adapters", "name"),
-    [
-        ({"uk": ANY, "ca": ANY}, "ca"),
-        ({"uk": ANY, "mine": CLSRConfig(language="ca")}, "mine"),
-        ({"uk": ANY, "catalan": ANY}, "catalan"),
-        ({"default": ANY}, "default"),
-    ],
-)
-def test_training_takes_the_adapter_of_a_language(adapters, name, language):
-    assert adapter_of_language(adapters, language) == name
-
-
-def test_training_takes_an_adapters_name_before_its_language():
-    assert adapter_of_language({"ca": ANY, "ca_valencia": ANY}, "ca_valencia") == "ca_valencia"
+# Tags
 
 
 @pytest.mark.parametrize(
-    ("adapters", "has"),
+    ("spelling", "tag"),
     [
-        ({"uk": ANY}, "no adapter"),
-        ({"mine": CLSRConfig(language="uk")}, "no adapter"),
-        ({"default": ANY, "uk": ANY}, "no adapter"),
-        ({"a": CLSRConfig(language="ca"), "ca_es": ANY}, "several adapters"),
+        *((tag, tag) for tag in ("rw", "hsb", "gsw-CH", "ca-valencia", "ary", "sr-Latn", "pt-BR", "ca-x-rural")),
+        ("CA_Valencia", "ca-valencia"),
+        ("sr_latn", "sr-Latn"),
+        ("ca_es", "ca-ES"),
+        ("cmn_hans_cn", "zh-Hans-CN"),
+        ("Kinyarwanda", "rw"),
+        ("upper sorbian", "hsb"),
+        ("kin", "rw"),
+        # what Whisper knows has Whisper's code
+        ("Catalan", "ca"),
+        ("cat", "ca"),
+        ("<|ca|>", "ca"),
+        ("jv", "jw"),
+        ("jw", "jw"),
+        ("fil", "tl"),
+        ("nb", "no"),
+        ("cmn", "zh"),
+        ("zh-yue", "yue"),
+        ("arb", "ar"),
     ],
 )
-def test_training_wants_one_adapter_for_a_language(adapters, has):
-    with pytest.raises(ValueError, match=f"'ca' has {has} on the model .*{', '.join(adapters)}"):
-        adapter_of_language(adapters, "ca")
+def test_a_language_has_one_standard_tag(spelling, tag):
+    assert language_tag(spelling) == tag
+    assert language_tag(tag) == tag
 
 
-# In inference
-
-TWO = {"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca"), "uk": ANY, "default": ANY}
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_whispers_codes_are_tags(code):
+    assert language_tag(code) == language_tag(LANGUAGES[code]) == code == prompt_code(code)
 
 
 @pytest.mark.parametrize(
-    ("adapters", "language", "active", "name"),
+    "language", ["default", "mine", "my-model", "ca_es_", "", "-", "xx", "romanain", "und", "mul", None, 5]
+)
+def test_what_is_neither_tag_nor_name_is_refused(language):
+    with pytest.raises(ValueError, match=r"is neither a language tag \(BCP 47\) nor an English name") as error:
+        language_tag(language)
+    assert repr(language) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("language", "prompt"), [("ca-valencia", "ca"), ("sr-Latn", "sr"), ("pt-BR", "pt"), ("ca-x-rural", "ca")]
+)
+def test_a_dialect_has_the_prompt_of_its_language(language, prompt):
+    assert prompt_code(language) == prompt
+    assert prompt_code(language, "Spanish") == prompt_code(language, {language: "es"}) == "es"
+    assert prompt_code(language, {"rw": "sw"}) == prompt
+
+
+@pytest.mark.parametrize(
+    ("language", "related"),
+    [("rw", "sw"), ("gsw-CH", "de"), ("ary", "ar"), ("hsb", "pl"), ("ky", "kk"), ("ast", "es"), ("hak", "zh")],
+)
+def test_a_language_without_a_token_needs_a_prompt_and_related_ones_are_named(language, related):
+    with pytest.raises(ValueError, match=r"prompt_language='\w+'.*--prompt_language.*sounds similar") as error:
+        prompt_code(language)
+    assert f"{related} ({LANGUAGES[related]})" in str(error.value)
+    assert prompt_code(language, related) == related
+
+
+def test_related_languages_are_the_closest_first():
+    assert related_languages("rw")[:3] == ["sw", "sn", "ln"]  # Bantu
+    assert related_languages("gsw")[0] == "de"
+    assert related_languages("qaa") == []
+
+
+@pytest.mark.parametrize(
+    ("language", "tags", "closest"),
     [
-        # the active one, if it is of the language
-        (TWO, "ca", "b", "b"),
-        ({"ca": ANY, "mine": CLSRConfig(language="ca")}, "ca", "mine", "mine"),
-        ({"ca": ANY, "ca_valencia": ANY}, "ca", "ca_valencia", "ca_valencia"),
-        # the one of its name
-        ({"ca": ANY, "mine": CLSRConfig(language="ca")}, "ca", "ca", "ca"),
-        ({"ca": ANY, "mine": CLSRConfig(language="ca"), "uk": ANY}, "ca", "uk", "ca"),
-        ({"xx": ANY, "uk": ANY}, "xx", "uk", "xx"),
-        ({"xx": ANY, "uk": ANY}, "xx", None, "xx"),
-        # the only one of it
-        ({"mine": CLSRConfig(language="ca"), "uk": ANY}, "ca", "uk", "mine"),
-        ({"ca_es": ANY, "default": ANY}, "ca", "default", "ca_es"),
-        ({"jv": ANY, "uk": ANY}, "jw", None, "jv"),
-        # the active one, if it is for no language in particular
-        (TWO, "ro", "default", "default"),
-        (TWO, "xx", "default", "default"),
-        # else the base
-        (TWO, "ro", "uk", None),
-        (TWO, "ro", None, None),
-        (TWO, "xx", "uk", None),
-        ({"mine": CLSRConfig(language="ca")}, "uk", "mine", None),
-        ({"default": ANY}, "ca", None, None),
-        ({}, "ca", None, None),
+        ("ca", ["ca", "ca-valencia"], ["ca"]),
+        ("ca-valencia", ["ca", "ca-valencia"], ["ca-valencia"]),
+        ("ca-valencia", ["ca", "uk"], ["ca"]),
+        ("ca", ["ca-valencia"], []),
+        ("ca", ["ca-ES", "uk"], ["ca-ES"]),
+        ("ca-ES", ["ca"], ["ca"]),
+        ("ca-ES-valencia", ["ca", "ca-valencia"], ["ca-valencia"]),
+        ("pt-BR", ["pt-PT", "pt"], ["pt"]),
+        ("pt-PT", ["pt-BR"], []),
+        ("sr-Latn-RS", ["sr", "sr-Latn"], ["sr-Latn"]),
+        ("sr-Latn", ["sr-Cyrl", "sr"], ["sr"]),
+        ("sr-Latn", ["sr-Cyrl"], []),
+        ("ca-valencia", ["ca-ES"], ["ca-ES"]),
+        ("fil-PH", ["tl"], ["tl"]),
+        ("zh-Hans-CN", ["zh"], ["zh"]),
+        ("gsw-CH", ["de", "gsw"], ["gsw"]),
+        ("rw", ["sw"], []),
+        ("xx", ["xx", "ca"], ["xx"]),
     ],
 )
-def test_inference_routes_by_the_adapter_of_a_language_else_by_the_base(adapters, language, active, name):
-    assert inference_adapter(adapters, language, active) == name
+def test_the_exact_language_wins_over_a_broader_one(language, tags, closest):
+    assert closest_tags(language, tags) == closest
 
 
-@pytest.mark.parametrize("active", ["uk", "default", None])
-def test_inference_does_not_choose_among_several_adapters_of_a_language(active):
-    with pytest.raises(ValueError, match=r"'ca' has several adapters on the model \(a, b\).*model.set_adapter\('a'\)"):
-        inference_adapter(TWO, "ca", active)
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        ("ca", "Catalan"),
+        ("rw", "Kinyarwanda"),
+        ("gsw-CH", "Swiss German (Switzerland)"),
+        ("ca-valencia", "Catalan, valencia"),
+        ("sr-Latn", "Serbian (Latin)"),
+        ("qaa", "Unknown language [qaa]"),
+    ],
+)
+def test_names(tag, name):
+    assert language_name(tag) == name

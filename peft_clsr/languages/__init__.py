@@ -1,0 +1,1 @@
+"""Languages: their tags, and the adapters that are for them."""
