@@ -87,7 +87,7 @@ def warm_start(
     >>> warm_start(model, "gl", "me/whisper-small-experts", language="pt")
     ```
     """
-    adapters = getattr(model, "peft_config", None) or {}
+    adapters = _adapters(model)
     if isinstance(source, str) and source in adapters:
         _copy_on_model(model, adapter_name, source, language)
         return
@@ -199,7 +199,7 @@ def start_from(model: nn.Module, adapter_name: str, expert: SavedExpert) -> None
 
 def _copy_on_model(model: nn.Module, adapter_name: str, source: str, language: str | None) -> None:
     """Start an adapter as a copy of another one of the same model."""
-    config: CLSRConfig = model.peft_config[source]
+    config = _adapters(model)[source]
     if source == adapter_name:
         raise ValueError(f"adapter {adapter_name!r} cannot start as a copy of itself: name another source")
     if not isinstance(config, CLSRConfig):
@@ -225,7 +225,13 @@ def _copy_on_model(model: nn.Module, adapter_name: str, source: str, language: s
 @torch.no_grad()
 def _copy(model: nn.Module, adapter_name: str, weights: dict[str, torch.Tensor], source_name: str) -> None:
     set_peft_model_state_dict(model, weights, adapter_name)
-    model.peft_config[adapter_name].started_from = source_name
+    _adapters(model)[adapter_name].started_from = source_name
+
+
+def _adapters(model: nn.Module) -> dict[str, Any]:
+    """The configs of a model's adapters, by name."""
+    adapters: Any = getattr(model, "peft_config", None)
+    return adapters or {}
 
 
 def _weights(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
@@ -234,7 +240,7 @@ def _weights(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
 
 def _config_of(model: nn.Module, adapter_name: str, source: CLSRConfig) -> CLSRConfig:
     """The config of the adapter to start. Raises a `ValueError` that says how to add one, if there is none."""
-    adapters = getattr(model, "peft_config", None) or {}
+    adapters = _adapters(model)
     config = adapters.get(adapter_name)
     if isinstance(config, CLSRConfig):
         return config

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_clsr import CLSRConfig, list_languages
 
@@ -79,8 +79,13 @@ def test_train_one_language(run, whisper, recordings, tmp_path):
     assert (config.language, config.expert_rank, config.straight_through) == ("ca", 64, True)
 
 
-def test_new_language(run, whisper, monkeypatch, tmp_path):
+def test_new_language(run, tiny_whisper, tiny_processor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    whisper, tokenizer = tmp_path / "whisper", tiny_processor.tokenizer
+    tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(1501)])
+    sizes = {"max_source_positions": 1500, "max_target_positions": 448, "vocab_size": len(tokenizer)}
+    tiny_whisper(**sizes).save_pretrained(whisper)  # at Whisper's own 30 s, which pack_utterances fills
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(whisper)
     generator = np.random.default_rng(0)
     for split, size in (("train", 3), ("test", 2)):  # what examples/demo/speak.py makes
         folder = tmp_path / ".cache/espeak-eo" / split
