@@ -38,6 +38,7 @@ from .hub.push import save_language as save_language
 from .hub.push import update_model_card as update_model_card
 from .hub.record import HubLanguage as HubLanguage
 from .hub.record import read_languages as read_languages
+from .hub.warm_start import warm_start as warm_start
 from .languages.adapters import adapter_of_language as adapter_of_language
 from .languages.adapters import inference_adapter as inference_adapter
 from .languages.tags import language_code as language_code

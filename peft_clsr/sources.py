@@ -67,6 +67,25 @@ def check_source(name: str, option: str, expected: str, is_dataset: bool = False
         )
 
 
+def split_adapter_source(text: str) -> tuple[str, str | None]:
+    """
+    Split FOLDER_OR_REPO[:language] into the folder or repository and the language.
+
+    A folder that exists is taken as it is. The colon of a Windows drive is none that splits.
+
+    Raises:
+        ValueError: nothing stands before or after the colon.
+    """
+    source, colon, language = text.rpartition(":")
+    is_path = any(separator in language for separator in "/\\")
+    is_drive = len(source) == 1 and source.isalpha()
+    if os.path.isdir(text) or not colon or is_path or is_drive:
+        return text, None
+    if not source or not language:
+        raise ValueError(f"{text!r} is not FOLDER_OR_REPO[:language], such as 'me/experts:pt' or 'runs/experts:pt'")
+    return source, language
+
+
 def did_you_mean(name: str) -> str:
     """A remark about an existing path that is similar to `name`; "" if there is none."""
     if name.startswith("~"):

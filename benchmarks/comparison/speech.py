@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gettext
 import hashlib
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +32,7 @@ from examples.demo.fetch import (
     scratch_folder,
     write_split,
 )
+from examples.demo.speak import CATALOGUES, VOICES, read_messages, synthesize
 
 SPLITS = Path(__file__).parents[1] / "splits"
 LANGUAGES = ("ro", "bg", "el", "be", "ca")
@@ -46,45 +43,6 @@ SPLIT_SIZES = {"test": 100, "validation": 60, "train": None}  # by the order of 
 UNTOUCHED_UTTERANCES = 60
 OUT_OF_DOMAIN = "out_of_domain"
 OUT_OF_DOMAIN_UTTERANCES = 100
-CATALOGUES = ("coreutils", "apt", "grep", "sed")  # Debian packages whose messages the synthesizer speaks
-VOICES = ("", "+f2", "+m3", "+f4")  # espeak-ng's variants of a language's voice, in turn
-WORDS = range(2, 9)  # words of a message
-
-
-def read_messages(packages: Path, language: str) -> dict[str, str]:
-    """
-    Read the translated messages that can be spoken: plain sentences of a few words, without placeholders, digits,
-    brackets, or Latin words in another script.
-
-    Returns:
-        `dict[str, str]`: SHA-256 of a text to the text, sorted.
-    """
-    letter = "[^\\W\\d_A-Za-z]" if language in ("bg", "el", "be") else "[^\\W\\d_]"
-    plain = re.compile(rf"{letter}+(?:[ ,’'-]+{letter}+)*[.!?]?")
-    messages = {}
-    for package in CATALOGUES:
-        for path in sorted((packages / package).glob(f"usr/share/locale/{language}/LC_MESSAGES/*.mo")):
-            with open(path, "rb") as file:
-                catalogue = gettext.GNUTranslations(file)._catalog  # gettext has no public way to list messages
-            for source, text in catalogue.items():
-                text = " ".join(text.split()) if source and text != source else ""
-                if plain.fullmatch(text) and len(text.split()) in WORDS:
-                    messages[hashlib.sha256(text.encode()).hexdigest()] = text
-    return dict(sorted(messages.items()))
-
-
-def synthesize(text: str, voice: str, target: Path) -> None:
-    """
-    Speak `text` into the WAV file `target`.
-
-    Raises:
-        FetchError: espeak-ng is missing or fails.
-    """
-    if shutil.which("espeak-ng") is None:
-        raise FetchError("'espeak-ng' was not found. On Debian and Ubuntu: apt-get install espeak-ng.")
-    done = subprocess.run(["espeak-ng", "-v", voice, "-w", str(target), "--", text], capture_output=True, text=True)
-    if done.returncode or not target.exists():
-        raise FetchError(f"espeak-ng with the voice {voice!r} failed: {done.stderr.strip()}")
 
 
 def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ def check_weights(folder: str | Path, config: CLSRConfig, model: nn.Module | Non
     shapes = read_shapes(path)
     check_parts(shapes, config, path)
     if model is not None:
-        check_shapes(shapes, _shapes_on_copy(model, config), path)
+        check_shapes(shapes, shapes_on_copy(model, config), path)
     check_finite(path)
 
 
@@ -71,7 +71,7 @@ def _read_clsr_config(folder: Path) -> CLSRConfig:
     return CLSRConfig.from_pretrained(str(folder))
 
 
-def _shapes_on_copy(model: nn.Module, config: CLSRConfig) -> dict[str, torch.Size]:
+def shapes_on_copy(model: nn.Module, config: CLSRConfig) -> dict[str, torch.Size]:
     """
     Names and shapes that the weights of an adapter of `config` on `model` have in a file.
 

@@ -67,3 +67,4 @@ def _swap(
     for layer in model.modules():
         if isinstance(layer, CLSRLayer) and adapter_name in layer.clsr_config:
             layer.clsr_config[adapter_name].language = config.language
+            layer.clsr_config[adapter_name].started_from = config.started_from

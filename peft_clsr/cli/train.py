@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .train_options import TrainOptions, check_options, make_train_parser
+from .train_options import TrainOptions, check_options, expert_config, make_train_parser
+
+if TYPE_CHECKING:
+    from ..hub.warm_start import SavedExpert
 
 DESCRIPTION = "train language experts: measure, train, measure again"
 
@@ -54,16 +57,34 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
                     "choose another --output_dir, or give --overwrite to replace them"
                 )
         untrained = [index for index, code in enumerate(data.languages) if code not in results["languages"]]
+        source = _expert_to_start_from(options) if untrained else None
         check_recordings(
             options, [data.languages[index] for index in untrained], [configs[index] for index in untrained]
         )
-        _train_all(options, configs, results)
+        _train_all(options, configs, results, source)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     return 0
 
 
-def _train_all(options: TrainOptions, configs: list[str | None], results: dict[str, Any]) -> None:
+def _expert_to_start_from(options: TrainOptions) -> SavedExpert | None:
+    """The expert that `--warm_start` names, with the sizes of the new ones."""
+    if options.data.warm_start is None:
+        return None
+    from ..hub.warm_start import check_sizes, find_expert
+    from ..sources import split_adapter_source
+    from ..tuner.config import CLSRConfig
+
+    place, language = split_adapter_source(options.data.warm_start)
+    source = find_expert(place, language, option="--warm_start")
+    new = CLSRConfig(**expert_config(options.expert))
+    check_sizes(options.data.languages[0], new, source.config, source.name)
+    return source
+
+
+def _train_all(
+    options: TrainOptions, configs: list[str | None], results: dict[str, Any], source: SavedExpert | None
+) -> None:
     """Train the languages that have no results yet, and print the table."""
     from accelerate import PartialState
 
@@ -80,7 +101,7 @@ def _train_all(options: TrainOptions, configs: list[str | None], results: dict[s
                 f"{language}: trained before with these settings, see {options.output_dir} (again: --overwrite)",
             )
             continue
-        results["languages"][language] = train_language(language, dataset_config, options, results)
+        results["languages"][language] = train_language(language, dataset_config, options, results, source)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)

@@ -32,6 +32,7 @@ from ..evaluation.plots import try_plot_gate_means
 from ..evaluation.transcripts import transcribe
 from ..hub.card import write_folder_card
 from ..hub.push import save_language, save_weights
+from ..hub.warm_start import SavedExpert, check_fit, start_from
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
 from .joined import measure_joined
@@ -44,7 +45,11 @@ logger = logging.getLogger(__name__)
 
 
 def train_language(
-    language: str, dataset_config: str | None, options: TrainOptions, results: dict[str, Any]
+    language: str,
+    dataset_config: str | None,
+    options: TrainOptions,
+    results: dict[str, Any],
+    source: SavedExpert | None = None,
 ) -> dict[str, Any]:
     """
     Train the expert (or LoRA) of one language, and save it in the output folder.
@@ -54,6 +59,7 @@ def train_language(
         dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
         options (`TrainOptions`): All options.
         results (`dict`): The results so far, as `open_results` returned them.
+        source (`SavedExpert`, *optional*): The expert to start from.
 
     Returns:
         `dict`: the row of results: counts of recordings, error rates, parameters, gate means and times in seconds.
@@ -63,14 +69,20 @@ def train_language(
         OSError: a model cannot be loaded.
     """
     set_seed(options.training.seed)
-    return _LanguageTraining(language, dataset_config, options, results).run()
+    return _LanguageTraining(language, dataset_config, options, results, source).run()
 
 
 class _LanguageTraining:
     def __init__(
-        self, language: str, dataset_config: str | None, options: TrainOptions, results: dict[str, Any]
+        self,
+        language: str,
+        dataset_config: str | None,
+        options: TrainOptions,
+        results: dict[str, Any],
+        source: SavedExpert | None,
     ) -> None:
         self.language = language
+        self.source = source
         self.prompt = prompt_of(options.data, language)
         self.options = options
         self.results = results
@@ -89,6 +101,8 @@ class _LanguageTraining:
         # The order matters for reproducible results: measuring draws random numbers, and so does a new adapter.
         model = WhisperForConditionalGeneration.from_pretrained(self.options.data.student, dtype=torch.float32)
         model.to(self.options.training.device)
+        if self.source is not None:
+            check_fit(model, self.language, self._config(), self.source)
         self._prepare()
         self._measure_base(model)
         model = self._add_adapter(model)
@@ -161,12 +175,17 @@ class _LanguageTraining:
         report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
         self.row[f"{key}_joined"] = rates
 
+    def _config(self) -> CLSRConfig:
+        settings = expert_config(self.options.expert)
+        names = {"language": self.language, "prompt_language": self.prompt}
+        return CLSRConfig(**names, max_audio_seconds=self.seconds, **settings)
+
     def _add_adapter(self, model: nn.Module) -> PeftModel:
         lora, expert = self.options.lora, self.options.expert
         if lora is None:
-            names = {"language": self.language, "prompt_language": self.prompt}
-            config = CLSRConfig(**names, max_audio_seconds=self.seconds, **expert_config(expert))
-            model = get_peft_model(model, config, adapter_name=self.language)
+            model = get_peft_model(model, self._config(), adapter_name=self.language)
+            if self.source is not None:
+                start_from(model, self.language, self.source)
         else:
             config = LoraConfig(
                 r=lora.lora_rank,

@@ -35,6 +35,9 @@ class DataArguments:
     )
     teacher: str | None = _option(None, "Larger Whisper to learn from: Hub id or folder.")
     teacher_cache: str | None = _option(None, "Folder for the teacher's states: it then runs only once.")
+    warm_start: str | None = _option(
+        None, "Start from this expert, FOLDER_OR_REPO[:language], of the same rank: me/experts:pt."
+    )
     dataset_config: list[str] | None = _option(
         None, "Hub configuration or subfolder (ca_es): one, or one per language."
     )
@@ -141,7 +144,8 @@ _RARE = (
     "prompt_language dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples "
     "long_audio timestamps single previous_text "
     "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
-    "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps"
+    "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps "
+    "warm_start"
 ).split()
 
 _DESCRIPTION = """\
@@ -267,7 +271,7 @@ def _check_lora(lora: LoraArguments, data: DataArguments, expert: ExpertArgument
     if not 0 <= lora.lora_dropout < 1:
         raise ValueError(f"--lora_dropout is {lora.lora_dropout}, expected a probability in [0, 1)")
     unused = [item.name for item in fields(expert) if getattr(expert, item.name) != item.default]
-    unused = ["teacher"] * (data.teacher is not None) + unused
+    unused = [name for name in ("teacher", "warm_start") if getattr(data, name) is not None] + unused
     unused = [f"--{name}" for name in unused if name != "exclude_modules"]
     if unused:
         raise ValueError(

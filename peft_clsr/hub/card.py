@@ -171,12 +171,14 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
         pairs = [f"{entry.name} ({entry.code}) by {entry.prompt_language}" for entry in prompted]
         lines += ["", f"In Whisper's prompt, another language's token stands for: {', '.join(dict.fromkeys(pairs))}."]
     lines += ["", "## Use", "", *_snippet(languages, repo_id, is_local)]
-    trained = [language for language in languages if language.training]
+    trained = [language for language in languages if language.training or language.started_from]
     if trained:
         lines += ["", "## Training"]
     for language in trained:
-        values = ", ".join(f"`{_cell(name)}` {_cell(value)}" for name, value in language.training.items())
-        lines += ["", f"{language.name} ({language.code}): {values}"]
+        values = [f"`{_cell(name)}` {_cell(value)}" for name, value in language.training.items()]
+        if language.started_from:
+            values.insert(0, f"started from {_cell(language.started_from)}")
+        lines += ["", f"{language.name} ({language.code}): {', '.join(values)}"]
     plotted = [language for language in languages if language.has_plot]
     if plotted:
         lines += ["", "## How often each layer uses the expert"]

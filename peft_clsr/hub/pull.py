@@ -50,7 +50,7 @@ def list_languages(repo_id: str, *, revision: str | None = None, token: str | bo
     ```
     """
     api = HfApi(token=token)
-    folder = _small_files(api, repo_id, revision)
+    folder = small_files(api, repo_id, revision)
     try:
         siblings = api.model_info(repo_id, revision=folder.name, files_metadata=True).siblings
     except OfflineModeIsEnabled:
@@ -111,7 +111,7 @@ def load_language(
     api = HfApi(token=token)
     folders: dict[str, Path] = {}
     if language is None:
-        snapshot = _small_files(api, repo_id, revision)
+        snapshot = small_files(api, repo_id, revision)
         wanted = [entry.subfolder or entry.code for entry in read_languages(snapshot)]
         if not wanted:
             raise ValueError(f"{repo_id} has no language: {snapshot} holds no adapter_config.json of one")
@@ -151,7 +151,7 @@ def load_language(
     return model
 
 
-def _small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
+def small_files(api: HfApi, repo_id: str, revision: str | None) -> Path:
     """Download the configs and records of all languages. The name of the folder returned is the commit."""
     patterns = [pattern for name in (CONFIG_NAME, RECORD_NAME) for pattern in (name, f"*/{name}")]
     return Path(api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
@@ -165,11 +165,11 @@ def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tup
         check_adapter_name(language)
         tag = language  # a folder that is not named by a language
     for subfolder in _possible_folders(language, tag):
-        folder = _download(api, repo_id, subfolder, revision)
+        folder = download(api, repo_id, subfolder, revision)
         if (folder / CONFIG_NAME).is_file():
             return subfolder, folder
     # Its folder has another name, or is the repository itself.
-    snapshot = _small_files(api, repo_id, revision)
+    snapshot = small_files(api, repo_id, revision)
     languages = read_languages(snapshot)
     closest = closest_tags(tag, [entry.code for entry in languages])
     found = [entry for entry in languages if entry.code in closest]
@@ -180,7 +180,7 @@ def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tup
         )
     if not are_equal_tags(tag, found[0].code):
         logger.warning(f"{repo_id} has none for {tag!r}, so that for {found[0].code!r} is loaded, which is broader")
-    return found[0].subfolder or found[0].code, _download(api, repo_id, found[0].subfolder, snapshot.name)
+    return found[0].subfolder or found[0].code, download(api, repo_id, found[0].subfolder, snapshot.name)
 
 
 def _possible_folders(language: str, tag: str) -> list[str]:
@@ -192,7 +192,7 @@ def _possible_folders(language: str, tag: str) -> list[str]:
     return list(dict.fromkeys([language, tag]))
 
 
-def _download(api: HfApi, repo_id: str, subfolder: str, revision: str | None) -> Path:
+def download(api: HfApi, repo_id: str, subfolder: str, revision: str | None) -> Path:
     """Download what loading an adapter needs. Returns its folder, without files if the repository has none."""
     prefix = f"{escape(subfolder)}/" if subfolder else ""
     patterns = [prefix + name for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD_NAME)]

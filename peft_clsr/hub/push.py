@@ -187,6 +187,7 @@ def describe_adapter(
         results=check_results(results),
         training={} if training_args is None else training_summary(training_args),
         has_plot=has_plot,
+        started_from=model.peft_config[adapter_name].started_from,
     )
 
 

@@ -76,6 +76,7 @@ class HubLanguage:
         training (`dict`): The training arguments.
         has_plot (`bool`): True if the folder has a plot of gate means.
         prompt_language (`str`): Whisper's code of the language in the prompt, "sw" for "rw".
+        started_from (`str`, *optional*): The expert that this one started as a copy of, see [`warm_start`].
     """
 
     code: str
@@ -89,6 +90,7 @@ class HubLanguage:
     training: dict[str, Any] = field(default_factory=dict)
     has_plot: bool = False
     prompt_language: str = ""
+    started_from: str | None = None
 
     @property
     def rate(self) -> Literal["wer", "cer"]:
@@ -258,4 +260,5 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         training=record.get("training", {}),
         has_plot=record.get("has_plot") is True,
         prompt_language=prompt_code(tag, config.get("prompt_language")),
+        started_from=config.get("started_from"),
     )

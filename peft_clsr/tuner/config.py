@@ -67,6 +67,7 @@ class CLSRConfig(PeftConfig):
             estimator, Bengio et al., 2013). Each token is then trained on one path. Noise makes it try both at first;
             in the end it is trained on the path that it takes in evaluation. By default tokens are trained on blends
             of both paths, as in the paper.
+        started_from (`str`, *optional*): The expert that this one started as a copy of. [`warm_start`] sets it.
 
     Raises:
         ValueError: a language is unknown, Whisper has none for `language` and no `prompt_language` is given, or a
@@ -117,6 +118,9 @@ class CLSRConfig(PeftConfig):
     )
     straight_through: bool = field(
         default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
+    )
+    started_from: str | None = field(
+        default=None, metadata={"help": "The expert that this one started as a copy of; set by warm_start."}
     )
 
     def __post_init__(self):

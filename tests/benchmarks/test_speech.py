@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+import shutil
 import struct
 import subprocess
 from collections import Counter
@@ -107,11 +108,11 @@ def test_a_plural_is_read_in_each_of_its_forms(tmp_path):
 
 def test_a_synthesizer_that_fails_or_is_missing_is_named(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "no such voice\n")
-    monkeypatch.setattr(speech.shutil, "which", lambda program: program)
-    monkeypatch.setattr(speech.subprocess, "run", lambda *arguments, **settings: failed)
+    monkeypatch.setattr(shutil, "which", lambda program: program)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **settings: failed)
     with pytest.raises(FetchError, match="the voice 'ro\\+x9' failed: no such voice"):
         speech.synthesize("o linie", "ro+x9", tmp_path / "a.wav")
-    monkeypatch.setattr(speech.shutil, "which", lambda program: None)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(FetchError, match="apt-get install espeak-ng"):
         speech.synthesize("o linie", "ro", tmp_path / "a.wav")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers import noise, write_container
+from helpers import noise, random_clsr, write_container
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -29,7 +29,9 @@ from peft_clsr import (
     load_recordings,
     pack_utterances,
     prepare_dataset,
+    push_folder,
     read_languages,
+    save_language,
     transcribe,
 )
 from peft_clsr.cli import main
@@ -771,3 +773,64 @@ def test_the_limit_of_labels_is_that_of_the_student(run, student, tiny_whisper, 
     status, printed = run()
     assert status == 2 and not (tmp_path / "out").exists()
     assert "4 labels_too_long" in printed and "labels of 11 tokens, longer than 10" in printed
+
+
+# ------------------------------------------------------------------------------------------------------- warm start
+
+
+@pytest.fixture
+def experts(student, tmp_path):
+    """A folder of random experts of French and Greek, as `run` makes them."""
+    base = WhisperForConditionalGeneration.from_pretrained(student, dtype=torch.float32)
+    model = random_clsr(base, "fr", "el", expert_rank=64)
+    for language in ("fr", "el"):
+        save_language(model, tmp_path / "experts", language)
+    return tmp_path / "experts"
+
+
+def test_an_expert_starts_as_a_copy_and_its_card_and_checkpoints_say_so(run, experts, tmp_path):
+    options = ("--warm_start", f"{experts}:french", "--max_audio_seconds", 0, "--learning_rate", 1e-9)
+    status, printed = run(*options, "--save_steps", 1, "--keep_checkpoints")
+    assert status == 0, printed
+    out = tmp_path / "out"
+    source = load_file(experts / "fr/adapter_model.safetensors")
+    trained = load_file(out / "ro/adapter_model.safetensors")
+    assert source.keys() == trained.keys()
+    assert all(torch.allclose(source[name], trained[name], atol=1e-6) for name in source)
+    for folder in (out / "ro", out / "checkpoints/ro/checkpoint-1/ro"):
+        assert json.loads((folder / "adapter_config.json").read_text())["started_from"] == "fr of the folder experts"
+    assert json.loads((out / "ro/language.json").read_text())["started_from"] == "fr of the folder experts"
+    assert "Romanian (ro): started from fr of the folder experts" in (out / "README.md").read_text()
+    # A run from another source is another run.
+    status, printed = run("--warm_start", f"{experts}:el", "--max_audio_seconds", 0, "--learning_rate", 1e-9)
+    assert status == 2 and "warm_start" in printed and "--overwrite" in printed
+    shutil.rmtree(experts)  # what is done already needs no source
+    status, printed = run(*options, "--save_steps", 1)
+    assert status == 0 and "trained before" in printed
+
+
+def test_a_warm_start_from_the_hub(run, experts, hub, tmp_path):
+    push_folder(experts, "me/experts")
+    status, printed = run("--warm_start", "me/experts:fr", "--max_audio_seconds", 0)
+    assert status == 0, printed
+    assert read_languages(tmp_path / "out")[0].started_from.startswith("fr of me/experts (commit ")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("{experts}:pt", (), r"has nothing for 'pt'; it has el \(Greek\), fr \(French\)"),
+        ("{experts}", (), r"has el \(Greek\), fr \(French\): name the language to start from"),
+        ("{experts}/fr", ("--expert_rank", 2), "expert_rank is 2 in adapter 'ro' and 64 in fr of .* expert_rank=64"),
+        ("{experts}/fr", ("--exclude_modules", ".*encoder.*"), "exclude_modules is '.*encoder.*' here and None there"),
+        ("{experts}/fr", ("--lora_rank", 2), "--lora_rank trains LoRA instead of an expert, so --warm_start would do"),
+        ("{experts}x:fr", (), "--warm_start '.*expertsx' does not exist"),
+        ("C:\\experts\\fr", (), r"--warm_start 'C:\\+experts\\+fr' does not exist"),
+        ("{experts}:", (), r"is not FOLDER_OR_REPO\[:language\]"),
+    ],
+)
+def test_a_warm_start_that_cannot_be_is_refused_before_the_work(run, experts, tmp_path, source, options, message):
+    method = () if "--lora_rank" in options else ("--gate_dim", 8)
+    status, printed = run("--warm_start", source.format(experts=experts), *options, method=method)
+    assert status == 2 and re.search(message, printed), printed
+    assert "base model: " not in printed and not (tmp_path / "out").exists()

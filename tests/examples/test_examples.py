@@ -1,5 +1,6 @@
 """The pages of `examples/`, each run for a few steps with tiny random Whispers and noise."""
 
+import re
 import runpy
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_clsr import CLSRConfig, list_languages
 
@@ -76,6 +77,29 @@ def test_train_one_language(run, whisper, recordings, tmp_path):
     assert "with the expert: WER" in printed and "base model: WER" in printed
     config = loaded(whisper, tmp_path / "out", "ca").peft_config["ca"]
     assert (config.language, config.expert_rank, config.straight_through) == ("ca", 64, True)
+
+
+def test_new_language(run, tiny_whisper, tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whisper, tokenizer = tmp_path / "whisper", tiny_processor.tokenizer
+    tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(1501)])
+    sizes = {"max_source_positions": 1500, "max_target_positions": 448, "vocab_size": len(tokenizer)}
+    tiny_whisper(**sizes).save_pretrained(whisper)  # at Whisper's own 30 s, which pack_utterances fills
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(whisper)
+    generator = np.random.default_rng(0)
+    for split, size in (("train", 3), ("test", 2)):  # what examples/demo/speak.py makes
+        folder = tmp_path / ".cache/espeak-eo" / split
+        folder.mkdir(parents=True)
+        rows = ["file_name,transcription,language"]
+        for i in range(size):
+            soundfile.write(folder / f"{i}.wav", generator.normal(0, 0.1, 3000), 16000)
+            rows.append(f"{i}.wav,frazo {i},eo")
+        (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    printed = run("new_language.py", "--model", whisper, "--prompt_language", "ro", "--max_steps", 2, "--test_size", 1)
+    before, after = re.findall(r"(?:before|after): WER [\d.]+%, CER [\d.]+%", printed)
+    assert before.startswith("before") and after.startswith("after")
+    config = loaded(whisper, tmp_path / "runs/new-language", "eo").peft_config["eo"]
+    assert (config.language, config.prompt_language) == ("eo", "ro")
 
 
 def test_train_with_teacher(run, whisper, recordings, tmp_path):

@@ -1,0 +1,223 @@
+"""
+Does a warm start pay? Catalan experts that start as a copy of a Romanian one (warm) or from whisper-base alone (cold).
+
+    python -m benchmarks.warm_start --bf16
+
+fetches whisper-base and recordings, trains one Romanian expert, and then the grid: sizes x seeds x starts, each with
+the same steps on windows of packed utterances. Each run is measured on the same held-out Catalan recordings.
+`--output` has a line of JSON for each finished run. Runs that are in it are not repeated, so a stopped command goes on
+where it was. At size 0 nothing is trained: the base model, and the Romanian expert as it is. A run takes 5 minutes of
+one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, set_seed
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.timing import machine
+from examples.demo.fetch import STAMPS_PACKAGE, FetchError, fetch_package, fetch_whisper, make_dataset
+from peft_clsr import (
+    CLSRConfig,
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    error_rates,
+    load_recordings,
+    pack_utterances,
+    prepare_dataset,
+    save_language,
+    transcribe,
+    warm_start,
+)
+
+STARTS = ("cold", "warm")
+# docs/training.md, "Gates in short trainings"
+GATES = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
+BATCH_SIZE = 2  # windows of 30 s
+# What tells a run from others in the file of results.
+KEYS = ("language", "source", "start", "size", "seed", "steps", "source_steps", "rank", "learning_rate")
+KEYS += ("bf16", "held_out")
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("peft_clsr").setLevel(logging.ERROR)
+    for language in (options.source, options.language):
+        fetch(options.cache_dir, language)
+    processor = WhisperProcessor.from_pretrained(options.student)
+    recordings = load_recordings(str(options.cache_dir / f"tuxpaint-{options.language}"), options.language, "test")
+    held_out = recordings.select(range(min(len(recordings), options.held_out)))
+    held_out, _ = prepare_dataset(held_out, processor, options.language)
+    for run in runs(options):
+        if find(options.output, run):
+            continue
+        source = source_expert(options, processor) if run["start"] == "warm" else None
+        name = f"{run['start']}, {run['size']} recordings, seed {run['seed']}"
+        started = time.monotonic()
+        set_seed(run["seed"])  # the draws of both starts are the same
+        model = new_expert(run["language"], options)
+        if source is not None:
+            warm_start(model, run["language"], source)
+        log = train(model, run["language"], run["size"], run["steps"], run["seed"], options, processor)
+        if options.bf16:
+            model.to(torch.bfloat16)
+        texts = transcribe(model, processor, held_out, run["language"], batch_size=10, max_new_tokens=64, desc=name)
+        rates = error_rates(texts, held_out["text"], language=run["language"])[run["language"]]
+        row = run | {"wer": rates["wer"], "cer": rates["cer"], "utterances": rates["utterances"], "log": log}
+        row |= {
+            "seconds": round(time.monotonic() - started),
+            "machine": machine("bfloat16" if options.bf16 else "float32"),
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.output, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name}: WER {row['wer']:.1%}, {row['seconds']} s")
+    print(table([find(options.output, run) for run in runs(options)]))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
+    parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
+    parser.add_argument("--language", default="ca", help="language to train")
+    parser.add_argument("--source", default="ro", help="language to start from")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200], help="recordings to train on")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run")
+    parser.add_argument("--source_steps", type=int, default=100, help="steps of the expert to start from")
+    parser.add_argument("--held_out", type=int, default=100, help="recordings to measure on")
+    parser.add_argument("--rank", type=int, default=64, help="rank of the experts")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--bf16", action="store_true", help="train and measure in bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/warm-start.jsonl"))
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/warm-start"), help="folder of the source expert")
+    return parser.parse_args()
+
+
+def fetch(cache: Path, language: str) -> None:
+    """Write whisper-base and the recordings of a language into the cache, if they are not there."""
+    fetch_whisper(cache / "whisper-base")
+    dataset = cache / f"tuxpaint-{language}"
+    if not dataset.is_dir():
+        fetch_package(STAMPS_PACKAGE, cache / STAMPS_PACKAGE)
+        make_dataset(cache / STAMPS_PACKAGE / "usr/share/tuxpaint/stamps", language, dataset)
+
+
+def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All runs of the grid, the seeds outside, so that a part of it is a fair comparison already."""
+    common = {name: getattr(options, name) for name in KEYS if hasattr(options, name)}
+    for start in STARTS:
+        yield common | {"start": start, "size": 0, "seed": options.seeds[0], "steps": 0}
+    for seed in options.seeds:
+        for size in options.sizes:
+            for start in STARTS:
+                yield common | {"start": start, "size": size, "seed": seed}
+
+
+def find(output: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of a run, if it is in the file."""
+    if not output.is_file():
+        return None
+    rows = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    return next((row for row in rows if all(row[name] == run[name] for name in KEYS)), None)
+
+
+def source_expert(options: argparse.Namespace, processor: Any) -> Path:
+    """The folder of the expert to start from. It is trained on all recordings of its language, once."""
+    name = f"{options.source}-{options.source_steps}-rank{options.rank}-{options.learning_rate:g}"
+    folder = options.work_dir / name / options.source
+    if not folder.is_dir():
+        set_seed(0)
+        model = new_expert(options.source, options)
+        train(model, options.source, None, options.source_steps, 0, options, processor)
+        with tempfile.TemporaryDirectory() as scratch:
+            saved = save_language(model, scratch, options.source)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            saved.rename(folder)
+    return folder
+
+
+def new_expert(language: str, options: argparse.Namespace) -> PeftModel:
+    whisper = WhisperForConditionalGeneration.from_pretrained(options.student, dtype=torch.float32)
+    config = CLSRConfig(language=language, expert_rank=options.rank, **GATES)
+    return get_peft_model(whisper, config, adapter_name=language)
+
+
+def train(
+    model: PeftModel,
+    language: str,
+    size: int | None,
+    steps: int,
+    seed: int,
+    options: argparse.Namespace,
+    processor: Any,
+) -> list[dict[str, float]]:
+    """Train on `size` recordings, drawn by the seed; on all, if it is `None`. Returns the log of losses."""
+    if steps == 0:
+        return []
+    recordings = load_recordings(str(options.cache_dir / f"tuxpaint-{language}"), language, "train")
+    if size is not None:
+        recordings = recordings.shuffle(seed=seed).select(range(size))  # smaller sizes are parts of larger ones
+    windows = pack_utterances(recordings, processor, language, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = DistillationTrainingArguments(
+            folder,
+            seed=seed,
+            max_steps=steps,
+            learning_rate=options.learning_rate,
+            warmup_steps=0.1,
+            adam_beta2=0.98,
+            per_device_train_batch_size=BATCH_SIZE,
+            bf16=options.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            logging_steps=5,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        collator = DataCollatorSpeechSeq2SeqWithPadding(processor, language=language)
+        trainer = DistillationTrainer(model=model, args=arguments, train_dataset=windows, data_collator=collator)
+        trainer.train()
+    return [{name: entry[name] for name in ("step", "loss")} for entry in trainer.state.log_history if "loss" in entry]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: by size the mean WER of each start, and the mean, lowest and highest difference over seeds."""
+    lines = ["| recordings | cold WER % | warm WER % | warm - cold: mean (lowest to highest) |", "|---|---|---|---|"]
+    for size in dict.fromkeys(row["size"] for row in rows):
+        wers = {
+            start: {row["seed"]: 100 * row["wer"] for row in rows if (row["size"], row["start"]) == (size, start)}
+            for start in STARTS
+        }
+        cold, warm = wers["cold"], wers["warm"]
+        differences = [warm[seed] - cold[seed] for seed in cold]
+        means = [statistics.mean(values) for values in (cold.values(), warm.values(), differences)]
+        bounds = f"({min(differences):+.1f} to {max(differences):+.1f})"
+        lines.append(f"| {size} | {means[0]:.1f} | {means[1]:.1f} | {means[2]:+.1f} {bounds} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FetchError, ValueError) as error:
+        sys.exit(f"error: {error}")
