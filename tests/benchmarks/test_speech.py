@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from benchmarks.comparison import speech
+from examples.demo import speak
 from examples.demo.fetch import FetchError, choose_recordings, fetch_package, keep_short, write_split
 
 
@@ -115,6 +116,28 @@ def test_a_synthesizer_that_fails_or_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(FetchError, match="apt-get install espeak-ng"):
         speech.synthesize("o linie", "ro", tmp_path / "a.wav")
+
+
+def test_a_new_language_is_spoken_in_two_splits_without_a_common_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(speak, "fetch_package", lambda package, target: None)
+    monkeypatch.setattr(
+        speak, "synthesize", lambda text, voice, target: target.write_bytes(f"{voice} {text}".encode())
+    )
+    write_catalogue(tmp_path / "packages", "tar", "eo", {f"text {i}": f"frazo {'a' * i}" for i in range(1, 63)})
+    folder = speak.make_speech(tmp_path, "eo")
+    texts = {}
+    for split in ("train", "test"):
+        with open(folder / split / "metadata.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        texts[split] = {row["transcription"] for row in rows}
+        voice = rows[1]["file_name"].removesuffix(".wav").partition("_")[2]
+        assert voice == "eo+f2" and rows[1]["language"] == "eo"
+        spoken = (folder / split / rows[1]["file_name"]).read_bytes()
+        assert spoken == f"{voice} {rows[1]['transcription']}".encode()
+    assert (len(texts["train"]), len(texts["test"])) == (2, 60) and not texts["train"] & texts["test"]
+    with pytest.raises(FetchError, match="'ky' has 0 messages in coreutils, .* more than the 60"):
+        speak.make_speech(tmp_path, "ky")
+    assert not (tmp_path / "espeak-ky").exists()
 
 
 # ------------------------------------------------------------------------------------------------ lists and data sets

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import SMALL, logits_of, random_clsr, randomize
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 
 from peft_clsr import (
@@ -211,6 +212,13 @@ def test_a_sources_name_from_a_file_cannot_break_the_card(experts, tmp_path):
     assert language.started_from == "<!-- a\n| b -->"
     write_folder_card(tmp_path)
     assert "started from &lt;!-- a \\| b -->" in (tmp_path / "README.md").read_text()
+
+
+def test_swapped_weights_bring_the_name_of_their_source(experts, folder, tmp_path):
+    model = experts("ca")
+    warm_start(model, "ca", folder, "ro")
+    hotswap_adapter(model, str(folder / "fr"), "ca")
+    assert model.peft_config["ca"].started_from is None
 
 
 # ------------------------------------------------------------------------------------ refused, with nothing changed
