@@ -54,8 +54,7 @@ def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
         "lora": (f"with LoRA{cut}", parameters, gate_mean),
     }
     for key in [name for name in names if f"{name}_joined" in row]:
-        number = row[f"{key}_joined"]["recordings"]
-        names[f"{key}_joined"] = (f"{names[key][0]}, joined to {number} recordings", "", "")
+        names[f"{key}_joined"] = (f"{names[key][0]}, joined to about a minute", "", "")
     return [
         [language, str(row[key]["utterances"]), name, *rate_cells(row[key], language), *more]
         for key, (name, *more) in names.items()

@@ -149,7 +149,7 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
                 context -= MIN_GAP
             with options.training.main_process_first(desc="recordings"):
                 recordings = without_decoding(load_split(data, language, config, split), data.audio_column)
-                reader = row_reader(recordings, processor, language, data)
+                reader = row_reader(recordings, processor, language, data, split)
                 checks = check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
             outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
             counts = count_outcomes(outcomes)
@@ -180,9 +180,9 @@ def max_dropped(data: DataArguments, split: str) -> float:
 
 
 def row_reader(
-    recordings: datasets.Dataset, processor: WhisperProcessor, language: str, data: DataArguments
+    recordings: datasets.Dataset, processor: WhisperProcessor, language: str, data: DataArguments, split: str
 ) -> RowReader:
-    """The reader of the rows of undecoded recordings. Raises a `ValueError` for missing columns."""
+    """The reader of the undecoded recordings of a split. Raises a `ValueError` for missing columns."""
     return RowReader.of(
         recordings,
         tokenizer=processor.tokenizer,
@@ -192,6 +192,7 @@ def row_reader(
         audio_column=data.audio_column,
         text_column=data.text_column,
         language_column="language",
+        no_speech=split == "train" and data.no_speech > 0,
         max_label_length=label_limit(data),
     )
 

@@ -35,7 +35,7 @@ from ..hub.push import save_language, save_weights
 from ..hub.warm_start import SavedExpert, check_fit, start_from
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
-from .joined import measure_joined
+from .joined import format_times, measure_joined
 from .run_folder import checkpoints_folder, write_results
 from .train_data import cut_context, load_split, packs, prepare, prompt_of, report
 from .train_options import TrainOptions, expert_config
@@ -172,7 +172,7 @@ class _LanguageTraining:
             return
         processor, name = processor or self.processor, f"{name}, joined recordings"
         rates = measure_joined(model, processor, self.held_out, self.language, self._spoken(model), self.options, name)
-        report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}")
+        report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}; {format_times(rates)}")
         self.row[f"{key}_joined"] = rates
 
     def _config(self) -> CLSRConfig:

@@ -55,6 +55,7 @@ class DataArguments:
     timestamps: float = _option(0.5, "Share of windows with timestamps.")
     single: float = _option(0.1, "Share of windows of one recording.")
     previous_text: float = _option(0.1, "Share of windows that follow another one's text.")
+    no_speech: float = _option(0.0, "Share of windows without speech: rows without text, or generated noise.")
     max_audio_seconds: int | None = _option(None, "Cut the context, for tiny machines; nothing is packed then.")
     long_audio: Literal["drop", "cut"] = _option(
         "drop", "Drop recordings longer than the context, or cut their end (not packed)."
@@ -142,7 +143,7 @@ TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() i
 # Options of the other groups that the short help leaves out.
 _RARE = (
     "prompt_language dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples "
-    "long_audio timestamps single previous_text "
+    "long_audio timestamps single previous_text no_speech "
     "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
     "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps "
     "warm_start"
@@ -243,6 +244,8 @@ def _check_numbers(data: DataArguments, training: DistillationTrainingArguments)
         share = getattr(data, name)
         if not 0 <= share <= 1:
             raise ValueError(f"--{name} is {share}, expected a share of windows from 0 to 1")
+    if not 0 <= data.no_speech < 1:
+        raise ValueError(f"--no_speech is {data.no_speech}, expected a share of windows, at least 0 and below 1")
     for name in ("learning_rate", "num_train_epochs"):
         value = getattr(training, name)
         if not value > 0 and not (name == "num_train_epochs" and training.max_steps > 0):

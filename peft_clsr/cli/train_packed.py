@@ -50,6 +50,7 @@ def pack_recordings(
         seed=training.seed if training.data_seed is None else training.data_seed,
         single=data.single,
         previous_text=data.previous_text,
+        no_speech=data.no_speech,
         audio_column=data.audio_column,
         text_column=data.text_column,
         teacher_processor=teacher_processor,
@@ -91,7 +92,7 @@ def _usable(
     """The recordings that can be packed, and counts of all. Warns of each that is left out."""
     data, extractor = options.data, processor.feature_extractor
     recordings = without_decoding(recordings, data.audio_column)
-    reader = row_reader(recordings, processor, language, data)
+    reader = row_reader(recordings, processor, language, data, "train")
     limit = context_seconds(extractor) - MIN_GAP
 
     def check(row: dict[str, Any], index: int) -> dict[str, str]:

@@ -518,7 +518,7 @@ def test_the_table_has_a_row_for_joined_recordings(run, tmp_path):
     for key in ("base", "expert"):
         assert row[f"{key}_joined"]["utterances"] == row[key]["utterances"] == 2
         assert row[f"{key}_joined"]["recordings"] == 1 and row[f"{key}_joined"]["wer"] >= 0
-    assert "| base, joined to 1 recordings " in printed and "| with expert, joined to 1 recordings " in printed
+    assert "| base, joined to about a minute " in printed and "| with expert, joined to about a minute " in printed
 
 
 def test_utterances_are_joined_in_order_to_recordings_of_about_a_minute(student, tiny_processor):
@@ -526,7 +526,9 @@ def test_utterances_are_joined_in_order_to_recordings_of_about_a_minute(student,
     texts = [f"text {index}" for index in range(50)]
     audio = [{"array": np.full(round(16000 * seconds), 0.5), "sampling_rate": 16000} for seconds in lengths]
     dataset = datasets.Dataset.from_dict({"audio": audio, "transcription": texts})
-    joined = JoinedRecordings(dataset, row_reader(dataset, tiny_processor, "ro", DataArguments(student, "", ["ro"])))
+    joined = JoinedRecordings(
+        dataset, row_reader(dataset, tiny_processor, "ro", DataArguments(student, "", ["ro"]), "eval")
+    )
     assert len(joined) == 2 and joined.utterances == 50  # 90 s of speech and 20 s of silence
     assert " ".join(joined.texts) == " ".join(texts)
     seconds = [len(joined.waveform(index, 16000)) / 16000 for index in range(2)]
@@ -735,14 +737,14 @@ def test_runs_of_several_folders_are_compared(run, tmp_path, capsys):
     assert [[row[0], row[2], Path(row[-1]).name] for row in cells] == [
         ["ca", "base", ""],
         ["ca", "with expert", "expert"],
-        ["ca", "base, joined to 1 recordings", ""],
-        ["ca", "with expert, joined to 1 recordings", "expert"],
+        ["ca", "base, joined to about a minute", ""],
+        ["ca", "with expert, joined to about a minute", "expert"],
         ["ro", "base", ""],
         ["ro", "with expert", "expert"],
-        ["ro", "base, joined to 1 recordings", ""],
-        ["ro", "with expert, joined to 1 recordings", "expert"],
+        ["ro", "base, joined to about a minute", ""],
+        ["ro", "with expert, joined to about a minute", "expert"],
         ["ro", "with LoRA", "lora"],
-        ["ro", "with LoRA, joined to 1 recordings", "lora"],
+        ["ro", "with LoRA, joined to about a minute", "lora"],
     ]
 
 
