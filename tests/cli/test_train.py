@@ -518,7 +518,11 @@ def test_the_table_has_a_row_for_joined_recordings(run, tmp_path):
     for key in ("base", "expert"):
         assert row[f"{key}_joined"]["utterances"] == row[key]["utterances"] == 2
         assert row[f"{key}_joined"]["recordings"] == 1 and row[f"{key}_joined"]["wer"] >= 0
-    assert "| base, joined to about a minute " in printed and "| with expert, joined to about a minute " in printed
+    assert (
+        "within 0.5 s" in printed
+        and "| base, joined to about a minute " in printed
+        and "| with expert, joined to about a minute " in printed
+    )
 
 
 def test_utterances_are_joined_in_order_to_recordings_of_about_a_minute(student, tiny_processor):
@@ -531,6 +535,8 @@ def test_utterances_are_joined_in_order_to_recordings_of_about_a_minute(student,
     )
     assert len(joined) == 2 and joined.utterances == 50  # 90 s of speech and 20 s of silence
     assert " ".join(joined.texts) == " ".join(texts)
+    starts, ends = zip(*joined.times[0], strict=True)
+    assert starts[:2] == (0.0, pytest.approx(lengths[0] + 0.4)) and ends[0] == pytest.approx(lengths[0])
     seconds = [len(joined.waveform(index, 16000)) / 16000 for index in range(2)]
     assert sum(seconds) == pytest.approx(110) and min(seconds) > 50
     assert joined.waveform(0, 16000)[16000 : 16000 + 6400].max() == 0 and joined.waveform(0, 16000)[16000 + 6400] > 0.4
