@@ -14,7 +14,7 @@ from typing import Literal
 import regex
 from langcodes import Language, LanguageTagError
 
-from ..languages.tags import language_code
+from ..languages.tags import language_tag, own_prompt_code
 
 # Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan.
 _SPACELESS_SCRIPTS = {"Hani", "Hans", "Hant", "Jpan", "Thai", "Laoo", "Mymr", "Khmr", "Tibt"}
@@ -85,9 +85,9 @@ def leading_rate(language: str) -> Literal["wer", "cer"]:
     The error rate to read for a language: "cer" if it puts no spaces between words, else "wer".
 
     Args:
-        language (`str`): As in [`language_code`], or a language tag that Whisper does not know.
+        language (`str`): As in [`language_tag`]. The script counts: "zh-Latn" has spaces.
     """
-    return "cer" if _script(_subtag(language)) in _SPACELESS_SCRIPTS else "wer"
+    return "cer" if _script(_tag(language)) in _SPACELESS_SCRIPTS else "wer"
 
 
 def normalize_text(text: str, language: str) -> str:
@@ -105,8 +105,7 @@ def normalize_text(text: str, language: str) -> str:
     Args:
         text (`str`): The transcript.
         language (`str`):
-            As in [`language_code`], or a language tag that Whisper does not know. An unknown language gets the general
-            rules.
+            As in [`language_tag`]. A dialect has the rules of its language, an unknown language the general ones.
 
     Returns:
         `str`: words with single spaces between them; "" if there are none.
@@ -165,16 +164,23 @@ def _punctuation(code: str) -> regex.Pattern:
 @functools.cache
 def _subtag(language: str) -> str:
     """Whisper's code of a language, or the first part of a tag that Whisper does not know."""
-    try:
-        return language_code(language)
-    except ValueError:
-        return regex.split("[-_]", language.lower())[0]
+    tag = _tag(language)
+    return own_prompt_code(tag) or regex.split("[-_]", tag)[0]
 
 
 @functools.cache
-def _script(code: str) -> str | None:
-    """The script that a language is mostly written in, by CLDR."""
+def _tag(language: str) -> str:
+    """The standard tag of a language, or its name in lower case."""
     try:
-        return Language.get(code).maximize().script
+        return language_tag(language)
+    except ValueError:
+        return language.lower()
+
+
+@functools.cache
+def _script(tag: str) -> str | None:
+    """The script that a language is mostly written in, by the tag or by CLDR."""
+    try:
+        return Language.get(tag).maximize().script
     except LanguageTagError:
         return None

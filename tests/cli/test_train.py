@@ -508,6 +508,25 @@ def test_the_end_of_packed_recordings_is_not_cut(run, tmp_path):
     assert run("--long_audio", "cut", "--pack", "False")[0] == 0
 
 
+# ----------------------------------------------------------------------------------------------------------- languages
+
+
+def test_a_language_that_whisper_does_not_know_is_trained_under_another_ones_token(run, recordings, tmp_path):
+    for table in recordings.rglob("metadata.csv"):
+        table.write_text(table.read_text().replace(",ro", ",Upper Sorbian"))
+    status, printed = run(languages=["hsb"])
+    assert status == 2 and "Whisper has no language 'hsb': name the Whisper language" in printed
+    assert "--prompt_language" in printed and not (tmp_path / "out").exists()
+    status, printed = run("--prompt_language", "ca", "ro", languages=["hsb"])
+    assert status == 2 and "2 values of --prompt_language for 1 languages" in printed
+    status, printed = run("--prompt_language", "Romanian", languages=["hsb"])
+    assert status == 0, printed
+    assert list(results_of(tmp_path / "out")["languages"]) == ["hsb"]
+    (language,) = read_languages(tmp_path / "out")
+    assert (language.code, language.subfolder, language.prompt_language) == ("hsb", "hsb", "ro")
+    assert "| hsb " in printed
+
+
 # --------------------------------------------------------------------------------------------------- joined recordings
 
 

@@ -404,6 +404,31 @@ def test_a_language_is_detected_among_those_given(run, generated, base, recordin
     assert generated[0].language == expected
 
 
+def test_languages_that_whisper_does_not_know_take_their_experts(run, experts, base, generated, recordings, tmp_path):
+    folder = experts("hsb", prompt_language="fr")
+    arguments = ("--adapters", folder, "--output_format", "json")
+    assert run(*arguments, "--language", "Upper Sorbian")[0] == 0
+    assert {(entry["language"], entry["adapter"]) for entry in read_json(tmp_path / "out").values()} == {
+        ("hsb", "hsb")
+    }
+    assert set(generated[-1].language) == {"hsb"}
+    # Among these, what is heard as French is Upper Sorbian.
+    assert run(*arguments, "--language", "hsb", "el", "--overwrite")[0] == 0
+    assert {entry["language"] for entry in read_json(tmp_path / "out").values()} <= {"hsb", "el"}
+    status, printed = run("--language", "hsb", output_dir=None)
+    assert status == 2 and "Whisper does not know the language 'hsb', and --adapters has no expert" in printed.err
+    status, printed = run(*arguments, "--language", "qqqq", output_dir=None)
+    assert status == 2 and "'qqqq' is neither a language tag" in printed.err
+
+
+def test_a_dialect_takes_the_expert_of_its_language(run, experts, generated, tmp_path):
+    arguments = ("--adapters", experts("ca", "fr"), "--output_format", "json", "--language", "ca-valencia")
+    with pytest.warns(UserWarning, match="no adapter for 'ca-valencia', so 'ca' takes it"):
+        assert run(*arguments)[0] == 0
+    entries = read_json(tmp_path / "out").values()
+    assert {(entry["language"], entry["adapter"]) for entry in entries} == {("ca-valencia", "ca")}
+
+
 def test_only_adapters_of_the_languages_are_loaded(run, experts, monkeypatch, tmp_path):
     loaded = []
     transcribe_waveforms = transcribe.transcribe_waveforms
