@@ -135,7 +135,8 @@ def pack_utterances(
             f"max_seconds is {max_seconds}; expected more than 0, and at most the context of {context:g} s"
         )
     if timestamps > 0:  # a tokenizer without them is known now, not in the middle of a training
-        encode_segments(processor.tokenizer, [(0.0, max_seconds, "")], language or "en", task)
+        prompt = "en" if language is None else prompt_code(language, prompt_language)
+        encode_segments(processor.tokenizer, [(0.0, max_seconds, "")], prompt, task)
     packing = _Packing(
         processor=processor,
         teacher_columns=None if teacher_processor is None else TeacherColumns(processor, teacher_processor),
