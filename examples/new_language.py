@@ -28,9 +28,8 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="openai/whisper-base")
 parser.add_argument("--language", default="eo", help="one of espeak-ng and of Debian's catalogues")
 parser.add_argument("--prompt_language", default="it", help="a similar one that Whisper knows")
-parser.add_argument("--output_dir", default="runs/new-language")
 parser.add_argument("--max_steps", type=int, default=120, help="of two windows of 30 s")
-parser.add_argument("--bf16", action="store_true", help="train in bfloat16 mixed precision")
+parser.add_argument("--bf16", action="store_true", help="train in bfloat16, on a CPU that has such instructions")
 parser.add_argument("--test_size", type=int, default=60)
 options = parser.parse_args()
 language, names = options.language, {"language": options.language, "prompt_language": options.prompt_language}
@@ -51,9 +50,10 @@ def measure(name, model, language):
 measure("before", whisper, options.prompt_language)
 gates = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
 model = get_peft_model(whisper, CLSRConfig(**names, expert_rank=64, **gates), adapter_name=language)
-settings = {"learning_rate": 2e-3, "adam_beta2": 0.98, "per_device_train_batch_size": 2, "warmup_steps": 0.1}
-args = DistillationTrainingArguments(options.output_dir, max_steps=options.max_steps, bf16=options.bf16, **settings)
+settings = {"max_steps": options.max_steps, "per_device_train_batch_size": 2, "learning_rate": 2e-3}
+settings |= {"adam_beta2": 0.98, "warmup_steps": 0.1, "bf16": options.bf16, "use_cpu": options.bf16}
+args = DistillationTrainingArguments("runs/new-language", **settings)
 collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
 DistillationTrainer(model=model, args=args, train_dataset=train_set, data_collator=collator).train()
-model.save_pretrained(options.output_dir)
+model.save_pretrained(args.output_dir)
 measure("after", model, language)

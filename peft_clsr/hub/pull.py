@@ -173,6 +173,8 @@ def _fetch(api: HfApi, repo_id: str, language: str, revision: str | None) -> tup
     languages = read_languages(snapshot)
     closest = closest_tags(tag, [entry.code for entry in languages])
     found = [entry for entry in languages if entry.code in closest]
+    if len(found) > 1:  # the one that is named by its language
+        found = [entry for entry in found if entry.subfolder == entry.code] or found
     if len(found) != 1:
         raise ValueError(
             f"{repo_id} has {'several folders' if found else 'nothing'} for {language!r}; it has "

@@ -341,7 +341,7 @@ BAD_CONFIGS = {
     "NaN for a probability": ({"gate_dropout": float("nan")}, "gate_dropout in .* nan, expected float"),
     "a probability above 1": ({"gate_dropout": 1.5}, "gate_dropout is 1.5"),
     "a list of numbers": ({"target_modules": [1, 2]}, "target_modules"),
-    "no language": ({"language": "../ca"}, "'../ca' is not a Whisper language"),
+    "no language": ({"language": "../ca"}, "'../ca' is neither a language tag"),
     "modules that are not there": ({"target_modules": ["fc7"]}, "has the shape|match"),
     "no module at all": ({"target_modules": ["a"], "output_modules": ["b"]}, "Target modules|No modules|nothing"),
     "a regular expression that takes hours": ({"exclude_modules": r"(.|\w|[a-z])*!"}, "may take hours"),

@@ -95,7 +95,9 @@ def test_new_language(run, tiny_whisper, tiny_processor, tmp_path, monkeypatch):
             soundfile.write(folder / f"{i}.wav", generator.normal(0, 0.1, 3000), 16000)
             rows.append(f"{i}.wav,frazo {i},eo")
         (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
-    printed = run("new_language.py", "--model", whisper, "--prompt_language", "ro", "--max_steps", 2, "--test_size", 1)
+    printed = run(
+        "new_language.py", "--model", whisper, "--prompt_language", "ro", "--bf16", "--max_steps", 2, "--test_size", 1
+    )
     before, after = re.findall(r"(?:before|after): WER [\d.]+%, CER [\d.]+%", printed)
     assert before.startswith("before") and after.startswith("after")
     config = loaded(whisper, tmp_path / "runs/new-language", "eo").peft_config["eo"]
