@@ -17,6 +17,8 @@ from .data.tables import load_recordings as load_recordings
 from .data.vocabulary import VocabularyMap as VocabularyMap
 from .distillation.arguments import DistillationTrainingArguments as DistillationTrainingArguments
 from .distillation.callbacks import GateScheduleCallback as GateScheduleCallback
+from .distillation.pseudo_labels.filters import filter_pseudo_labels as filter_pseudo_labels
+from .distillation.pseudo_labels.label import pseudo_label as pseudo_label
 from .distillation.teachers.cache import TeacherStates as TeacherStates
 from .distillation.teachers.cache import cache_teacher_states as cache_teacher_states
 from .distillation.teachers.cache import load_teacher_states as load_teacher_states

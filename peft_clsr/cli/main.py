@@ -14,7 +14,7 @@ from .help import HelpFormatter
 
 PROG = "peft-clsr"
 # Each is a module of this folder with DESCRIPTION, make_parser() and run(). None imports torch before it works.
-COMMANDS = ("train", "compare", "transcribe", "export", "convert", "push", "languages")
+COMMANDS = ("train", "compare", "transcribe", "pseudo-label", "export", "convert", "push", "languages")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         (nearest,) = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)
         print(f"error: {PROG} has no command {name!r}; did you mean {nearest!r}? All: {PROG} --help", file=sys.stderr)
         return 2
-    command = importlib.import_module(f".{name}", __package__)
+    command = importlib.import_module(f".{name.replace('-', '_')}", __package__)
     if "-h" in arguments or "--help" in arguments:
         _parser(command, name).print_help()
         return 0

@@ -18,7 +18,11 @@ from ..sources import check_source, check_whisper
 
 
 def load_with_experts(
-    model_name: str, sources: Sequence[str], languages: Collection[str | None], dtype: torch.dtype = torch.float32
+    model_name: str,
+    sources: Sequence[str],
+    languages: Collection[str | None],
+    dtype: torch.dtype = torch.float32,
+    option: str = "--model",
 ) -> tuple[WhisperForConditionalGeneration | PeftModel, WhisperProcessor]:
     """
     Load a Whisper with the experts of some languages, and its processor.
@@ -28,22 +32,23 @@ def load_with_experts(
         sources (`Sequence[str]`): As in [`choose_experts`].
         languages (`Collection[str]`): Tags of the languages that the recordings have. `None`: also any other.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): The base model's.
+        option (`str`, *optional*, defaults to `"--model"`): Where the user gave the model; for messages.
 
     Raises:
         ValueError: model or experts cannot be loaded or do not fit, or the model does not know a language that has no
             expert.
     """
     tags = {language for language in languages if language is not None}
-    check_whisper(model_name, "--model")
+    check_whisper(model_name, option)
     experts = choose_experts(sources, set() if None in languages else tags)
-    check_whisper(model_name, "--model", _prompts(tags, [language for _, language in experts]))
+    check_whisper(model_name, option, _prompts(tags, [language for _, language in experts]))
     try:
         model: WhisperForConditionalGeneration | PeftModel = WhisperForConditionalGeneration.from_pretrained(
             model_name, dtype=dtype
         )
         processor = WhisperProcessor.from_pretrained(model_name)
     except (ValueError, OSError) as error:
-        raise ValueError(f"--model {model_name} cannot be used: {error}") from error
+        raise ValueError(f"{option} {model_name} cannot be used: {error}") from error
     for source, language in experts:
         name = language.subfolder or language.code
         if not Path(source).is_dir():

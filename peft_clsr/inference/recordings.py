@@ -55,7 +55,7 @@ def find_recordings(
         if not given.exists():
             raise ValueError(f"{given} does not exist: give audio files, folders of them, or tables of them")
         if given.is_dir():
-            for path in _audio_files(given):
+            for path in audio_files(given):
                 found.setdefault(path, (path.relative_to(given), language))
         elif given.suffix.lower() in TABLE_SUFFIXES:
             for path, row in read_table(given, language):
@@ -107,7 +107,9 @@ def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], li
     return readable, problems
 
 
-def _audio_files(folder: Path) -> Iterator[Path]:
+def audio_files(folder: Path) -> Iterator[Path]:
+    """The recordings in a folder and its folders, in order. Raises an `OSError` for one that cannot be read."""
+
     def fail(error: OSError) -> None:
         raise error
 

@@ -1,0 +1,187 @@
+"""`peft-clsr pseudo-label`: transcripts by a teacher, filtered, as a folder to train on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = "transcribe recordings with a teacher, to train on its transcripts"
+
+_ABOUT = """\
+Transcribe recordings of any length with a teacher, filter the transcripts, and
+write a folder that 'peft-clsr train --dataset' reads. A second call with other
+filters transcribes nothing again. With a second teacher's folder as --other,
+only what both hear alike is kept. Several processes: accelerate launch -m
+peft_clsr pseudo-label ...
+"""
+
+
+def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog, description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--teacher", required=True, help="the Whisper that transcribes: Hub id or folder")
+    add("--adapters", nargs="+", default=[], help="its experts: folders, or repositories on the Hub")
+    add("--dataset", required=True, help="as for 'peft-clsr train', or a folder of recordings; transcripts may lack")
+    add("--language", required=True, help="tag or English name of the language")
+    add("--output_dir", type=Path, required=True, help="folder of the labels and of the table to train on")
+    add = parser.add_argument_group("data").add_argument
+    add("--split", default="train", help="split of the dataset")
+    add("--dataset_config", help="configuration on the Hub, or subfolder")
+    add("--text_column", default="transcription", help="column of transcripts, if there are some, to compare with")
+    add("--file_column", help="column of file names in a table; by default file_name, or path")
+    add = parser.add_argument_group("filters ('off' turns one off)").add_argument
+    add("--min_log_probability", type=_limit, default=-1.0, help="least mean log-probability of a token, in nats")
+    add("--max_compression_ratio", type=_limit, default=2.4, help="above it, a text repeats itself")
+    add("--max_no_speech_probability", type=_limit, default=0.6, help="above it, nobody may be speaking")
+    add("--max_wer", type=_limit, default=None, help="highest error rate against a given transcript, such as 0.3")
+    add("--other", type=Path, help="output_dir of a second teacher, for the same recordings")
+    add("--max_disagreement", type=float, default=0.2, help="highest share of words that the second hears differently")
+    add = parser.add_argument_group("speed").add_argument
+    add("--batch_size", type=int, default=8, help="recordings at a time")
+    add("--num_beams", type=int, default=1, help="beams of the search; 1 is greedy")
+    add("--vad", action="store_true", help="hear only speech, cut at pauses (silero-vad, extra vad)")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of the teacher")
+    return parser
+
+
+def _limit(text: str) -> float | None:
+    return None if text == "off" else float(text)
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    arguments = parser.parse_args(argv)
+
+    import logging
+
+    from accelerate import PartialState
+    from transformers.utils import logging as transformers_logging
+
+    from ..extras import require
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    transformers_logging.set_verbosity_error()
+    try:
+        for name in ("av", "datasets", "jiwer", "soundfile", "soxr"):
+            require(name)
+        _check(arguments)
+        labels = _label(arguments)
+        if PartialState().is_main_process:
+            _write_table(labels, arguments)
+        PartialState().wait_for_everyone()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise a `ValueError` for what cannot be used, before a model is loaded."""
+    from ..files import check_output_folder
+    from ..languages.tags import language_tag
+    from ..sources import check_source
+
+    arguments.language = language_tag(arguments.language)
+    for name in ("batch_size", "num_beams"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
+    if not 0 <= arguments.max_disagreement <= 1:
+        raise ValueError(f"--max_disagreement is {arguments.max_disagreement}, expected a share of words, 0 to 1")
+    if arguments.other is not None and not (arguments.other / _ALL).is_dir():
+        raise ValueError(f"--other {arguments.other} has no finished labels: run this command for it first")
+    check_output_folder(arguments.output_dir, "--output_dir")
+    check_source(
+        arguments.dataset.replace("{language}", arguments.language), "--dataset", "a dataset", is_dataset=True
+    )
+
+
+# All labels, unfiltered, beside the table.
+_ALL = "all"
+_COLUMNS = ("transcription", "start", "end", "log_probability", "compression_ratio", "no_speech_probability", "wer")
+
+
+def _label(arguments: argparse.Namespace) -> Any:
+    import torch
+    from accelerate import PartialState
+    from peft.utils import infer_device
+
+    from ..distillation.pseudo_labels.label import pseudo_label
+    from ..inference.experts import load_with_experts
+
+    recordings = _recordings(arguments)
+    teacher, processor = load_with_experts(
+        arguments.teacher, arguments.adapters, {arguments.language}, getattr(torch, arguments.dtype), "--teacher"
+    )
+    process = PartialState(cpu=infer_device() == "cpu")
+    return pseudo_label(
+        recordings,
+        teacher.to(process.device),
+        processor,
+        arguments.language,
+        output_dir=arguments.output_dir,
+        text_column=arguments.text_column,
+        batch_size=arguments.batch_size,
+        num_beams=arguments.num_beams,
+        vad=arguments.vad,
+    )
+
+
+def _recordings(arguments: argparse.Namespace) -> Any:
+    """The recordings of a dataset, or of a folder of audio files without transcripts."""
+    import datasets
+
+    from ..data.tables import load_recordings
+    from ..inference.recordings import audio_files
+
+    folder = Path(arguments.dataset)
+    texts = [*folder.rglob("*.csv"), *folder.rglob("*.tsv"), *folder.rglob("*.jsonl"), *folder.rglob("*.parquet")]
+    texts += [*folder.rglob("*.txt"), *folder.rglob("*.srt"), *folder.rglob("*.vtt"), *folder.rglob("*.TextGrid")]
+    if folder.is_dir() and not texts:
+        paths = [str(path) for path in audio_files(folder)]
+        if not paths:
+            raise ValueError(f"--dataset {folder} has no recordings")
+        return datasets.Dataset.from_dict({"audio": paths})
+    return load_recordings(
+        arguments.dataset,
+        arguments.language,
+        arguments.split,
+        config=arguments.dataset_config,
+        text_column=arguments.text_column,
+        file_column=arguments.file_column,
+    )
+
+
+def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
+    """Filter the labels, and write the table to train on."""
+    import datasets
+
+    from ..data.audio_files import audio_paths
+    from ..distillation.pseudo_labels.filters import describe_hours, filter_pseudo_labels
+    from ..files import to_json, write_text
+
+    folder = arguments.output_dir
+    if not (folder / _ALL).is_dir():
+        labels.save_to_disk(folder / _ALL)
+    kept, hours = filter_pseudo_labels(
+        labels,
+        min_log_probability=arguments.min_log_probability,
+        max_compression_ratio=arguments.max_compression_ratio,
+        max_no_speech_probability=arguments.max_no_speech_probability,
+        max_wer=arguments.max_wer,
+        other_labels=None if arguments.other is None else datasets.load_from_disk(str(arguments.other / _ALL)),
+        max_disagreement=arguments.max_disagreement,
+        language=arguments.language,
+    )
+    table = folder / "train" / "metadata.jsonl"
+    lines = []
+    for path, row in zip(audio_paths(kept, "audio", folder / "audio"), kept.remove_columns("audio"), strict=True):
+        cells = {"file_name": os.path.relpath(path, table.parent), "language": arguments.language}
+        cells |= {name: "" if row[name] is None else row[name] for name in _COLUMNS}
+        lines.append(to_json(cells, indent=None))
+    table.parent.mkdir(exist_ok=True)
+    write_text(table, "\n".join(lines) + "\n")
+    print(describe_hours(hours), file=sys.stderr)
+    print(f"{len(kept)} of {len(labels)} rows are in {table}: train on them with --dataset {folder}")

@@ -1,0 +1,1 @@
+"""Transcripts by a teacher, to train on."""
