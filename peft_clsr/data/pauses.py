@@ -12,7 +12,7 @@ import torch
 
 from ..extras import require
 
-MAX_PAUSE = 2.0  # seconds; a longer pause is left out, as Whisper invents text in it
+MAX_PAUSE = 4.0  # seconds; a longer pause is left out, as Whisper invents text in it
 _MIN_PAUSE = 0.5  # seconds; shorter ones are inside of a sentence
 _MARGIN = 0.2  # seconds of the pause that stay with the speech
 
@@ -26,7 +26,7 @@ def cut_at_pauses(
     """
     Cut a recording at its pauses into parts with speech.
 
-    silero-vad finds the speech. Speech with pauses of up to 2 s stays in one part, if it fits. Longer pauses, noise
+    silero-vad finds the speech. Speech with pauses of up to 4 s stays in one part, if it fits. Longer pauses, noise
     and music are in no part. Speech that is longer than a part is cut at the longest pause in it.
 
     Args:
