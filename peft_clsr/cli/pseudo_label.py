@@ -182,6 +182,6 @@ def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
         cells |= {name: "" if row[name] is None else row[name] for name in _COLUMNS}
         lines.append(to_json(cells, indent=None))
     table.parent.mkdir(exist_ok=True)
-    write_text(table, "\n".join(lines) + "\n")
+    write_text(table, "".join(lines))
     print(describe_hours(hours), file=sys.stderr)
     print(f"{len(kept)} of {len(labels)} rows are in {table}: train on them with --dataset {folder}")

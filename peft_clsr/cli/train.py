@@ -47,7 +47,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         if data.teacher is not None:
             check_whisper(data.teacher, "--teacher", prompts)
         for language in data.languages:
-            check_source(data.dataset.replace("{language}", language), "--dataset", "a dataset", is_dataset=True)
+            for option in ("dataset", "eval_dataset"):
+                name = getattr(data, option)
+                if name is not None:
+                    check_source(name.replace("{language}", language), f"--{option}", "a dataset", is_dataset=True)
         results = open_results(options)
         for language, dataset_config in zip(data.languages, configs, strict=True):
             earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)

@@ -43,8 +43,9 @@ def load_split(data: DataArguments, language: str, dataset_config: str | None, s
     Raises:
         ValueError: there is no such dataset or split, no row of the language, or no transcript to measure with.
     """
+    dataset = data.dataset if split == "train" else data.eval_dataset or data.dataset
     recordings = load_recordings(
-        data.dataset.replace("{language}", language),
+        dataset.replace("{language}", language),
         language,
         data.train_split if split == "train" else data.eval_split,
         config=dataset_config,

@@ -316,8 +316,8 @@ class _LanguageTraining:
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
         if self.row["dataset_config"]:
             rates["config"] = self.row["dataset_config"]
-        dataset = Path(data.dataset.replace("{language}", self.language))
-        test_set = dataset.resolve().name if dataset.exists() else data.dataset  # no path of this machine
+        name = (data.eval_dataset or data.dataset).replace("{language}", self.language)
+        test_set = Path(name).resolve().name if Path(name).exists() else name  # no path of this machine
         save_language(
             model,
             self.options.output_dir,

@@ -46,6 +46,7 @@ class DataArguments:
     )
     train_split: str = _option("train", "Split to train on.")
     eval_split: str = _option("test", "Held-out split to measure on.")
+    eval_dataset: str | None = _option(None, "Dataset to measure on; by default --dataset.")
     audio_column: str = _option("audio", "Column of the audio (Hub datasets).")
     file_column: str | None = _option(None, "Column of file names in a table. By default file_name, or path.")
     text_column: str = _option("transcription", "Column of the transcripts.")
@@ -142,7 +143,8 @@ _TRAINING = {
 TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() if default is not None}
 # Options of the other groups that the short help leaves out.
 _RARE = (
-    "prompt_language dataset_revision train_split eval_split audio_column max_train_samples max_eval_samples "
+    "prompt_language dataset_revision train_split eval_split eval_dataset audio_column max_train_samples "
+    "max_eval_samples "
     "long_audio timestamps single previous_text no_speech "
     "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
     "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps "

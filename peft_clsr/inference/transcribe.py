@@ -225,6 +225,7 @@ def transcribe_speech(
     languages: Sequence[str | None],
     *,
     candidates: Sequence[str] = (),
+    route_by_prompt_language: bool = False,
     batch_size: int = 8,
     progress: tqdm | None = None,
     on_window: Callable[[int, Transcript], None] | None = None,
@@ -250,8 +251,8 @@ def transcribe_speech(
         first_parts = {index: part for index, _, part in reversed(parts)}
         samples = round(_context(model) * rate)
         heard = [first_parts.get(index, waveform[:samples]) for index, waveform in enumerate(waveforms)]
-        languages = _with_detected(model, processor, heard, languages, candidates)
-    adapters = getattr(model, "peft_config", {})
+        languages = _with_detected(model, processor, heard, languages, candidates, route_by_prompt_language)
+    adapters = clsr_adapters(model)
     transcripts = [
         Transcript(language, inference_adapter(adapters, language, active=None), len(waveform) / rate, [])
         for waveform, language in zip(waveforms, languages, strict=True)
@@ -285,11 +286,13 @@ def _with_detected(
     waveforms: Sequence[np.ndarray],
     languages: Sequence[str | None],
     candidates: Sequence[str],
+    route_by_prompt_language: bool,
 ) -> list[str]:
     """The languages, with those that are detected for `None`."""
     features, _ = make_features(waveforms, processor.feature_extractor, _context(model))
+    features = features.to(model.device, model.dtype)
     with torch.inference_mode():
-        detected = detect_languages(model, features.to(model.device, model.dtype), candidates)
+        detected = detect_languages(model, features, candidates, route_by_prompt_language)
     return [given or code for given, code in zip(languages, detected, strict=True)]
 
 

@@ -150,7 +150,7 @@ class _Labeller:
             for first in range(0, len(rows), batch_size):
                 batch = rows[first : first + batch_size]
                 for label in self._labels(dataset, batch, progress):
-                    file.write(to_json(label, indent=None) + "\n")
+                    file.write(to_json(label, indent=None))
                 file.flush()
                 os.fsync(file.fileno())
 
