@@ -13,14 +13,11 @@ import torch.nn.functional as F
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
-from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Seq2SeqTrainer
+from torch.utils.data import DataLoader
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import has_length
 
-from ..evaluation.metrics import ErrorRateMetrics
-from ..inference.label_prompt import prompt_of_labels
-from ..languages.adapters import adapter_languages, adapter_of_language
+from ..languages.adapters import adapter_of_language
 from ..multilingual import check_model_languages
 from ..tuner.adapter_names import adapter_folder, short_repr
 from ..tuner.broader import warn_of_broader_adapters
@@ -28,8 +25,9 @@ from ..tuner.layer import CLSRLayer
 from ..tuner.quantized import dequantized_weight
 from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
-from .batches import batch_sampler, dataset_column, stream_loader, trained_adapters
+from .batches import batch_sampler, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
+from .evaluation import EvaluatingTrainer
 from .finite import FiniteChecks, finite_examples, finite_states, finite_targets
 from .logged_sums import LoggedSums
 from .losses import TeacherTargets, chunked_losses
@@ -40,7 +38,7 @@ from .teachers.cache import TeacherStates
 from .teachers.teacher import TEACHER_INPUTS, Teacher
 
 
-class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
+class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
     """
     Trains CLSR adapters with labels, a frozen teacher and the gate budget (Ferraz et al., ICASSP 2024):
     `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`.
@@ -189,10 +187,6 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
             persistent_workers=args.dataloader_persistent_workers,
         )
         return self.accelerator.prepare(loader)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        # Trainer would group by len(input_features), which is the number of mel bins.
-        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     # ------------------------------------------------------------------ the loss
 
@@ -455,83 +449,6 @@ class DistillationTrainer(LanguagePublisher, Seq2SeqTrainer):
                 parts["gate_mean"] = gate_mean(gates)
                 logs.update({name: round(part.item(), 6) for name, part in parts.items()})
         super().log(logs, start_time)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-        **gen_kwargs: Any,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        if not prediction_loss_only and not self.args.predict_with_generate:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach()
-        if prediction_loss_only:
-            return loss, None, None
-        adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
-        names = ("input_features", "attention_mask", "language")
-        generation_inputs = {name: inputs[name] for name in names if name in inputs}
-        given = gen_kwargs or getattr(self, "_gen_kwargs", {})
-        generation_inputs |= self._generation_prompt(inputs["labels"], adapter_names)
-        generation_inputs = {name: value for name, value in generation_inputs.items() if name not in given}
-        with self._tuner.route_samples(adapter_names):
-            _, tokens, _ = super().prediction_step(
-                model, generation_inputs, False, ignore_keys=ignore_keys, **gen_kwargs
-            )
-        return loss, tokens, inputs["labels"]
-
-    def _generation_prompt(self, labels: torch.Tensor, adapter_names: list[str]) -> dict[str, Any]:
-        """The language and task of a batch for `generate`: those of the labels, else the language of the adapter."""
-        config = self.model.generation_config
-        lang_to_id = getattr(config, "lang_to_id", None)
-        if not lang_to_id:  # the model knows English only
-            return {}
-        languages, task = prompt_of_labels(labels, lang_to_id, getattr(config, "task_to_id", None) or {})
-        if languages is None and getattr(config, "language", None) is None:
-            known = adapter_languages(self._tuner.peft_config)
-            languages = [known[name] for name in adapter_names]
-        if languages is None or None in languages:
-            return {}
-        return {"language": languages} | ({} if task is None or getattr(config, "task", None) else {"task": task})
-
-    def _adapter_languages(self, dataset: Any) -> list[str] | None:
-        """The language of the adapter of each example; `None` if it cannot be known beforehand."""
-        adapters = self._tuner.peft_config
-        known = adapter_languages(adapters)
-        languages = dataset_column(dataset, self.args.language_column) if has_length(dataset) else None
-        if languages is None:
-            names = [*self._trained_adapters, *self._tuner.active_adapters][:1] * len(dataset)
-            languages = names if len(adapters) == 1 and has_length(dataset) else None
-        if languages is None:
-            return None
-        own = {language: known[adapter_of_language(adapters, language)] for language in set(languages)}
-        return None if None in own.values() else [own[language] for language in languages]
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        self._evaluation_sums.clear()
-        if isinstance(self.compute_metrics, ErrorRateMetrics):
-            dataset = (args[0] if args else kwargs["dataloader"]).dataset
-            self.compute_metrics.adapter_languages = self._adapter_languages(dataset)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        totals = self._evaluation_sums.take(self.accelerator, "sum")
-        if totals:
-            num_labels, gates = totals["labels"].clamp(min=1), totals["gates"]
-            budget_losses = self._budget.losses(gates, is_whole_step=True)
-            parts = {
-                "ce_loss": totals["ce_sum"] / num_labels,
-                "budget_loss": budget_losses.sum(),
-                "gate_mean": gate_mean(gates),
-            }
-            parts["loss"] = self.args.ce_weight * parts["ce_loss"]
-            parts["loss"] = parts["loss"] + self._budget.weighted_sum(budget_losses)
-            if totals["labels_with_targets"] == totals["labels"] or self._teacher is None:
-                parts["kd_loss"] = totals["kd_sum"] / num_labels
-                parts["loss"] = parts["loss"] + self.args.kd_weight * parts["kd_loss"]
-            output.metrics.update({f"{metric_key_prefix}_{name}": part.item() for name, part in parts.items()})
-        return output
 
     def _load_best_model(self) -> None:
         # Trainer looks in the checkpoint's top folder, where PEFT saves only an adapter named "default".
