@@ -32,6 +32,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--split", default="train", help="split of the dataset")
     add("--dataset_config", help="configuration on the Hub, or subfolder")
+    add("--audio_column", default="audio", help="column of the audio (Hub datasets)")
     add("--text_column", default="transcription", help="column of transcripts, if there are some, to compare with")
     add("--file_column", help="column of file names in a table; by default file_name, or path")
     add = parser.add_argument_group("filters ('off' turns one off)").add_argument
@@ -90,15 +91,18 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
     if not 0 <= arguments.max_disagreement <= 1:
         raise ValueError(f"--max_disagreement is {arguments.max_disagreement}, expected a share of words, 0 to 1")
-    if arguments.other is not None and not (arguments.other / _ALL).is_dir():
-        raise ValueError(f"--other {arguments.other} has no finished labels: run this command for it first")
+    if arguments.other is not None:
+        if not (arguments.other / _ALL).is_dir():
+            raise ValueError(f"--other {arguments.other} has no finished labels: run this command for it first")
+        if arguments.other.resolve() == arguments.output_dir.resolve():
+            raise ValueError(f"--other is --output_dir, {arguments.other}: give the folder of another teacher's labels")
     check_output_folder(arguments.output_dir, "--output_dir")
     check_source(
         arguments.dataset.replace("{language}", arguments.language), "--dataset", "a dataset", is_dataset=True
     )
 
 
-# All labels, unfiltered, beside the table.
+# All labels, unfiltered, beside the table. Without audio, which would be copied for each segment of a recording.
 _ALL = "all"
 _COLUMNS = ("transcription", "start", "end", "log_probability", "compression_ratio", "no_speech_probability", "wer")
 
@@ -111,22 +115,39 @@ def _label(arguments: argparse.Namespace) -> Any:
     from ..distillation.pseudo_labels.label import pseudo_label
     from ..inference.experts import load_with_experts
 
-    recordings = _recordings(arguments)
+    process = PartialState(cpu=infer_device() == "cpu")
+    with process.main_process_first():  # the other processes read what is cached
+        recordings = _recordings(arguments)
+    if arguments.other is not None:
+        _check_other(arguments, recordings)
     teacher, processor = load_with_experts(
         arguments.teacher, arguments.adapters, {arguments.language}, getattr(torch, arguments.dtype), "--teacher"
     )
-    process = PartialState(cpu=infer_device() == "cpu")
     return pseudo_label(
         recordings,
         teacher.to(process.device),
         processor,
         arguments.language,
         output_dir=arguments.output_dir,
+        audio_column=arguments.audio_column,
         text_column=arguments.text_column,
         batch_size=arguments.batch_size,
         num_beams=arguments.num_beams,
         vad=arguments.vad,
     )
+
+
+def _check_other(arguments: argparse.Namespace, recordings: Any) -> None:
+    """Raise a `ValueError` if the second teacher's labels are of other recordings."""
+    from ..data.rows import without_decoding
+    from ..distillation.pseudo_labels.folder import audio_digest, read_settings
+
+    digest = audio_digest(without_decoding(recordings, arguments.audio_column), arguments.audio_column)
+    if read_settings(arguments.other).get("audio") != digest:
+        raise ValueError(
+            f"--other {arguments.other} has labels of other recordings, or these files have changed since: run this "
+            "command for both teachers with the same --dataset and --split"
+        )
 
 
 def _recordings(arguments: argparse.Namespace) -> Any:
@@ -136,26 +157,47 @@ def _recordings(arguments: argparse.Namespace) -> Any:
     from ..data.tables import load_recordings
     from ..inference.recordings import audio_files
 
-    folder = Path(arguments.dataset)
-    texts = [*folder.rglob("*.csv"), *folder.rglob("*.tsv"), *folder.rglob("*.jsonl"), *folder.rglob("*.parquet")]
-    texts += [*folder.rglob("*.txt"), *folder.rglob("*.srt"), *folder.rglob("*.vtt"), *folder.rglob("*.TextGrid")]
-    if folder.is_dir() and not texts:
-        paths = [str(path) for path in audio_files(folder)]
+    folder, output_dir = Path(arguments.dataset).resolve(), arguments.output_dir.resolve()
+    if folder.is_dir() and not _has_tables_or_texts(folder, output_dir):
+        paths = [str(path) for path in audio_files(folder) if not path.is_relative_to(output_dir)]
         if not paths:
             raise ValueError(f"--dataset {folder} has no recordings")
-        return datasets.Dataset.from_dict({"audio": paths})
+        return datasets.Dataset.from_dict({arguments.audio_column: paths})
     return load_recordings(
         arguments.dataset,
         arguments.language,
         arguments.split,
         config=arguments.dataset_config,
+        audio_column=arguments.audio_column,
         text_column=arguments.text_column,
         file_column=arguments.file_column,
+        transcribed=False,
     )
+
+
+def _has_tables_or_texts(folder: Path, output_dir: Path) -> bool:
+    """True if a folder has tables, or files of the name of a recording beside it. What this command wrote is none."""
+    from ..data.subtitle_files import TIMED_ENDINGS
+    from ..data.table_reader import TABLE_SUFFIXES
+    from ..inference.recordings import audio_files
+
+    recordings = {(path.parent, path.stem) for path in audio_files(folder)}
+    for path in folder.rglob("*"):
+        if path.is_relative_to(output_dir):
+            continue
+        if path.suffix.lower() in {*TABLE_SUFFIXES, ".parquet"}:
+            return True
+        is_text = path.suffix.lower() in {".txt", *TIMED_ENDINGS}
+        # Also "talk.ca.srt" is of "talk.wav".
+        if is_text and not recordings.isdisjoint({(path.parent, path.stem), (path.parent, Path(path.stem).stem)}):
+            return True
+    return False
 
 
 def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
     """Filter the labels, and write the table to train on."""
+    import shutil
+
     import datasets
 
     from ..data.audio_files import audio_paths
@@ -163,8 +205,12 @@ def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
     from ..files import to_json, write_text
 
     folder = arguments.output_dir
-    if not (folder / _ALL).is_dir():
-        labels.save_to_disk(folder / _ALL)
+    # Complete or not at all, also after a kill.
+    unfinished = folder / f"{_ALL}.part"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    labels.remove_columns(arguments.audio_column).save_to_disk(unfinished)
+    shutil.rmtree(folder / _ALL, ignore_errors=True)
+    unfinished.rename(folder / _ALL)
     kept, hours = filter_pseudo_labels(
         labels,
         min_log_probability=arguments.min_log_probability,
@@ -177,11 +223,14 @@ def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
     )
     table = folder / "train" / "metadata.jsonl"
     lines = []
-    for path, row in zip(audio_paths(kept, "audio", folder / "audio"), kept.remove_columns("audio"), strict=True):
-        cells = {"file_name": os.path.relpath(path, table.parent), "language": arguments.language}
+    table.parent.mkdir(exist_ok=True)
+    parent = table.parent.resolve()  # ".." leads elsewhere from a symbolic link
+    audio_column = arguments.audio_column
+    paths = audio_paths(kept, audio_column, folder / "audio")
+    for path, row in zip(paths, kept.remove_columns(audio_column), strict=True):
+        cells = {"file_name": os.path.relpath(path, parent), "language": arguments.language}
         cells |= {name: "" if row[name] is None else row[name] for name in _COLUMNS}
         lines.append(to_json(cells, indent=None))
-    table.parent.mkdir(exist_ok=True)
     write_text(table, "".join(lines))
     print(describe_hours(hours), file=sys.stderr)
     print(f"{len(kept)} of {len(labels)} rows are in {table}: train on them with --dataset {folder}")

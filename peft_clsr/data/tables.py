@@ -71,6 +71,7 @@ def load_recordings(
     file_column: str | None = None,
     languages: Collection[str] = (),
     limit: int | None = None,
+    transcribed: bool = True,
 ) -> datasets.Dataset:
     """
     Load recordings and transcripts of one language, from a folder or from the Hub, for [`prepare_dataset`].
@@ -98,6 +99,8 @@ def load_recordings(
             Further languages that are loaded from this dataset. Their rows are not taken for a broader language, nor
             reported as unused.
         limit (`int`, *optional*): Load only the first rows.
+        transcribed (`bool`, *optional*, defaults to `True`):
+            `False`: transcripts may lack, as for [`pseudo_label`]. A table without a column of them is not split.
 
     Returns:
         `datasets.Dataset`: one row a recording, with the columns of the table or dataset. With the columns `start` and
@@ -140,6 +143,7 @@ def load_recordings(
                 file_column=file_column,
                 languages=languages,
                 limit=limit,
+                transcribed=transcribed,
             )
         loaded = dataset_of_language(_without_decoding(loaded), code, f"{folder}, {split}", loaded_codes)
         return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
@@ -148,14 +152,14 @@ def load_recordings(
     has_texts = table.rename(text_column, OTHER_TEXT_COLUMN if text_column == TEXT_COLUMN else None)
     table = read_texts_beside(table, text_column, code)
     has_texts = has_texts or text_column in table.columns
-    if is_whole:
+    if is_whole and (has_texts or transcribed):
         if not has_texts:
             raise ValueError(
                 f"{table.path} has no column {text_column!r}, but {', '.join(table.columns)}: set text_column "
                 "(--text_column) to one of them"
             )
         table = _split_off(table, code, text_column, split)
-    if has_texts:
+    if has_texts and transcribed:
         _report_missing_texts(table, text_column)
     return _table_dataset(table, audio_column, limit)
 

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from ...data.rows import TEXT_COLUMN
+from ...data.segments import START_COLUMN
 from ...evaluation.normalization import leading_rate, normalize_text
 from ...extras import require
 
@@ -33,7 +34,7 @@ def filter_pseudo_labels(
         labels (`datasets.Dataset`): From [`pseudo_label`].
         min_log_probability (`float`, *optional*, defaults to -1.0):
             Least mean log-probability of a row's tokens, in nats. This default and the next two are Whisper's own for
-            decoding a window again. `None` turns a filter off.
+            decoding a window again. `None` turns a filter off. A row without the score does not pass.
         max_compression_ratio (`float`, *optional*, defaults to 2.4): Above it, the text repeats itself.
         max_no_speech_probability (`float`, *optional*, defaults to 0.6): Above it, nobody may be speaking.
         max_wer (`float`, *optional*):
@@ -48,17 +49,20 @@ def filter_pseudo_labels(
         filter alone would remove, by the name of its column ("log_probability", ..., "disagreement").
 
     Raises:
-        ValueError: no row is left, or the second teacher's labels are of other recordings.
+        ValueError: no row is left, or the second teacher's labels are of other recordings (none in common, or one that
+            has another length).
     """
     filters: dict[str, Callable[[Any], bool]] = {}
     if min_log_probability is not None:
-        filters["log_probability"] = lambda value: value >= min_log_probability
+        filters["log_probability"] = lambda value: value is not None and value >= min_log_probability
     if max_compression_ratio is not None:
-        filters["compression_ratio"] = lambda value: value <= max_compression_ratio
+        filters["compression_ratio"] = lambda value: value is not None and value <= max_compression_ratio
     if max_no_speech_probability is not None:
-        filters["no_speech_probability"] = lambda value: value <= max_no_speech_probability
+        filters["no_speech_probability"] = lambda value: value is not None and value <= max_no_speech_probability
     if max_wer is not None:
         filters["wer"] = lambda value: value is None or value <= max_wer
+        if not any(value is not None for value in labels["wer"]):
+            logger.warning("max_wer removes nothing: no recording has a transcript to compare with")
     columns = {name: labels[name][:] for name in filters}
     if other_labels is not None:
         columns["disagreement"] = disagreements(labels, other_labels, language)
@@ -94,6 +98,13 @@ def disagreements(labels: datasets.Dataset, others: datasets.Dataset, language: 
     texts, other_texts = _by_recording(labels), _by_recording(others)
     if not texts.keys() & other_texts.keys():
         raise ValueError("the second teacher's labels have no recording of the first one's: give those of one dataset")
+    lengths, other_lengths = _lengths(labels), _lengths(others)
+    for recording in lengths.keys() & other_lengths.keys():
+        if abs(lengths[recording] - other_lengths[recording]) > 0.01:
+            raise ValueError(
+                f"the second teacher's labels are of other recordings: number {recording} has "
+                f"{other_lengths[recording]:.2f} s, not {lengths[recording]:.2f} s: give those of one dataset"
+            )
     shares = [1.0] * len(labels)
     for recording, rows in texts.items():
         words = [_words(text, language) for _, text in rows]
@@ -111,6 +122,12 @@ def _by_recording(labels: datasets.Dataset) -> dict[int, list[tuple[int, str]]]:
     for row, (recording, text) in enumerate(zip(labels["recording"][:], labels[TEXT_COLUMN][:], strict=True)):
         found.setdefault(recording, []).append((row, text))
     return found
+
+
+def _lengths(labels: datasets.Dataset) -> dict[int, float]:
+    """Seconds of the recordings that are a row each. Rows with times are parts, which depend on the teacher."""
+    rows = zip(labels["recording"][:], labels["seconds"][:], labels[START_COLUMN][:], strict=True)
+    return {recording: seconds for recording, seconds, start in rows if start is None}
 
 
 def _words(text: str, language: str) -> list[str]:

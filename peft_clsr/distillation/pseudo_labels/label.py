@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,21 +15,21 @@ from peft.utils import infer_device
 from torch import nn
 from tqdm.auto import tqdm
 
-from ...data.audio import audio_seconds, read_audio
-from ...data.rows import TEXT_COLUMN, files_digest, without_decoding
-from ...evaluation.error_rates import error_rates
+from ...data.audio import audio_seconds
+from ...data.rows import TEXT_COLUMN, text_column_of, without_decoding
+from ...data.segments import read_row, segment_times
 from ...evaluation.mode import evaluation_mode
-from ...files import read_json, to_json, write_text
+from ...files import to_json
+from ...inference.generation import clsr_adapters, language_and_prompt
 from ...inference.transcribe import transcribe_speech, transcribe_waveforms
 from ...languages.tags import language_tag
 from ...multilingual import check_model_languages
 from ..teachers.forward import teacher_hash
+from .folder import audio_digest, labels_file, open_folder, read_labels
 from .rows import label_rows
 from .scores import score_segments
 
 logger = logging.getLogger(__name__)
-
-_SETTINGS, _LABELS = "settings.json", "labels-{}.jsonl"
 
 
 def pseudo_label(
@@ -56,12 +55,14 @@ def pseudo_label(
     Args:
         dataset (`datasets.Dataset`):
             Recordings, as for [`prepare_dataset`]. Those with a transcript are transcribed, too, and compared with it.
+            Of a row with `start` and `end`, only this part is heard.
         teacher (`WhisperForConditionalGeneration` or `PeftModel`): Any Whisper, with experts or without.
         processor (`WhisperProcessor`): The teacher's.
         language (`str`): The language of all recordings, as in [`language_tag`]. It chooses the expert.
         output_dir (`str` or `os.PathLike`): Folder of the labels: one for each dataset, teacher and language.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
-        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts, if there is one.
+        text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts, if there is one. Also
+            `"text"` is found.
         batch_size (`int`, *optional*, defaults to 8): Recordings at a time.
         num_beams (`int`, *optional*, defaults to 1): Beams of the search.
         vad (`bool`, *optional*, defaults to `False`): Hear only speech, cut at pauses, by silero-vad (extra `vad`).
@@ -71,7 +72,8 @@ def pseudo_label(
         recording of up to 30 s, and one for each segment of a longer one, with `start` and `end` in seconds. They have
         the columns of `dataset`, the teacher's transcript in `transcription`, `reference` (the given transcript),
         `log_probability`, `compression_ratio` and `no_speech_probability` (see [`score_segments`]), `wer` (that of the
-        recording, a fraction, where there is a transcript), `seconds`, and `recording` (the row in `dataset`).
+        recording, a fraction, where there is a transcript), `seconds`, and `recording` (the row in `dataset`). A score
+        is `None` where it could not be computed: the decoder's limit cuts the text, or a half-precision overflow.
         Recordings that cannot be read, or that the teacher hears nothing in, have none; warnings count them.
 
     Raises:
@@ -95,30 +97,51 @@ def pseudo_label(
             f"the dataset has no column {audio_column!r}; it has {', '.join(map(repr, dataset.column_names))}: set "
             "audio_column to one of them"
         )
+    if text_column != TEXT_COLUMN and text_column not in dataset.column_names:
+        raise ValueError(
+            f"the dataset has no column {text_column!r} of transcripts; it has "
+            f"{', '.join(map(repr, dataset.column_names))}: leave text_column out if there are none"
+        )
+    text_column = text_column_of(dataset.column_names, text_column)
     check_model_languages(teacher)
+    _check_language(teacher, language)
     dataset = without_decoding(dataset, audio_column)
     settings = {
         "recordings": len(dataset),
-        "files": files_digest(dataset, audio_column),
+        "audio": audio_digest(dataset, audio_column),
         "teacher": teacher_hash(teacher),
         "language": language_tag(language),
         "num_beams": num_beams,
         "vad": vad,
     }
     with process.main_process_first():
-        _open_folder(folder, settings)
-    done = _read_labels(folder)
+        open_folder(folder, settings)
+        done = read_labels(folder)
+    # Nobody writes before all have read: a line that another process is writing is not one of a killed run.
+    process.wait_for_everyone()
     pending = [row for row in range(len(dataset)) if row not in done]
     with evaluation_mode(teacher):
-        labeller = _Labeller(teacher, processor, language_tag(language), num_beams, vad, audio_column, text_column)
+        labeller = _Labeller(teacher, processor, language_tag(language), num_beams, vad, audio_column)
         labeller.label(
             dataset,
             pending[process.process_index :: process.num_processes],
             batch_size,
-            folder / _LABELS.format(process.process_index),
+            labels_file(folder, process.process_index),
         )
     process.wait_for_everyone()
-    return label_rows(dataset, _checked(_read_labels(folder), len(dataset)), audio_column, text_column)
+    labels = _checked(read_labels(folder), len(dataset))
+    return label_rows(dataset, labels, audio_column, text_column, settings["language"])
+
+
+def _check_language(teacher: Any, language: str) -> None:
+    """Raise a `ValueError` if the teacher cannot be told the language, before anything is written."""
+    tokens = teacher.generation_config.lang_to_id
+    tag, prompt = language_and_prompt(language, tokens, clsr_adapters(teacher), None)
+    if f"<|{prompt}|>" not in tokens:
+        raise ValueError(
+            f"the teacher has no token <|{prompt}|> for the language {tag!r}: take a Whisper that has it, or name "
+            f"another language to transcribe it as (the teacher knows {', '.join(token[2:-2] for token in tokens)})"
+        )
 
 
 class _Labeller:
@@ -130,19 +153,17 @@ class _Labeller:
         num_beams: int,
         vad: bool,
         audio_column: str,
-        text_column: str,
     ) -> None:
         self.teacher, self.processor, self.language = teacher, processor, language
         self.num_beams = num_beams
         self.transcribe = transcribe_speech if vad else transcribe_waveforms
-        self.audio_column, self.text_column = audio_column, text_column
+        self.audio_column = audio_column
 
     def label(self, dataset: datasets.Dataset, rows: Sequence[int], batch_size: int, path: Path) -> None:
         """Transcribe rows, and append a line of JSON for each to a file."""
         if not rows:
             return
-        audio = dataset.select_columns([self.audio_column])
-        lengths = {row: self._seconds(audio[row]) for row in rows}
+        lengths = {row: self._seconds(dataset[row]) for row in rows}
         # With the longest first, batches are even, and a lack of memory shows at once.
         rows = sorted(rows, key=lengths.__getitem__, reverse=True)
         total = round(sum(lengths.values()))
@@ -156,16 +177,20 @@ class _Labeller:
 
     def _seconds(self, row: dict[str, Any]) -> float:
         try:
-            return audio_seconds(row[self.audio_column])
+            times = segment_times(row)
+            return audio_seconds(row[self.audio_column]) if times is None else times[1] - times[0]
         except ValueError:
             return 0.0  # it is named when its turn comes
 
     def _labels(self, dataset: datasets.Dataset, rows: Sequence[int], progress: tqdm) -> Iterator[dict[str, Any]]:
         rate = self.processor.feature_extractor.sampling_rate
         waveforms: dict[int, np.ndarray] = {}
+        starts: dict[int, float | None] = {}
         for row in rows:
+            cells = dataset[row]
             try:
-                waveforms[row] = read_audio(dataset[row][self.audio_column], rate)
+                waveforms[row] = read_row(cells, self.audio_column, rate)
+                starts[row] = (segment_times(cells) or (None,))[0]
             except (ValueError, OSError) as error:
                 logger.warning("left out: item %d: %s", row, error)
                 yield {"row": row, "problem": str(error)}
@@ -181,46 +206,13 @@ class _Labeller:
         )
         for (row, waveform), transcript in zip(waveforms.items(), transcripts, strict=True):
             scores = score_segments(self.teacher, self.processor, waveform, transcript.segments, self.language)
-            segments = [{**one, **score} for one, score in zip(transcript.segments, scores, strict=True)]
-            label = {"row": row, "seconds": round(transcript.seconds, 3), "text": transcript.text}
-            reference = dataset[row].get(self.text_column)
-            if isinstance(reference, str) and reference.strip():
-                rates = error_rates([transcript.text], [reference], language=self.language)[self.language]
-                label["wer"] = rates[rates["rate"]]
-            yield {**label, "segments": segments}
-
-
-def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of new labels, or compare them with those of earlier ones."""
-    path = folder / _SETTINGS
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.glob("labels-*.jsonl"))):
-            raise ValueError(f"output_dir {folder} is not a folder of labels: give another one")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, to_json(settings))
-        return
-    found = read_json(path)
-    names = {"recordings": "number of recordings", "files": "audio files"}
-    other = [names.get(key, key) for key, value in settings.items() if found.get(key) != value]
-    if other:
-        raise ValueError(
-            f"output_dir {folder} has labels with another {' and '.join(other)}: give another folder, or remove it"
-        )
-
-
-def _read_labels(folder: Path) -> dict[int, dict[str, Any]]:
-    """The labels of all processes, by row. A last line that was not written whole does not count."""
-    labels = {}
-    for path in sorted(folder.glob(_LABELS.format("*"))):
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        for line in whole.splitlines():
-            label = json.loads(line)
-            labels[label["row"]] = label
-    return labels
+            offset = starts[row] or 0.0  # times count from the beginning of the recording
+            segments = [
+                {**one, "start": offset + one["start"], "end": offset + one["end"], **score}
+                for one, score in zip(transcript.segments, scores, strict=True)
+            ]
+            part = {"start": starts[row], "seconds": round(transcript.seconds, 3)}
+            yield {"row": row, **part, "text": transcript.text, "segments": segments}
 
 
 def _checked(labels: dict[int, dict[str, Any]], recordings: int) -> dict[int, dict[str, Any]]:

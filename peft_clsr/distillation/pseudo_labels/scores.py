@@ -48,7 +48,8 @@ def score_segments(
     Returns:
         `list[dict]`: for each segment, "log_probability": the mean log-probability of its text's tokens, in nats;
         "compression_ratio": bytes of the text of its window, divided by their number after zlib; and
-        "no_speech_probability": that of Whisper's token for no speech, in its window.
+        "no_speech_probability": that of Whisper's token for no speech, in its window. A text that the decoder's limit
+        cuts off has the log-probability NaN.
     """
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     rate, context = extractor.sampling_rate, model.config.max_source_positions / POSITIONS_PER_SECOND
@@ -88,7 +89,7 @@ def score_segments(
         for window, row, values, probability in zip(batch, padded.tolist(), chosen, silence, strict=True):
             text = "".join(one["text"] for one in window).strip()
             means = _means_of_texts(row, values, first_timestamp, tokenizer.eos_token_id)
-            for mean in (means + [float("-inf")] * len(window))[: len(window)]:
+            for mean in (means + [float("nan")] * len(window))[: len(window)]:
                 scores.append(dict(zip(SCORES, (mean, compression_ratio(text), probability), strict=True)))
     return scores
 
