@@ -95,7 +95,9 @@ def _check(arguments: argparse.Namespace) -> None:
         if not (arguments.other / _ALL).is_dir():
             raise ValueError(f"--other {arguments.other} has no finished labels: run this command for it first")
         if arguments.other.resolve() == arguments.output_dir.resolve():
-            raise ValueError(f"--other is --output_dir, {arguments.other}: give the folder of another teacher's labels")
+            raise ValueError(
+                f"--other is --output_dir, {arguments.other}: give the folder of another teacher's labels"
+            )
     check_output_folder(arguments.output_dir, "--output_dir")
     check_source(
         arguments.dataset.replace("{language}", arguments.language), "--dataset", "a dataset", is_dataset=True

@@ -44,8 +44,8 @@ def label_rows(
     unscored = sum(any(row[name] is None for name in SCORES) for row in rows)
     if unscored:
         logger.warning(
-            "%d of %d pseudo-labels lack a score, so filters by it remove them: the decoder's limit cuts their text, or "
-            "numbers overflow in half precision",
+            "%d of %d pseudo-labels lack a score, so filters by it remove them: the decoder's limit cuts their text, "
+            "or numbers overflow in half precision",
             unscored,
             len(rows),
         )

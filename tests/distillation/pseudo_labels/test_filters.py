@@ -15,6 +15,7 @@ def labels(texts=("un dos tres", "quatre", "cinc sis"), recordings=None, **colum
         "no_speech_probability": [0.1] * count,
         "wer": [None] * count,
         "seconds": [3600.0] * count,
+        "start": [None] * count,
     }
     recordings = list(range(count)) if recordings is None else recordings
     rows = {"transcription": list(texts), "recording": recordings, **defaults, **columns}
@@ -62,3 +63,20 @@ def test_characters_are_compared_where_there_are_no_spaces():
 def test_labels_of_other_recordings_are_refused():
     with pytest.raises(ValueError, match="no recording of the first one's"):
         disagreements(labels(["a"], recordings=[0]), labels(["a"], recordings=[5]), "ca")
+    with pytest.raises(ValueError, match=r"number 0 has 3500.00 s, not 3600.00 s"):
+        disagreements(labels(["a"]), labels(["a"], seconds=[3500.0]), "ca")
+    # Each teacher divides a long recording in its own way.
+    parts = labels(["a"], seconds=[5.0], start=[0.0]), labels(["a"], seconds=[9.0], start=[1.0])
+    assert disagreements(*parts, "ca") == [0.0]
+
+
+@pytest.mark.parametrize("column", ["log_probability", "compression_ratio", "no_speech_probability"])
+def test_a_row_without_a_score_does_not_pass_its_filter(column):
+    value = {"log_probability": -0.5, "compression_ratio": 1.0, "no_speech_probability": 0.1}[column]
+    kept, hours = filter_pseudo_labels(labels(**{column: [value, None, value]}))
+    assert kept["recording"][:] == [0, 2] and hours[column] == 1
+
+
+def test_a_limit_of_the_error_rate_without_transcripts_is_said_to_remove_nothing(caplog):
+    assert len(filter_pseudo_labels(labels(), max_wer=0.1)[0]) == 3
+    assert "max_wer removes nothing: no recording has a transcript" in caplog.text

@@ -1,18 +1,21 @@
 """A teacher's transcripts as training data."""
 
 import json
-import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import PartialState
 from conftest import SPECIAL_TOKENS, build_tokenizer
 from helpers import noise, random_clsr
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from peft_clsr import load_recordings, pack_utterances, prepare_dataset, pseudo_label
+from peft_clsr import filter_pseudo_labels, load_recordings, pack_utterances, prepare_dataset, pseudo_label
 from peft_clsr.cli import main
 from peft_clsr.data.labels import encode_segments
 from peft_clsr.distillation.pseudo_labels import label as label_module
@@ -108,7 +111,11 @@ def test_an_expert_of_the_teacher_transcribes_and_scores(teacher, processor, rec
     expert = score_segments(model, processor, noise(0.4), segments, "ca")
     with model.disable_adapter():
         base = score_segments(model, processor, noise(0.4), segments, "ca")
-    assert expert != base == score_segments(model, processor, noise(0.4), segments, "bg")
+    assert expert != base
+    # A language without an expert is scored by the base model.
+    other = score_segments(model, processor, noise(0.4), segments, "bg")
+    with model.disable_adapter():
+        assert other == score_segments(model, processor, noise(0.4), segments, "bg")
 
 
 def test_long_recordings_become_segments_that_training_takes(teacher, processor, tmp_path, monkeypatch):
@@ -202,6 +209,107 @@ def test_bad_input_is_refused(teacher, processor, recordings, tmp_path):
     assert not (tmp_path / "labels").exists()
 
 
+def test_a_language_that_the_teacher_cannot_be_told_leaves_nothing_behind(teacher, processor, recordings, tmp_path):
+    with pytest.raises(ValueError, match="'rw' has no adapter on the model"):
+        pseudo_label(recordings, teacher, processor, "rw", output_dir=tmp_path / "labels")
+    del teacher.generation_config.lang_to_id["<|bg|>"]
+    with pytest.raises(ValueError, match=r"no token <\|bg\|> for the language 'bg'"):
+        pseudo_label(recordings, teacher, processor, "bg", output_dir=tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_part_of_a_recording_is_heard_alone_and_keeps_its_times(
+    teacher, processor, recordings, tmp_path, monkeypatch
+):
+    heard = []
+
+    def transcribe(model, processor, waveforms, languages, **settings):
+        heard.extend(len(waveform) for waveform in waveforms)
+        return says("un")(model, processor, waveforms, languages)
+
+    monkeypatch.setattr(label_module, "transcribe_waveforms", transcribe)
+    path = recordings["audio"][1]
+    parts = {"audio": [path] * 2, "start": ["0", "0.5"], "end": ["0.3", "0.75"], "transcription": ["un", "dos"]}
+    labels = pseudo_label(
+        datasets.Dataset.from_dict(parts), teacher, processor, "ca", output_dir=tmp_path / "labels", batch_size=2
+    )
+    assert heard == [4800, 4000]
+    assert labels["start"][:] == [0.0, 0.5] and labels["end"][:] == [0.3, 0.75] and labels["wer"][:] == [0.0, 1.0]
+    parts["end"][0] = "0.2"
+    with pytest.raises(ValueError, match="audio files, or times in them"):
+        pseudo_label(datasets.Dataset.from_dict(parts), teacher, processor, "ca", output_dir=tmp_path / "labels")
+
+
+def test_labels_of_other_audio_in_the_dataset_itself_are_not_taken(
+    teacher, processor, recordings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un"))
+    one, other = (
+        datasets.Dataset.from_dict({"audio": [{"bytes": open(path, "rb").read(), "path": None}]})
+        for path in recordings["audio"][:2]
+    )
+    pseudo_label(one, teacher, processor, "ca", output_dir=tmp_path / "labels")
+    assert len(pseudo_label(one, teacher, processor, "ca", output_dir=tmp_path / "labels")) == 1
+    with pytest.raises(ValueError, match="another audio files"):
+        pseudo_label(other, teacher, processor, "ca", output_dir=tmp_path / "labels")
+
+
+def test_a_text_beyond_the_decoders_limit_has_no_score_and_does_not_pass(
+    teacher, processor, recordings, tmp_path, monkeypatch, caplog
+):
+    segments = [{"start": 0.0, "end": 0.1, "text": " un" * 300}, {"start": 0.2, "end": 0.3, "text": " un"}]
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("", segments))
+    labels = pseudo_label(recordings, teacher, processor, "ca", output_dir=tmp_path / "labels")
+    assert labels["log_probability"][:] == [None] * 4 and None not in labels["compression_ratio"][:]
+    assert "4 of 4 pseudo-labels lack a score" in caplog.text
+    with pytest.raises(ValueError, match="no pseudo-label passes"):
+        filter_pseudo_labels(labels, max_compression_ratio=None, max_no_speech_probability=None)
+
+
+def test_transcripts_may_be_mended_and_stand_in_a_column_text(teacher, processor, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un"))
+    rows = {"audio": recordings["audio"][:1], "text": ["dos"]}
+    for text, wer in (("dos", 1.0), ("un", 0.0)):
+        dataset = datasets.Dataset.from_dict({**rows, "text": [text]})
+        labels = pseudo_label(dataset, teacher, processor, "ca", output_dir=tmp_path / "labels")
+        assert labels["wer"][:] == [wer] and labels["reference"][:] == [text]
+    with pytest.raises(ValueError, match="no column 'words' of transcripts; it has 'audio', 'text'"):
+        pseudo_label(dataset, teacher, processor, "ca", output_dir=tmp_path / "labels", text_column="words")
+
+
+def test_no_process_transcribes_before_all_have_read_the_labels(teacher, processor, recordings, tmp_path, monkeypatch):
+    """Else one process would cut off the line that another one is writing, and they would share other rows."""
+    events = []
+
+    def note(owner, name, event):
+        called = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: events.append(event) or called(*args, **kwargs))
+
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un"))
+    note(label_module, "transcribe_waveforms", "transcribe")
+    note(label_module, "read_labels", "read")
+    note(PartialState, "wait_for_everyone", "wait")
+    pseudo_label(recordings, teacher, processor, "ca", output_dir=tmp_path / "labels", batch_size=4)
+    before, after = events[: events.index("transcribe")], events[events.index("transcribe") + 1 :]
+    assert before[0] == "read" and before[-1] == "wait" and before.count("wait") == 2  # main_process_first waits, too
+    assert after == ["wait", "read"]
+
+
+def test_two_processes_share_the_recordings(teacher, processor, recordings, tmp_path):
+    teacher.save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    recordings.save_to_disk(tmp_path / "recordings")
+    script = Path(__file__).parents[2] / "scripts" / "pseudo_label_distributed.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", 1, "--mixed_precision", "no"]
+    command += ["--num_processes", 2, "--dynamo_backend", "no", "--main_process_port", 0, "--multi_gpu", script]
+    command += [tmp_path / "recordings", tmp_path / "teacher", tmp_path / "labels"]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(result.stdout.split("\n"))[1:] == [f"process {process} of 2: 4 labels" for process in range(2)]
+    files = [(tmp_path / "labels" / f"labels-{process}.jsonl").read_text() for process in range(2)]
+    assert [sorted(json.loads(line)["row"] for line in file.splitlines()) for file in files] == [[0, 2], [1, 3]]
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -256,6 +364,75 @@ def test_the_command_writes_a_folder_to_train_on_and_filters_it_again_without_th
     assert status == 0 and "4 of 4 rows" in printed
 
 
+@pytest.fixture
+def raw(tmp_path):
+    """A factory of folders with recordings."""
+
+    def build(name, count=4):
+        folder = tmp_path / name
+        folder.mkdir()
+        for index in range(count):
+            soundfile.write(folder / f"{index}.wav", noise(0.3 + index / 50, seed=index), 16000)
+        return folder
+
+    return build
+
+
+def test_the_command_takes_tables_without_transcripts_and_folders_with_other_files(run, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
+    table = raw("table")
+    (table / "metadata.csv").write_text("file_name\n0.wav\n2.wav\n")
+    status, printed = run("--dataset", table, *OFF, output_dir="one")
+    assert status == 0 and "2 of 2 rows" in printed, printed
+    folder = raw("folder")
+    (folder / "README.txt").write_text("about these recordings")
+    for _ in range(2):  # what the first call wrote into the folder is no part of the dataset
+        status, printed = run("--dataset", folder, *OFF, output_dir="folder/labels")
+        assert status == 0 and "4 of 4 rows" in printed, printed
+
+
+def test_the_table_names_files_that_are_there_also_below_a_symbolic_link(run, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    status, printed = run("--dataset", raw("raw"), *OFF, output_dir="link/labels")
+    assert status == 0, printed
+    paths = load_recordings(tmp_path / "link" / "labels", "ca", "train")["audio"][:]
+    assert len(paths) == 4 and all(Path(path).is_file() for path in paths)
+
+
+def test_a_kill_while_all_rows_are_written_leaves_nothing_that_is_read_as_complete(run, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
+    folder, save = raw("raw"), datasets.Dataset.save_to_disk
+
+    def killed(self, path, **kwargs):
+        Path(path).mkdir(parents=True)
+        (Path(path) / "data-00000-of-00001.arrow").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("--dataset", folder, *OFF)
+    status, printed = run("--dataset", folder, *OFF, "--other", tmp_path / "labels", output_dir="second")
+    assert status == 2 and "has no finished labels" in printed
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", save)
+    assert run("--dataset", folder, *OFF)[0] == 0
+    every = datasets.load_from_disk(tmp_path / "labels" / "all")
+    assert len(every) == 4 and "audio" not in every.column_names  # it would be copied for each segment
+    assert run("--dataset", folder, *OFF, "--other", tmp_path / "labels", output_dir="second")[0] == 0
+
+
+def test_the_second_teachers_labels_are_of_the_same_recordings_and_in_another_folder(run, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
+    one, other = raw("one"), raw("other")
+    assert run("--dataset", one, *OFF)[0] == 0
+    status, printed = run("--dataset", one, *OFF, "--other", tmp_path / "labels")
+    assert status == 2 and "--other is --output_dir" in printed
+    status, printed = run("--dataset", other, *OFF, "--other", tmp_path / "labels", output_dir="second")
+    assert status == 2 and "has labels of other recordings" in printed
+    assert not (tmp_path / "second").exists()
+
+
 def test_the_command_refuses_bad_input(run, tmp_path):
     status, printed = run("--dataset", tmp_path, "--other", tmp_path / "nothing")
     assert status == 2 and "has no finished labels" in printed
@@ -268,7 +445,6 @@ def test_the_command_refuses_bad_input(run, tmp_path):
 
 def test_a_line_of_labels_is_json(teacher, processor, recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(label_module, "transcribe_waveforms", says("un"))
-    logging.getLogger("peft_clsr").info("")
     pseudo_label(recordings, teacher, processor, "ca", output_dir=tmp_path / "labels")
     lines = [json.loads(line) for line in (tmp_path / "labels" / "labels-0.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == [0, 1, 2, 3]
