@@ -130,7 +130,7 @@ def pseudo_label(
         )
     process.wait_for_everyone()
     labels = _checked(read_labels(folder), len(dataset))
-    return label_rows(dataset, labels, audio_column, text_column, settings["language"])
+    return label_rows(dataset, labels, audio_column, text_column, language_tag(language))
 
 
 def _check_language(teacher: Any, language: str) -> None:

@@ -19,6 +19,7 @@ from peft_clsr import filter_pseudo_labels, load_recordings, pack_utterances, pr
 from peft_clsr.cli import main
 from peft_clsr.data.labels import encode_segments
 from peft_clsr.distillation.pseudo_labels import label as label_module
+from peft_clsr.distillation.pseudo_labels import rows as rows_module
 from peft_clsr.distillation.pseudo_labels.scores import compression_ratio, score_segments
 from peft_clsr.inference.subtitles import Transcript
 from peft_clsr.inference.transcribe import make_features, transcribe_waveforms
@@ -240,6 +241,18 @@ def test_a_part_of_a_recording_is_heard_alone_and_keeps_its_times(
         pseudo_label(datasets.Dataset.from_dict(parts), teacher, processor, "ca", output_dir=tmp_path / "labels")
 
 
+def test_segments_of_a_long_part_count_from_the_beginning_of_the_recording(
+    teacher, processor, recordings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rows_module, "WHOLE", 0.2)
+    segments = [{"start": 0.02, "end": 0.1, "text": " un"}, {"start": 0.12, "end": 0.24, "text": " dos"}]
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("", segments))
+    part = datasets.Dataset.from_dict({"audio": recordings["audio"][1:2], "start": [0.5], "end": [0.75]})
+    labels = pseudo_label(part, teacher, processor, "ca", output_dir=tmp_path / "labels")
+    assert labels["start"][:] == pytest.approx([0.52, 0.62]) and labels["end"][:] == pytest.approx([0.6, 0.74])
+    assert labels["seconds"][:] == pytest.approx([0.08, 0.12])
+
+
 def test_labels_of_other_audio_in_the_dataset_itself_are_not_taken(
     teacher, processor, recordings, tmp_path, monkeypatch
 ):
@@ -405,13 +418,16 @@ def test_a_kill_while_all_rows_are_written_leaves_nothing_that_is_read_as_comple
     monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
     folder, save = raw("raw"), datasets.Dataset.save_to_disk
 
+    class Killed(BaseException):
+        pass
+
     def killed(self, path, **kwargs):
         Path(path).mkdir(parents=True)
         (Path(path) / "data-00000-of-00001.arrow").write_bytes(b"half")
-        raise KeyboardInterrupt
+        raise Killed
 
     monkeypatch.setattr(datasets.Dataset, "save_to_disk", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         run("--dataset", folder, *OFF)
     status, printed = run("--dataset", folder, *OFF, "--other", tmp_path / "labels", output_dir="second")
     assert status == 2 and "has no finished labels" in printed
