@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         (nearest,) = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)
         print(f"error: {PROG} has no command {name!r}; did you mean {nearest!r}? All: {PROG} --help", file=sys.stderr)
         return 2
-    command = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+    command = _module(name)
     if "-h" in arguments or "--help" in arguments:
         _parser(command, name).print_help()
         return 0
@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         everything.print_help()
         return 0
     return _run(command, everything, arguments)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name.replace('-', '_')}", __package__)
 
 
 def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[str]) -> int:

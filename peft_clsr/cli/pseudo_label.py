@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -51,7 +52,13 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
 
 
 def _limit(text: str) -> float | None:
-    return None if text == "off" else float(text)
+    try:
+        limit = None if text == "off" else float(text)
+    except ValueError:
+        limit = math.nan
+    if limit is not None and not math.isfinite(limit):
+        raise argparse.ArgumentTypeError(f"{text!r} is no limit: expected a number, or 'off'")
+    return limit
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
