@@ -123,5 +123,5 @@ def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"usage: {PROG} COMMAND [options]", "", "Language experts for Whisper.", ""]
     for name in COMMANDS:
-        lines.append(f"  {name:{width}}  {importlib.import_module(f'.{name}', __package__).DESCRIPTION}")
+        lines.append(f"  {name:{width}}  {_module(name).DESCRIPTION}")
     return "\n".join([*lines, "", f"Options of a command: {PROG} COMMAND --help, and all of them: --help-all"])
