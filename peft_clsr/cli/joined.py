@@ -43,8 +43,10 @@ def measure_joined(
     joined = JoinedRecordings(recordings, row_reader(recordings, processor, language, options.data, "eval"))
     batch_size = options.training.per_device_eval_batch_size
     transcripts = transcribe_joined(model, processor, joined, spoken, batch_size, f"{language}: {name}")
-    rates = error_rates(transcripts, joined.texts, language=language)[language]
-    errors = [error for heard, said in zip(segments, joined.times, strict=True) for error in time_errors(heard, said)]
+    rates = error_rates([one.text for one in transcripts], joined.texts, language=language)[language]
+    errors = []
+    for transcript, said in zip(transcripts, joined.times, strict=True):
+        errors += time_errors([(one["start"], one["end"]) for one in transcript.segments], said)
     return {**rates, "utterances": joined.utterances, "recordings": len(joined), **summarize_times(errors)}
 
 
