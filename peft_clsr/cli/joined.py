@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from ..data.rows import RowReader
 from ..evaluation.error_rates import error_rates
 from ..evaluation.mode import evaluation_mode
 from ..evaluation.times import NEAR, summarize_times, time_errors
-from ..inference.transcribe import decode_segments, make_features
-from ..whisper import POSITIONS_PER_SECOND
+from ..inference.subtitles import Transcript
+from ..inference.transcribe import transcribe_waveforms
 from .train_data import row_reader
 from .train_options import TrainOptions
 
@@ -43,9 +42,11 @@ def measure_joined(
     """
     joined = JoinedRecordings(recordings, row_reader(recordings, processor, language, options.data, "eval"))
     batch_size = options.training.per_device_eval_batch_size
-    transcripts, segments = transcribe_joined(model, processor, joined, spoken, batch_size, f"{language}: {name}")
-    rates = error_rates(transcripts, joined.texts, language=language)[language]
-    errors = [error for heard, said in zip(segments, joined.times, strict=True) for error in time_errors(heard, said)]
+    transcripts = transcribe_joined(model, processor, joined, spoken, batch_size, f"{language}: {name}")
+    rates = error_rates([one.text for one in transcripts], joined.texts, language=language)[language]
+    errors = []
+    for transcript, said in zip(transcripts, joined.times, strict=True):
+        errors += time_errors([(one["start"], one["end"]) for one in transcript.segments], said)
     return {**rates, "utterances": joined.utterances, "recordings": len(joined), **summarize_times(errors)}
 
 
@@ -105,12 +106,11 @@ def divide(seconds: Sequence[float], about: float) -> list[list[int]]:
     return [part for part in parts if part]
 
 
-@torch.inference_mode()
 def transcribe_joined(
     model: Any, processor: Any, joined: JoinedRecordings, language: str, batch_size: int, desc: str
-) -> tuple[list[str], list[list[tuple[float, float]]]]:
+) -> list[Transcript]:
     """
-    Transcribe joined recordings greedily, window by window: each window begins where Whisper's timestamps say.
+    Transcribe joined recordings as `peft-clsr transcribe` does.
 
     Args:
         model (`WhisperForConditionalGeneration` or `PeftModel`): The model.
@@ -119,33 +119,13 @@ def transcribe_joined(
         language (`str`): As `generate` takes it. It chooses the adapter.
         batch_size (`int`): Recordings at a time.
         desc (`str`): Name of the progress bar.
-
-    Returns:
-        `tuple`: one transcript a recording, and start and end in seconds of its segments with text.
     """
-    extractor = processor.feature_extractor
-    context = model.config.max_source_positions / POSITIONS_PER_SECOND
-    transcripts: list[str] = []
-    times: list[list[tuple[float, float]]] = []
+    rate = processor.feature_extractor.sampling_rate
+    transcripts: list[Transcript] = []
     with evaluation_mode(model), tqdm(total=len(joined), desc=desc, unit="recording") as progress:
         for start in range(0, len(joined), batch_size):
             numbers = range(start, min(start + batch_size, len(joined)))
-            waveforms = [joined.waveform(number, extractor.sampling_rate) for number in numbers]
-            features, mask = make_features(waveforms, extractor, context)
-            outputs = model.generate(
-                input_features=features.to(model.device, model.dtype),
-                attention_mask=mask.to(model.device),
-                language=language,
-                task="transcribe",
-                return_timestamps=True,
-                return_segments=True,
-                do_sample=False,
-                num_beams=1,
-            )
-            texts = processor.batch_decode(outputs["sequences"], skip_special_tokens=True)
-            transcripts += [text.strip() for text in texts]
-            for segments in outputs["segments"]:
-                decoded = decode_segments(segments, processor.tokenizer)
-                times.append([(one["start"], one["end"]) for one in decoded if one["text"].strip()])
+            waveforms = [joined.waveform(number, rate) for number in numbers]
+            transcripts += transcribe_waveforms(model, processor, waveforms, [language] * len(waveforms))
             progress.update(len(numbers))
-    return transcripts, times
+    return transcripts
