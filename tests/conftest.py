@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
+import logging
+
 import pytest
 import torch
 from hub_server import hub  # noqa: F401
@@ -38,6 +40,16 @@ def build_tokenizer(special_tokens=SPECIAL_TOKENS) -> WhisperTokenizer:
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     tokenizer.set_prefix_tokens(language=None, task=None)  # looks its ids up again, now that the tokens are special
     return tokenizer
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """Commands set the levels of loggers for their process; the next test has them as they were."""
+    loggers = [logging.getLogger(name) for name in ("peft_clsr", "transformers")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

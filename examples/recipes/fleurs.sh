@@ -4,6 +4,11 @@
 set -euo pipefail
 
 export OUTPUT=${OUTPUT:-runs/fleurs}
+configs=() languages=()
+while (($#)) && [[ $1 != -* ]]; do
+    configs+=("$1") languages+=("${1%%_*}") # "ca_es" is Catalan of any region
+    shift
+done
 # On the Hub the dataset itself is a script, which `datasets` does not run; that branch has it in Parquet.
-exec bash "$(dirname "$0")/paper.sh" --dataset "${DATASET:-google/fleurs}" --dataset_config '{language}' \
-    --dataset_revision refs/convert/parquet --text_column transcription --languages "$@"
+exec bash "$(dirname "$0")/paper.sh" --dataset "${DATASET:-google/fleurs}" --dataset_config "${configs[@]}" \
+    --dataset_revision refs/convert/parquet --text_column transcription --languages "${languages[@]}" "$@"

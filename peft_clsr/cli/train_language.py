@@ -168,8 +168,9 @@ class _LanguageTraining:
 
     def _measure_joined(self, model: nn.Module, key: str, name: str, processor: Any = None) -> None:
         """Measure a model of the whole context on the same recordings, joined to some of about a minute."""
-        if self.seconds is not None:
-            return
+        tokenizer = self.processor.tokenizer
+        if self.seconds is not None or tokenizer.convert_tokens_to_ids("<|0.00|>") in (None, tokenizer.unk_token_id):
+            return  # without timestamps, Whisper hears one window alone
         processor, name = processor or self.processor, f"{name}, joined recordings"
         rates = measure_joined(model, processor, self.held_out, self.language, self._spoken(model), self.options, name)
         report(self.options.training, f"{self.language}, {name}: {format_rates(rates)}; {format_times(rates)}")

@@ -353,13 +353,12 @@ class _Packing:
     def _utterance(self, row: dict[str, Any], index: int, reader: RowReader) -> Utterance:
         language, labels = reader.labels(row, index)
         seconds = reader.seconds(row, index)
-        text = (row[self.text_column] or "").strip()
+        text = (row[reader.text_column] or "").strip()
         if text and seconds + MIN_GAP > self.max_seconds:
             problem = f"{seconds:.1f} s of audio, longer than a window of {self.max_seconds:g} s"
             raise UnusableRow("too_long", f"{reader.name(row, index)}: {problem}")
         speaker = None if self.speaker_column is None else row[self.speaker_column]
-        text, part = row[reader.text_column].strip(), reader.part(row, index)
-        return Utterance(index, seconds, text, language, speaker, len(labels) - 4, part)
+        return Utterance(index, seconds, text, language, speaker, len(labels) - 4, reader.part(row, index))
 
     # ------------------------------------------------------------------ windows
 

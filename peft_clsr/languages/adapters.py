@@ -123,7 +123,12 @@ def adapters_with_prompt(adapters: Mapping[str, Any], code: str) -> list[str]:
 def is_for_broader_language(adapters: Mapping[str, Any], name: str, language: str) -> bool:
     """True if an adapter is for a broader language than this one: for "ca", where it is "ca-valencia"."""
     own = adapter_languages(adapters)[name]
-    return own is not None and name != language and not are_equal_tags(own, language)
+    if own is None or name == language:
+        return False
+    try:
+        return not are_equal_tags(own, language_tag(language))
+    except ValueError:  # a token that the user added to Whisper
+        return False
 
 
 def _adapters_for(adapters: Mapping[str, Any], tag: str) -> list[str]:

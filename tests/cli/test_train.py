@@ -350,7 +350,6 @@ def test_a_long_recording_with_subtitles_is_trained_on(run, tmp_path):
     assert status == 0, printed
     row = results_of(tmp_path / "out")["languages"]["ro"]
     assert (row["train_items"]["kept"], row["eval_items"]["kept"]) == (10, 1)
-    assert "for the longest usable recording of 0.8 s" in printed
 
 
 def test_a_recording_that_was_replaced_is_heard_anew(run, recordings, tmp_path):
@@ -816,7 +815,7 @@ def experts(student, tmp_path):
 
 
 def test_an_expert_starts_as_a_copy_and_its_card_and_checkpoints_say_so(run, experts, tmp_path):
-    options = ("--warm_start", f"{experts}:french", "--max_audio_seconds", 0, "--learning_rate", 1e-9)
+    options = ("--warm_start", f"{experts}:french", "--learning_rate", 1e-9)
     status, printed = run(*options, "--save_steps", 1, "--keep_checkpoints")
     assert status == 0, printed
     out = tmp_path / "out"
@@ -829,7 +828,7 @@ def test_an_expert_starts_as_a_copy_and_its_card_and_checkpoints_say_so(run, exp
     assert json.loads((out / "ro/language.json").read_text())["started_from"] == "fr of the folder experts"
     assert "Romanian (ro): started from fr of the folder experts" in (out / "README.md").read_text()
     # A run from another source is another run.
-    status, printed = run("--warm_start", f"{experts}:el", "--max_audio_seconds", 0, "--learning_rate", 1e-9)
+    status, printed = run("--warm_start", f"{experts}:el", "--learning_rate", 1e-9)
     assert status == 2 and "warm_start" in printed and "--overwrite" in printed
     shutil.rmtree(experts)  # what is done already needs no source
     status, printed = run(*options, "--save_steps", 1)
@@ -838,7 +837,7 @@ def test_an_expert_starts_as_a_copy_and_its_card_and_checkpoints_say_so(run, exp
 
 def test_a_warm_start_from_the_hub(run, experts, hub, tmp_path):
     push_folder(experts, "me/experts")
-    status, printed = run("--warm_start", "me/experts:fr", "--max_audio_seconds", 0)
+    status, printed = run("--warm_start", "me/experts:fr")
     assert status == 0, printed
     assert read_languages(tmp_path / "out")[0].started_from.startswith("fr of me/experts (commit ")
 

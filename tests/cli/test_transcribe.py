@@ -144,14 +144,14 @@ def test_recordings_of_several_languages_are_one_batch_each_by_its_expert(
     )
     assert status == 0, printed.err
     assert "5 transcribed, 0 skipped" in printed.err
-    assert [call.language for call in generated] == [["bg", "ca", "fr", "ro", "ca"]]  # the longest first
+    assert [call.language for call in generated] == [["bg", "ca-ES", "fr", "ro", "ca"]]  # the longest first
     assert generated[0].shape == (5, 80, 300)
     transcripts = read_json(tmp_path / "out")
     heard = {name: (transcript["language"], transcript["adapter"]) for name, transcript in transcripts.items()}
     assert heard == {
         "a.json": ("ca", "ca"),
         "deep/b.json": ("ro", "ro"),
-        "deep/er/c.json": ("ca", "ca"),
+        "deep/er/c.json": ("ca-ES", "ca"),
         "d.json": ("bg", None),
         "e.json": ("fr", None),
     }

@@ -183,7 +183,10 @@ def test_a_server_that_does_not_answer_is_named(site, monkeypatch):
 @pytest.fixture
 def train(tiny_whisper, tiny_processor, tmp_path, capsys):
     """Runs `peft-clsr train` on a dataset for one step; returns its exit status and what it printed."""
-    tiny_whisper().save_pretrained(tmp_path / "student")
+    tiny_processor.tokenizer.add_tokens([f"<|{step / 50:.2f}|>" for step in range(151)])
+    whisper = tiny_whisper()
+    whisper.generation_config.max_length = 16  # noise makes a random model talk without end
+    whisper.save_pretrained(tmp_path / "student")
     tiny_processor.save_pretrained(tmp_path / "student")
 
     def call(dataset):

@@ -166,7 +166,7 @@ def test_states_of_changed_rows_are_not_used(teacher, tiny_processor, tmp_path):
     """A window beyond those that are checked when the cache is opened."""
     states = cache_teacher_states(packed(tiny_processor), teacher, tiny_processor, tmp_path, epochs=1)
     assert len(states.dataset[-1]["teacher_states"]) > 0
-    states.dataset._windows.packed._samples = lambda row: noise(0.2, seed=row + 50)
+    states.dataset._windows.packed._samples = lambda row, times: noise(0.2, seed=row + 50)
     with pytest.raises(ValueError, match=r"were cached with other audio at window 3 of epoch 0.*cache them again"):
         states.dataset[-1]
     with pytest.raises(IndexError):
