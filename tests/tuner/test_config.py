@@ -151,7 +151,7 @@ def test_a_projection_that_is_not_linear_is_named(tiny_whisper):
 
 def test_two_active_adapters_are_refused_and_the_model_stays_as_it_was(tiny_whisper):
     model = get_peft_model(tiny_whisper(), CLSRConfig(language="ca"), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(language="uk"))
+    model.add_adapter("uk", CLSRConfig(language="be"))
     inputs = {"input_features": torch.randn(1, 80, 100), "decoder_input_ids": torch.tensor([[1, 2, 3]])}
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ def model(tiny_whisper):
     torch.manual_seed(0)
     base = tiny_whisper(init_std=0.2)
     model = get_peft_model(base, CLSRConfig(language="ca", gate_dim=8), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(language="uk", gate_dim=4, expert_rank=2))
+    model.add_adapter("uk", CLSRConfig(language="be", gate_dim=4, expert_rank=2))
     model.add_adapter("far", CLSRConfig(gate_dim=8, exclude_modules=r".*encoder.*"))
     return randomize(model, scale=0.3).eval()
 

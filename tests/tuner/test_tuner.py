@@ -182,7 +182,7 @@ def test_fresh_adapter_equals_base(tiny_whisper, training, rank):
     base = tiny_whisper()
     inputs = make_inputs(base)
     model = clsr(tiny_whisper(), "ca", expert_rank=rank)
-    model.add_adapter("uk", CLSRConfig(**QUIET, language="uk", gate_dim=4))
+    model.add_adapter("uk", CLSRConfig(**QUIET, language="be", gate_dim=4))
     base.train(training)
     model.train(training)
     with torch.no_grad():
