@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .windows import Window
 
 if TYPE_CHECKING:
-    from .packing import Utterance
+    from .window_rows import Utterance
 
 _MAX_PAUSE = 5.0  # seconds between two segments of a run; in a longer pause, there may be speech without text
 _MAX_HEARD = 224  # utterances; each is a token of a prompt, at least

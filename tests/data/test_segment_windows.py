@@ -55,7 +55,7 @@ def timestamps(row, processor):
 @pytest.fixture
 def windows(monkeypatch):
     """The samples of each window that is taken, as the features are computed from them."""
-    from peft_clsr.data import packing
+    from peft_clsr.data import window_rows
 
     taken, compute = [], packing.example_features
     monkeypatch.setattr(
