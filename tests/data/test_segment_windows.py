@@ -57,9 +57,9 @@ def windows(monkeypatch):
     """The samples of each window that is taken, as the features are computed from them."""
     from peft_clsr.data import window_rows
 
-    taken, compute = [], packing.example_features
+    taken, compute = [], window_rows.example_features
     monkeypatch.setattr(
-        packing, "example_features", lambda samples, *rest: taken.append(samples) or compute(samples, *rest)
+        window_rows, "example_features", lambda samples, *rest: taken.append(samples) or compute(samples, *rest)
     )
     return taken
 
