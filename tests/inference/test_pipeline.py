@@ -125,3 +125,21 @@ def test_each_recording_of_a_batch_is_routed_by_the_language_that_the_base_hears
     assert transcribe(model, waveforms, None, batch_size=len(waveforms)) == [
         by_hand(model, [waveform], language)[0] for waveform, language in zip(waveforms, languages, strict=True)
     ]
+
+
+def test_a_language_that_whisper_does_not_know_takes_its_expert_in_the_pipeline(experts, transcribe):
+    model = experts(seed=3)
+    model.add_adapter("hsb", CLSRConfig(language="hsb", prompt_language="ca", gate_dim=8, **QUIET))
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "clsr_" in name and ".hsb." in name:
+                parameter.add_(torch.randn_like(parameter))
+    model.eval()
+    waveforms = torch.randn(2, RATE, generator=torch.Generator().manual_seed(0)) * 0.1
+    texts = transcribe(model, waveforms, "Upper Sorbian")
+    model.set_adapter("hsb")
+    model.base_model.route_by_language = False
+    assert texts == transcribe(model, waveforms, "ca")
+    model.set_adapter("ca")
+    assert texts != transcribe(model, waveforms, "ca")
