@@ -17,7 +17,7 @@ fi
 mkdir "$scratch/sdist"
 tar -xzf "$dist"/peft_clsr-*.tar.gz -C "$scratch/sdist" --strip-components 1
 (cd "$scratch/sdist" && PYTHONPATH="$scratch/sdist" "$PYTHON" -m pytest -q --collect-only | tail -n 1)
-(cd "$scratch/sdist" && PYTHONPATH="$scratch/sdist" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_languages.py | tail -n 1)
+(cd "$scratch/sdist" && PYTHONPATH="$scratch/sdist" "$PYTHON" -m pytest -q -p no:cacheprovider tests/languages | tail -n 1)
 
 "$PYTHON" -m venv "$scratch/clean"
 "$scratch/clean/bin/python" -m pip install --quiet -c "$root/constraints.txt" "$dist"/peft_clsr-*.whl
