@@ -4,7 +4,7 @@ Count the words that a model invents in silence, noise and music, with and witho
     make bench-silence
     python -m benchmarks.silence --adapters runs/with-no-speech/ro runs/without/ro --output silence.json
 
-Of each kind there are ten recordings of a minute:
+Each kind has ten recordings of a minute:
 - silence: digital zeros in half of them, and noise at -70 dB, as a recorder's own, in the others;
 - noise: white, pink and brown, at -50 to -20 dB, whose level swells slowly;
 - music: three instrumental pieces of Debian's package asc-music (GPL-2+).

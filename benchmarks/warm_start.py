@@ -48,7 +48,7 @@ STARTS = ("cold", "warm")
 # docs/training.md, "Gates in short trainings"
 GATES = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
 BATCH_SIZE = 2  # windows of 30 s
-# What tells a run from others in the file of results.
+# The values that tell a run from others in the file of results.
 KEYS = ("language", "source", "start", "size", "seed", "steps", "source_steps", "rank", "learning_rate")
 KEYS += ("bf16", "held_out")
 

@@ -1,4 +1,4 @@
-"""What users name: an adapter's folder or repository, and a language in it."""
+"""The sources that users name: an adapter's folder or repository, and a language in it."""
 
 import pytest
 

@@ -185,7 +185,7 @@ def _recordings(arguments: argparse.Namespace) -> Any:
 
 
 def _has_tables_or_texts(folder: Path, output_dir: Path) -> bool:
-    """True if a folder has tables, or files of the name of a recording beside it. What this command wrote is none."""
+    """True if a folder has tables, or texts of the name of a recording beside it, that this command did not write."""
     from ..data.subtitle_files import TIMED_ENDINGS
     from ..data.table_reader import TABLE_SUFFIXES
     from ..inference.recordings import audio_files

@@ -72,18 +72,24 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
     Raises:
         ValueError: the numbers of configurations and languages do not fit.
     """
-    configs: list[str | None] = [None] if data.dataset_config is None else [*data.dataset_config]
-    if len(configs) == 1:
-        configs = configs * len(data.languages)
-    if len(configs) != len(data.languages):
-        raise ValueError(
-            f"{len(configs)} values of --dataset_config for {len(data.languages)} languages: give one each, in "
-            "their order, or one for all"
-        )
+    configs = _one_each("--dataset_config", data.dataset_config, data.languages)
     return [
         config and config.replace("{language}", spellings[language])
         for config, language in zip(configs, data.languages, strict=True)
     ]
+
+
+def _one_each(option: str, values: list[str] | None, languages: list[str]) -> list[str | None]:
+    """The value of an option for each language: its own, the only one, or `None`."""
+    given: list[str | None] = [None] if values is None else [*values]
+    if len(given) == 1:
+        given = given * len(languages)
+    if len(given) != len(languages):
+        raise ValueError(
+            f"{len(given)} values of {option} for {len(languages)} languages: give one each, in their order, or one "
+            "for all"
+        )
+    return given
 
 
 def prompt_codes(data: DataArguments) -> list[str]:
@@ -95,14 +101,7 @@ def prompt_codes(data: DataArguments) -> list[str]:
     Raises:
         ValueError: the numbers of prompt languages and languages do not fit, or a language needs one.
     """
-    given: list[str | None] = [None] if data.prompt_language is None else [*data.prompt_language]
-    if len(given) == 1:
-        given = given * len(data.languages)
-    if len(given) != len(data.languages):
-        raise ValueError(
-            f"{len(given)} values of --prompt_language for {len(data.languages)} languages: give one each, in their "
-            "order, or one for all"
-        )
+    given = _one_each("--prompt_language", data.prompt_language, data.languages)
     codes = [prompt_code(language, prompt) for language, prompt in zip(data.languages, given, strict=True)]
     if data.prompt_language is not None:
         data.prompt_language = codes
@@ -141,6 +140,10 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
             "--long_audio cut keeps the beginning of a long recording, and whole recordings are packed: leave it out, "
             "or give --pack False"
         )
+    packing = ("timestamps", "single", "previous_text", "no_speech")
+    unused = [f"--{name}" for name in packing if getattr(data, name) != getattr(DataArguments, name)]
+    if unused and not is_packed and languages:
+        report(options.training, f"recordings are not packed, so {', '.join(unused)} change nothing")
     if data.pack and not is_packed and languages:
         report(options.training, f"context: {data.max_audio_seconds} s; recordings are not packed")
     for language, config in zip(languages, configs, strict=True):
@@ -171,7 +174,7 @@ def cut_context(data: DataArguments, processor: WhisperProcessor) -> int | None:
 
 
 def packs(data: DataArguments, processor: WhisperProcessor) -> bool:
-    """Whether recordings are packed to windows of the context, which is then whole."""
+    """True if recordings are packed to windows of the context, which is then whole."""
     return data.pack and cut_context(data, processor) is None
 
 

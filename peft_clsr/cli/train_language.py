@@ -27,7 +27,7 @@ from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
 from ..evaluation.error_rates import check_scorable, error_rates, format_rates
 from ..evaluation.gates import gate_means
-from ..evaluation.metrics import ErrorRateMetrics, make_compute_metrics
+from ..evaluation.metrics import make_compute_metrics
 from ..evaluation.plots import try_plot_gate_means
 from ..evaluation.transcripts import transcribe
 from ..hub.card import write_folder_card
@@ -239,7 +239,9 @@ class _LanguageTraining:
             "train_dataset": self.train_set,
             "eval_dataset": self.eval_set,
             "processing_class": self.processor,
-            "compute_metrics": self._compute_metrics() if training.predict_with_generate else None,
+            "compute_metrics": make_compute_metrics(self.processor, [self.language] * len(self.eval_set))
+            if training.predict_with_generate
+            else None,
         }
         if self.options.lora is None:
             return DistillationTrainer(
@@ -251,9 +253,6 @@ class _LanguageTraining:
         model.generation_config.language = self.prompt  # for evaluation by generation
         collator = PlainCollator(self.collator, model.config)
         return Seq2SeqTrainer(**common, data_collator=collator, callbacks=[EpochCallback(self.train_set)])
-
-    def _compute_metrics(self) -> ErrorRateMetrics:
-        return make_compute_metrics(self.processor, [self.language] * len(self.eval_set))
 
     def _train(self, trainer: Seq2SeqTrainer) -> None:
         checkpoint, folder = None, trainer.args.output_dir

@@ -184,7 +184,7 @@ class PackedUtterances(Dataset):
         return self._packing.row(windows, index, self._utterances, self._samples, epoch)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the windows of all epochs: arguments, the number of windows, and a digest of all utterances."""
+        """The settings of the windows of all epochs: arguments, number of windows, and a digest of all utterances."""
         arguments = {item.name: getattr(self._packing, item.name) for item in fields(self._packing)}
         plain = {
             name: value

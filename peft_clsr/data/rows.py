@@ -126,11 +126,7 @@ class RowReader:
 
     def encode(self, text: str, language: str) -> list[int]:
         """The labels [tokens] of a transcript. Raises a `ValueError` for a bad language or task."""
-        return encode_labels(self.tokenizer, text, self.prompt_code(language), self.task)
-
-    def prompt_code(self, language: str) -> str:
-        """Whisper's code of the language in the prompt."""
-        return prompt_code(language, self.prompt_language)
+        return encode_labels(self.tokenizer, text, prompt_code(language, self.prompt_language), self.task)
 
     def seconds(self, example: dict[str, Any], index: int) -> float:
         """The length of the audio, from its header or its times. Raises [`UnusableRow`]."""

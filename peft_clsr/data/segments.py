@@ -201,7 +201,7 @@ def _compare(numbers: list[int], found: dict[int, Segment | BadSegment]) -> None
 
 
 def _recording_key(audio: Any) -> Any:
-    """What is the same for rows of the same recording."""
+    """A key that rows of the same recording share."""
     if isinstance(audio, dict) and audio.get("array") is not None:
         start = audio["array"][:4096]
         return len(audio["array"]), hashlib.sha256(repr(list(start)).encode()).digest()

@@ -168,7 +168,7 @@ class WindowPlan:
         return Window(tuple(utterances), tuple(gaps), self._cut(utterances, room - scale * sum(extra)))
 
     def _cut(self, utterances: list[int], room: float) -> tuple[float, float] | None:
-        """What [`Window`] says of a segment that crosses the end of a window with `room` in seconds."""
+        """The `cut` of a [`Window`] with `room` in seconds, for a segment that crosses its end."""
         following = self._after.get(utterances[-1])
         if following is None:
             return None

@@ -25,7 +25,7 @@ from ..tuner.config import CLSRConfig
 from .pull import download, small_files
 from .record import read_languages, read_record
 
-# What both adapters must have in common, as the sizes of their weights follow from it.
+# Both adapters must have these in common, as the sizes of their weights follow from them.
 _SIZES = ("expert_rank", "gate_dim")
 _MODULES = (
     "target_modules",

@@ -66,6 +66,8 @@ class PromptRouting:
     Args:
         model (`WhisperForConditionalGeneration`): The base model, with CLSR layers.
         routing (`RoutingState`): The state of the model.
+        adapters (`dict[str, CLSRConfig]`): Its adapters, by name.
+        active (`str`, *optional*): The name of the active one.
         tokens ([`LanguageTokens`]): The tokens of the call's languages.
         by_prompt_language (`bool`): A detected language without an adapter takes the one with this prompt.
         source (`str`, *optional*): Where the languages are from, if the caller gave none.
@@ -75,13 +77,15 @@ class PromptRouting:
         self,
         model: nn.Module,
         routing: RoutingState,
+        adapters: dict[str, Any],
+        active: str | None,
         tokens: LanguageTokens,
         by_prompt_language: bool,
         source: str | None,
     ) -> None:
         self.model, self.routing, self.tokens = model, routing, tokens
+        self.adapters, self.active = adapters, active
         self.start_token = model.generation_config.decoder_start_token_id
-        self.adapters, self.active = _adapters(model, routing)
         self.by_prompt_language = by_prompt_language
         self.adapter_of = functools.cache(self._adapter_of)
         self.source = source
@@ -177,7 +181,8 @@ def _with_language_routing(generate: Callable) -> Callable:
             return generate(*call.args, **call.kwargs)
         chosen = {tag: inference_adapter(adapters, tag, active) for tag, _ in prompts.values()}
         warn_of_broader_adapters(routing, adapters, chosen)
-        with PromptRouting(self, routing, language_tokens, by_prompt_language, source):
+        by_prompt_language = by_prompt_language and not prompts  # a language that is given was not detected
+        with PromptRouting(self, routing, adapters, active, language_tokens, by_prompt_language, source):
             return generate(*call.args, **call.kwargs)
 
     return generate_by_language

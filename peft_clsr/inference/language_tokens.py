@@ -47,7 +47,7 @@ class LanguageTokens:
                 self.languages[known[token]] = language
 
     def names(self, languages: Sequence[str | None]) -> list[str | None]:
-        """What `generate` of transformers takes for languages of the call: codes or tokens."""
+        """The codes or tokens of languages of the call, as `generate` of transformers takes them."""
         return [language and self._tokens[language] for language in languages]
 
     def replace(self, token: int) -> int:

@@ -9,7 +9,7 @@ from langcodes import Language, tag_distance
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 _MOST = 5
-# Of CLDR's distances between languages, those up to this one say that speakers of one often understand the other.
+# Up to this distance of CLDR, speakers of one language often understand the other.
 _CLOSE = 30
 _ISO_CODES = {"jw": "jv", "tl": "fil"}
 

@@ -137,10 +137,9 @@ def language_name(tag: str) -> str:
     """The English name of a language, "Catalan" or "Swiss German (Switzerland)"; the tag itself, if it has no name."""
     if tag in LANGUAGES:
         return LANGUAGES[tag].title()
-    name = Language.get(tag).display_name()
-    _, _, variant = tag.partition("-")
+    language = Language.get(tag)
     # CLDR names no variants: "ca-valencia" would be "Catalan".
-    return name if not Language.get(tag).variants else f"{name}, {variant}"
+    return ", ".join([language.display_name(), *(language.variants or ())])
 
 
 def closest_tags(language: str, tags: Iterable[str]) -> list[str]:

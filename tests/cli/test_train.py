@@ -507,6 +507,12 @@ def test_the_end_of_packed_recordings_is_not_cut(run, tmp_path):
     assert run("--long_audio", "cut", "--pack", "False")[0] == 0
 
 
+def test_options_of_packing_that_change_nothing_are_named(run):
+    status, printed = run("--pack", "False", "--single", 0.5, "--no_speech", 0.1)
+    assert status == 0 and "recordings are not packed, so --single, --no_speech change nothing" in printed
+    assert "change nothing" not in run("--pack", "False", "--overwrite")[1]
+
+
 # ----------------------------------------------------------------------------------------------------------- languages
 
 

@@ -174,6 +174,9 @@ def test_what_is_detected_takes_the_exact_expert_or_by_request_the_only_one_with
     tokens = generate(model, features, None, task="transcribe", route_by_prompt_language=True)
     assert torch.equal(tokens, by_hand(model, "rw", features, "sw", task="transcribe"))
 
+    given = generate(model, features, "sw", route_by_prompt_language=True)  # nothing is detected
+    assert torch.equal(given, by_hand(model, None, features, "sw"))
+
     model.add_adapter("rn", CLSRConfig(language="rn", prompt_language="sw", gate_dim=8))
     model.base_model.routing.warned_of.clear()
     with pytest.warns(UserWarning, match="prompt_language of 'rw', 'rn': pass the language to choose one"):

@@ -241,6 +241,7 @@ def test_the_exact_language_wins_over_a_broader_one(language, tags, closest):
         ("rw", "Kinyarwanda"),
         ("gsw-CH", "Swiss German (Switzerland)"),
         ("ca-valencia", "Catalan, valencia"),
+        ("ca-FR-valencia", "Catalan (France), valencia"),
         ("sr-Latn", "Serbian (Latin)"),
         ("qaa", "Unknown language [qaa]"),
     ],

@@ -136,7 +136,7 @@ def _words(text: str, language: str) -> list[str]:
 
 
 def _errors_by_word(words: Sequence[str], heard: Sequence[str]) -> list[float]:
-    """The edits at each word. What the other heard in between counts at the word before."""
+    """The edits at each word. Words that the other heard in between count at the word before."""
     if not words or not heard:
         return [1.0] * len(words)
     output = require("jiwer").process_words(" ".join(words), " ".join(heard))

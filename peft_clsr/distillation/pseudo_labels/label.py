@@ -55,7 +55,7 @@ def pseudo_label(
     Args:
         dataset (`datasets.Dataset`):
             Recordings, as for [`prepare_dataset`]. Those with a transcript are transcribed, too, and compared with it.
-            Of a row with `start` and `end`, only this part is heard.
+            Only the part from `start` to `end` is heard of a row that has them.
         teacher (`WhisperForConditionalGeneration` or `PeftModel`): Any Whisper, with experts or without.
         processor (`WhisperProcessor`): The teacher's.
         language (`str`): The language of all recordings, as in [`language_tag`]. It chooses the expert.

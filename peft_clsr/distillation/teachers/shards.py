@@ -30,7 +30,7 @@ _REMEDY = "give another cache_dir, or delete this one"
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """What teacher.json says of a cache. Raises a `ValueError` if there is none."""
+    """The content of teacher.json of a cache. Raises a `ValueError` if there is none."""
     try:
         return read_json(folder / "teacher" / "teacher.json")
     except FileNotFoundError:

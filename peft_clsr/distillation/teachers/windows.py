@@ -38,7 +38,7 @@ class PlannedWindows:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides all rows."""
+        """The settings that all rows depend on."""
         return {**self.packed.settings(), "epochs": self.epochs}
 
     def __len__(self) -> int:
