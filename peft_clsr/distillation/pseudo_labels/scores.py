@@ -84,7 +84,7 @@ def score_segments(
                 input_features=features.to(model.device, model.dtype), decoder_input_ids=inputs.to(model.device)
             ).logits.float()
         chosen = logits.log_softmax(-1).gather(-1, padded.clamp(min=0)[..., None].to(logits.device))[..., 0].cpu()
-        silence = logits[:, 0].softmax(-1)[:, no_speech].tolist() if no_speech is not None else [0.0] * len(batch)
+        silence = logits[:, 0].softmax(-1)[:, no_speech].tolist()
         first_timestamp = tokenizer.convert_tokens_to_ids("<|0.00|>")
         for window, row, values, probability in zip(batch, padded.tolist(), chosen, silence, strict=True):
             text = "".join(one["text"] for one in window).strip()
@@ -118,11 +118,11 @@ def _means_of_texts(row: list[int], values: torch.Tensor, first_timestamp: int, 
     return [float(values[places].mean()) for places in runs]
 
 
-def _no_speech_token(tokenizer: Any, generation_config: Any) -> int | None:
-    """The id of <|nospeech|>, which older tokenizers call <|nocaptions|>; `None` if there is none."""
+def _no_speech_token(tokenizer: Any, generation_config: Any) -> int:
+    """The id of <|nospeech|>, which older tokenizers call <|nocaptions|>."""
     for token in ("<|nospeech|>", "<|nocaptions|>"):
         token_id = tokenizer.convert_tokens_to_ids(token)
         if token_id is not None and token_id != tokenizer.unk_token_id:
             return token_id
     # OpenAI's vocabularies have it before <|notimestamps|>.
-    return None if generation_config.no_timestamps_token_id is None else generation_config.no_timestamps_token_id - 1
+    return generation_config.no_timestamps_token_id - 1
