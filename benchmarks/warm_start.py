@@ -13,7 +13,6 @@ one core.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -24,25 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import WhisperForConditionalGeneration, WhisperProcessor, set_seed
+from peft import PeftModel
+from transformers import WhisperProcessor, set_seed
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.timing import machine
-from examples.demo.fetch import STAMPS_PACKAGE, FetchError, fetch_package, fetch_whisper, make_dataset
-from peft_clsr import (
-    CLSRConfig,
-    DataCollatorSpeechSeq2SeqWithPadding,
-    DistillationTrainer,
-    DistillationTrainingArguments,
-    error_rates,
-    load_recordings,
-    pack_utterances,
-    prepare_dataset,
-    save_language,
-    transcribe,
-    warm_start,
-)
+from benchmarks.small_runs import Results, fetch, measure, new_expert, recordings, train
+from examples.demo.fetch import FetchError
+from peft_clsr import pack_utterances, save_language, warm_start
 
 STARTS = ("cold", "warm")
 # docs/training.md, "Gates in short trainings"
@@ -61,34 +48,24 @@ def main() -> None:
     for language in (options.source, options.language):
         fetch(options.cache_dir, language)
     processor = WhisperProcessor.from_pretrained(options.student)
-    recordings = load_recordings(str(options.cache_dir / f"tuxpaint-{options.language}"), options.language, "test")
-    held_out = recordings.select(range(min(len(recordings), options.held_out)))
-    held_out, _ = prepare_dataset(held_out, processor, options.language)
+    held_out = recordings(options.cache_dir, options.language, "test")
+    held_out = held_out.select(range(min(len(held_out), options.held_out)))
+    results = Results(options.output, KEYS)
     for run in runs(options):
-        if find(options.output, run):
+        if results.find(run):
             continue
         source = source_expert(options, processor) if run["start"] == "warm" else None
         name = f"{run['start']}, {run['size']} recordings, seed {run['seed']}"
         started = time.monotonic()
         set_seed(run["seed"])  # the draws of both starts are the same
-        model = new_expert(run["language"], options)
+        model = expert(run["language"], options)
         if source is not None:
             warm_start(model, run["language"], source)
-        log = train(model, run["language"], run["size"], run["steps"], run["seed"], options, processor)
-        if options.bf16:
-            model.to(torch.bfloat16)
-        texts = transcribe(model, processor, held_out, run["language"], batch_size=10, max_new_tokens=64, desc=name)
-        rates = error_rates(texts, held_out["text"], language=run["language"])[run["language"]]
-        row = run | {"wer": rates["wer"], "cer": rates["cer"], "utterances": rates["utterances"], "log": log}
-        row |= {
-            "seconds": round(time.monotonic() - started),
-            "machine": machine("bfloat16" if options.bf16 else "float32"),
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{name}: WER {row['wer']:.1%}, {row['seconds']} s")
-    print(table([find(options.output, run) for run in runs(options)]))
+        log = train_on(model, run["language"], run["size"], run["steps"], run["seed"], options, processor)
+        row = run | measure(model, processor, held_out, run["language"], bf16=options.bf16, desc=name) | {"log": log}
+        results.add(row | {"seconds": round(time.monotonic() - started)})
+        print(f"{name}: WER {row['wer']:.1%}, {time.monotonic() - started:.0f} s")
+    print(table([results.find(run) for run in runs(options)]))
 
 
 def parse_options() -> argparse.Namespace:
@@ -113,15 +90,6 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fetch(cache: Path, language: str) -> None:
-    """Write whisper-base and the recordings of a language into the cache, if they are not there."""
-    fetch_whisper(cache / "whisper-base")
-    dataset = cache / f"tuxpaint-{language}"
-    if not dataset.is_dir():
-        fetch_package(STAMPS_PACKAGE, cache / STAMPS_PACKAGE)
-        make_dataset(cache / STAMPS_PACKAGE / "usr/share/tuxpaint/stamps", language, dataset)
-
-
 def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All runs of the grid, the seeds outside, so that a part of it is a fair comparison already."""
     common = {name: getattr(options, name) for name in KEYS if hasattr(options, name)}
@@ -133,22 +101,14 @@ def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield common | {"start": start, "size": size, "seed": seed}
 
 
-def find(output: Path, run: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of a run, if it is in the file."""
-    if not output.is_file():
-        return None
-    rows = map(json.loads, output.read_text(encoding="utf-8").splitlines())
-    return next((row for row in rows if all(row[name] == run[name] for name in KEYS)), None)
-
-
 def source_expert(options: argparse.Namespace, processor: Any) -> Path:
     """The folder of the expert to start from. It is trained on all recordings of its language, once."""
     name = f"{options.source}-{options.source_steps}-rank{options.rank}-{options.learning_rate:g}"
     folder = options.work_dir / name / options.source
     if not folder.is_dir():
         set_seed(0)
-        model = new_expert(options.source, options)
-        train(model, options.source, None, options.source_steps, 0, options, processor)
+        model = expert(options.source, options)
+        train_on(model, options.source, None, options.source_steps, 0, options, processor)
         with tempfile.TemporaryDirectory() as scratch:
             saved = save_language(model, scratch, options.source)
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,13 +116,11 @@ def source_expert(options: argparse.Namespace, processor: Any) -> Path:
     return folder
 
 
-def new_expert(language: str, options: argparse.Namespace) -> PeftModel:
-    whisper = WhisperForConditionalGeneration.from_pretrained(options.student, dtype=torch.float32)
-    config = CLSRConfig(language=language, expert_rank=options.rank, **GATES)
-    return get_peft_model(whisper, config, adapter_name=language)
+def expert(language: str, options: argparse.Namespace) -> PeftModel:
+    return new_expert(language, options.student, expert_rank=options.rank, **GATES)
 
 
-def train(
+def train_on(
     model: PeftModel,
     language: str,
     size: int | None,
@@ -174,30 +132,20 @@ def train(
     """Train on `size` recordings, drawn by the seed; on all, if it is `None`. Returns the log of losses."""
     if steps == 0:
         return []
-    recordings = load_recordings(str(options.cache_dir / f"tuxpaint-{language}"), language, "train")
+    rows = recordings(options.cache_dir, language, "train")
     if size is not None:
-        recordings = recordings.shuffle(seed=seed).select(range(size))  # smaller sizes are parts of larger ones
-    windows = pack_utterances(recordings, processor, language, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = DistillationTrainingArguments(
-            folder,
-            seed=seed,
-            max_steps=steps,
-            learning_rate=options.learning_rate,
-            warmup_steps=0.1,
-            adam_beta2=0.98,
-            per_device_train_batch_size=BATCH_SIZE,
-            bf16=options.bf16,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            logging_steps=5,
-            report_to="none",
-            disable_tqdm=True,
-        )
-        collator = DataCollatorSpeechSeq2SeqWithPadding(processor, language=language)
-        trainer = DistillationTrainer(model=model, args=arguments, train_dataset=windows, data_collator=collator)
-        trainer.train()
-    return [{name: entry[name] for name in ("step", "loss")} for entry in trainer.state.log_history if "loss" in entry]
+        rows = rows.shuffle(seed=seed).select(range(size))  # smaller sizes are parts of larger ones
+    return train(
+        model,
+        processor,
+        pack_utterances(rows, processor, language, seed=seed),
+        language,
+        steps=steps,
+        seed=seed,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=BATCH_SIZE,
+        bf16=options.bf16,
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -210,6 +210,7 @@ def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
     import datasets
 
     from ..data.audio_files import audio_paths
+    from ..data.rows import without_decoding
     from ..distillation.pseudo_labels.filters import describe_hours, filter_pseudo_labels
     from ..files import to_json, write_text
 
@@ -235,7 +236,7 @@ def _write_table(labels: Any, arguments: argparse.Namespace) -> None:
     table.parent.mkdir(exist_ok=True)
     parent = table.parent.resolve()  # ".." leads elsewhere from a symbolic link
     audio_column = arguments.audio_column
-    paths = audio_paths(kept, audio_column, folder / "audio")
+    paths = audio_paths(without_decoding(kept, audio_column), audio_column, folder / "audio")
     for path, row in zip(paths, kept.remove_columns(audio_column), strict=True):
         cells = {"file_name": os.path.relpath(path, parent), "language": arguments.language}
         cells |= {name: "" if row[name] is None else row[name] for name in _COLUMNS}

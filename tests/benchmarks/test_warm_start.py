@@ -3,44 +3,20 @@
 import json
 import sys
 
-import numpy as np
 import pytest
-import soundfile
 
 from benchmarks import warm_start
 
-SMALL = {"max_seconds": 1.0, "timestamps": 0}  # what the tiny Whisper knows
-
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, tiny_whisper, tiny_processor, capsys):
+def run(monkeypatch, small_cache, short_windows, capsys):
     """Runs the command on a tiny Whisper and noise; returns its rows and what it printed."""
-    tiny_whisper(max_target_positions=448).save_pretrained(tmp_path / "whisper")
-    tiny_processor.save_pretrained(tmp_path / "whisper")
-    generator = np.random.default_rng(0)
-    for language in ("ro", "ca"):
-        for split, size in (("train", 4), ("test", 2)):
-            folder = tmp_path / "cache" / f"tuxpaint-{language}" / split
-            folder.mkdir(parents=True)
-            lines = ["file_name,transcription,language"]
-            for i in range(size):
-                soundfile.write(folder / f"{i}.wav", generator.normal(0, 0.1, 3000), 16000)
-                lines.append(f"{i}.wav,frase {i},{language}")
-            (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(warm_start, "fetch_whisper", lambda target: None)
-    pack = warm_start.pack_utterances
-    monkeypatch.setattr(warm_start, "pack_utterances", lambda *args, **kwargs: pack(*args, **kwargs, **SMALL))
-    output = tmp_path / "results.jsonl"
+    short_windows(warm_start)
+    output = small_cache / "results.jsonl"
 
     def call(*options):
-        folders = [
-            "--cache_dir",
-            tmp_path / "cache",
-            "--student",
-            tmp_path / "whisper",
-            "--work_dir",
-            tmp_path / "work",
-        ]
+        folders = ["--cache_dir", small_cache / "cache", "--student", small_cache / "whisper"]
+        folders += ["--work_dir", small_cache / "work"]
         settings = ["--sizes", 2, "--steps", 5, "--source_steps", 1, "--rank", 2, "--output", output]
         monkeypatch.setattr(sys, "argv", ["warm_start", *map(str, [*folders, *settings, *options])])
         warm_start.main()

@@ -70,10 +70,11 @@ def pseudo_label(
     Returns:
         `datasets.Dataset`: rows to train on, for `pack_utterances` and [`filter_pseudo_labels`]: one for each
         recording of up to 30 s, and one for each segment of a longer one, with `start` and `end` in seconds. They have
-        the columns of `dataset`, the teacher's transcript in `transcription`, `reference` (the given transcript),
-        `log_probability`, `compression_ratio` and `no_speech_probability` (see [`score_segments`]), `wer` (that of the
-        recording, a fraction, where there is a transcript), `seconds`, and `recording` (the row in `dataset`). A score
-        is `None` where it could not be computed: the decoder's limit cuts the text, or a half-precision overflow.
+        the columns of `dataset` as they were, the teacher's transcript in `transcription`, `reference` (the given
+        transcript), `log_probability`, `compression_ratio` and `no_speech_probability` (see [`score_segments`]), `wer`
+        (that of the recording, a fraction, where there is a transcript), `seconds`, and `recording` (the row in
+        `dataset`). A score is `None` where it could not be computed: the decoder's limit cuts the text, or a
+        half-precision overflow.
         Recordings that cannot be read, or that the teacher hears nothing in, have none; warnings count them.
 
     Raises:
@@ -105,7 +106,7 @@ def pseudo_label(
     text_column = text_column_of(dataset.column_names, text_column)
     check_model_languages(teacher)
     _check_language(teacher, language)
-    dataset = without_decoding(dataset, audio_column)
+    given, dataset = dataset.with_format(None), without_decoding(dataset, audio_column)
     settings = {
         "recordings": len(dataset),
         "audio": audio_digest(dataset, audio_column),
@@ -130,7 +131,7 @@ def pseudo_label(
         )
     process.wait_for_everyone()
     labels = _checked(read_labels(folder), len(dataset))
-    return label_rows(dataset, labels, audio_column, text_column, language_tag(language))
+    return label_rows(given, labels, text_column, language_tag(language))
 
 
 def _check_language(teacher: Any, language: str) -> None:

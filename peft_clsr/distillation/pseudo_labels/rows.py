@@ -21,7 +21,6 @@ WHOLE = 30.0  # seconds: up to here, a recording is one row
 def label_rows(
     dataset: datasets.Dataset,
     labels: Mapping[int, dict[str, Any]],
-    audio_column: str,
     text_column: str,
     language: str,
 ) -> datasets.Dataset:
@@ -29,9 +28,9 @@ def label_rows(
     One row for each short recording, and one for each segment of a longer one, see [`pseudo_label`].
 
     Args:
-        dataset (`datasets.Dataset`): The recordings, undecoded.
+        dataset (`datasets.Dataset`): The recordings as they were given, so that labels can be joined with others.
+            No audio is decoded.
         labels (`Mapping[int, dict]`): Row to its label, with text.
-        audio_column (`str`): Column of audio.
         text_column (`str`): Column of given transcripts, if there is one.
         language (`str`): Tag of the language; for the error rates.
     """

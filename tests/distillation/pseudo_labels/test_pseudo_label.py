@@ -279,6 +279,22 @@ def test_a_text_beyond_the_decoders_limit_has_no_score_and_does_not_pass(
         filter_pseudo_labels(labels, max_compression_ratio=None, max_no_speech_probability=None)
 
 
+@pytest.mark.parametrize("feature", [datasets.Value("string"), datasets.Audio(), datasets.Audio(decode=False)])
+def test_labels_can_be_joined_with_transcribed_recordings(
+    teacher, processor, recordings, tmp_path, monkeypatch, feature
+):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un"))
+    recordings = recordings.cast_column("audio", feature)
+    transcribed, others = recordings.select([0, 1]), recordings.select([3, 2])
+    labels = pseudo_label(others, teacher, processor, "ca", output_dir=tmp_path / "labels")
+    labels = labels.select([1, 0]).select_columns(["audio", "transcription"])
+    joined = datasets.concatenate_datasets([transcribed, labels])
+    assert joined.features["audio"] == feature
+    rows = joined.cast_column("audio", datasets.Audio(decode=False))
+    assert [Path(row["audio"]["path"]).name for row in rows] == ["0.wav", "1.wav", "2.wav", "3.wav"]
+    assert joined["transcription"][:] == ["un", "dos tres", "un", "un"]
+
+
 def test_transcripts_may_be_mended_and_stand_in_a_column_text(teacher, processor, recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(label_module, "transcribe_waveforms", says("un"))
     rows = {"audio": recordings["audio"][:1], "text": ["dos"]}
