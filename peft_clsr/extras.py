@@ -19,6 +19,10 @@ _EXTRAS = {
     "faster_whisper": "export",
     "silero_vad": "vad",
     "datacollective": "mdc",
+    "onnx": "onnx",
+    "onnx_ir": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 
 

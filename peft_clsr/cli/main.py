@@ -68,9 +68,10 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
 
     from huggingface_hub.errors import HTTPError
 
-    from ..registration import register
+    if not getattr(command, "REGISTERS_ITSELF", False):
+        from ..registration import register
 
-    register()
+        register()
     try:
         return command.run(parser, arguments)
     except HTTPError as error:  # of the connection; commands handle the Hub's answers

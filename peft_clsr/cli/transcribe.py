@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
     from ..inference.recordings import Recording
     from ..inference.subtitles import Transcript
 
+    # Takes recordings and a function that keeps the transcript so far of each. Yields each with its whole transcript.
+    TranscribeRecordings: TypeAlias = Callable[
+        [list[Recording], Callable[[Path, Transcript], None]], Iterator[tuple[Path, Transcript]]
+    ]
+
+REGISTERS_ITSELF = True  # --runtime onnx needs no torch
 DESCRIPTION = "transcribe recordings with a Whisper and its language experts"
 
 _EPILOG = """\
@@ -36,7 +41,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("inputs", nargs="+", type=Path, help="recordings, folders of them, and tables metadata.csv")
     add = parser.add_argument_group("model and languages").add_argument
-    add("--model", required=True, help="base Whisper: Hub id or folder")
+    add("--model", required=True, help="base Whisper: Hub id or folder; with --runtime onnx, the folder of an export")
     add(
         "--adapters",
         nargs="+",
@@ -64,29 +69,30 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--num_beams", type=int, default=1, help="beams of the search; 1 is greedy")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one")
     add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of the base model")
+    add("--runtime", choices=["pytorch", "onnx"], default="pytorch", help="onnx: an exported expert, without PyTorch")
+    add(
+        "--precision",
+        choices=["float32", "float16", "int8"],
+        default="float32",
+        help="with --runtime onnx: its graphs",
+    )
     return parser
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
-    import torch
-    from transformers.utils import logging
-
-    from ..data.pauses import load_silero
     from ..extras import require
-    from ..inference.experts import load_with_experts
     from ..inference.recordings import find_recordings, split_readable
     from ..languages.tags import language_tag
 
-    logging.set_verbosity_error()  # transformers warns of arguments that Whisper's generate passes to itself
+    runtime = importlib.import_module(f".transcribe_{arguments.runtime}", __package__)
     try:
         # Check everything about the run as a whole before the first recording.
         for name in ("av", "soundfile", "soxr"):
             require(name)
-        if arguments.vad:
-            load_silero()
         candidates = list(dict.fromkeys(language_tag(language) for language in arguments.language))
         _check(arguments)
+        runtime.check(arguments, parser.get_default)
         language = candidates[0] if len(candidates) == 1 else None
         recordings = find_recordings(arguments.inputs, arguments.output_dir, arguments.output_format, language)
         pending = [recording for recording in recordings if not (recording.output and recording.output.exists())]
@@ -106,14 +112,12 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         languages: set[str | None] = {recording.language for recording in recordings}
         if None in languages and candidates:
             languages = languages - {None} | set(candidates)
-        dtype = getattr(torch, arguments.dtype)
-        model, processor = load_with_experts(arguments.model, arguments.adapters, languages, dtype)
-        model = model.to(arguments.device).eval()
+        transcribe = runtime.load(arguments, languages, candidates)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
     try:
-        transcribed = _transcribe_all(model, processor, recordings, candidates, arguments)
-    except torch.cuda.OutOfMemoryError as error:
+        transcribed = _transcribe_all(transcribe, recordings, arguments)
+    except MemoryError as error:
         parser.exit(2, f"error: {error}\nTake a smaller --batch_size; finished transcripts are kept\n")
     except OSError as error:
         parser.exit(2, f"error: a transcript cannot be written: {error}\n")
@@ -124,8 +128,6 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number, a folder or a combination of arguments that cannot be used."""
-    import torch
-
     from ..files import check_output_folder
 
     for name in ("batch_size", "num_beams"):
@@ -137,20 +139,10 @@ def _check(arguments: argparse.Namespace) -> None:
     else:
         check_output_folder(arguments.output_dir, "--output_dir")
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    if arguments.device is None:
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {arguments.device} cannot be used: {error}") from error
 
 
 def _transcribe_all(
-    model: WhisperForConditionalGeneration | PeftModel,
-    processor: WhisperProcessor,
-    recordings: list[Recording],
-    candidates: list[str],
-    arguments: argparse.Namespace,
+    transcribe: TranscribeRecordings, recordings: list[Recording], arguments: argparse.Namespace
 ) -> int:
     """
     Transcribe and write all recordings. Returns the number of transcripts.
@@ -162,7 +154,6 @@ def _transcribe_all(
 
     from ..files import write_text
     from ..inference.subtitles import format_transcript
-    from ..inference.transcribe import transcribe_files
 
     outputs = {recording.path: recording.output for recording in recordings}
     unfinished: dict[Path, Transcript] = {}
@@ -174,20 +165,7 @@ def _transcribe_all(
             text = format_transcript(transcript, arguments.output_format, path, arguments.task)
             write_text(_part(output), text)
 
-    transcripts = transcribe_files(
-        model,
-        processor,
-        list(outputs),
-        [recording.language for recording in recordings],
-        candidates=candidates,
-        route_by_prompt_language=arguments.route_by_prompt_language,
-        task=arguments.task,
-        batch_size=arguments.batch_size,
-        num_beams=arguments.num_beams,
-        vad=arguments.vad,
-        warn=lambda message: tqdm.write(message, file=sys.stderr),
-        on_window=keep,
-    )
+    transcripts = transcribe(recordings, keep)
     count = 0
     try:
         for path, transcript in transcripts:

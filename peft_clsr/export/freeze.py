@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +17,10 @@ from ..evaluation.error_rates import check_scorable, error_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.transcripts import transcribe
 from ..extras import require
-from ..languages.adapters import adapter_of_language, adapter_prompts
-from ..languages.tags import closest_tags, language_tag, prompt_code
-from ..tuner.model import CLSRModel
+from ..languages.adapters import adapter_prompts
+from ..languages.tags import closest_tags, prompt_code
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side
+from .adapter import check_layers, copy_with_adapter, find_adapter
 from .plain_ffn import Decision, exclude_modules, replace_ffn, routed_projections
 
 _PREPARED_COLUMNS = ("input_features", "attention_mask", "labels", "text")
@@ -119,17 +118,12 @@ def freeze_routing(
         )
     if undecided not in ("routed", "majority", "loss"):
         raise ValueError(f"undecided is {undecided!r}, expected 'routed', 'majority' or 'loss'")
-    name, code = _find_adapter(model, language)
+    name, code = find_adapter(model, language)
     prompt = adapter_prompts(model.peft_config)[name] or prompt_code(code)
-    _check_layers(model, name)
+    check_layers(model, name)
     _check_dataset(dataset, code, model.config.max_source_positions)
 
-    model = copy.deepcopy(model)
-    model.base_model.enable_adapter_layers()
-    model.set_adapter(name)
-    for other in set(model.peft_config) - {name}:
-        model.delete_adapter(other)
-    model.eval()
+    model = copy_with_adapter(model, name)
 
     def measure_errors(model: nn.Module, desc: str) -> dict[str, Any]:
         transcripts = transcribe(
@@ -220,38 +214,6 @@ def _finish(
         return model.unload().eval()
     exclude_modules(base, config, frozen)
     return model
-
-
-def _find_adapter(model: Any, language: str) -> tuple[str, str]:
-    """The name of a language's adapter, and the language's tag. Raises errors for a model without CLSR adapters."""
-    if not isinstance(model, PeftModel) or not isinstance(model.get_base_model(), WhisperForConditionalGeneration):
-        inside = f" around a {type(model.get_base_model()).__name__}" if isinstance(model, PeftModel) else ""
-        raise TypeError(
-            f"the model is a {type(model).__name__}{inside}, expected a PeftModel around a "
-            "WhisperForConditionalGeneration: load the adapter with PeftModel.from_pretrained(whisper, ...)"
-        )
-    if not isinstance(model.base_model, CLSRModel):
-        kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in model.peft_config.items())
-        raise ValueError(
-            f"the model has no CLSR layers to freeze, its adapters are: {kinds}. Merge those of other methods with "
-            "model.merge_and_unload()"
-        )
-    name = adapter_of_language(model.peft_config, language)
-    return name, model.peft_config[name].language or language_tag(language)
-
-
-def _check_layers(model: PeftModel, adapter_name: str) -> None:
-    """Raise a `ValueError` for FFNs that are quantized or not in memory."""
-    for projections in routed_projections(model.get_base_model(), adapter_name).values():
-        for key, layer in projections.items():
-            base_layer = layer.get_base_layer()
-            weight = base_layer.weight.detach()
-            if type(base_layer) is not nn.Linear or type(weight) is not torch.Tensor or weight.is_meta:
-                kind = "on the meta device" if weight.is_meta else f"a {type(base_layer).__name__} of {weight.dtype}"
-                raise ValueError(
-                    f"the shared projection {key!r} is {kind}, expected an nn.Linear with its weight in memory: load "
-                    "the base model without quantization and offloading, and the adapter onto it"
-                )
 
 
 def _check_dataset(dataset: Any, code: str, max_source_positions: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.audio import audio_seconds
+import numpy as np
+
+from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
 from ..data.table_reader import TABLE_SUFFIXES
 from ..data.tables import read_table
 from ..files import existing_path
@@ -119,3 +121,37 @@ def audio_files(folder: Path) -> Iterator[Path]:
             # On other file systems, macOS leaves a "._x.wav" without audio beside each x.wav.
             if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
                 yield Path(parent, name)
+
+
+def header_seconds(path: str | Path) -> float:
+    """Length of a recording in seconds, as its header says; 0 if it cannot be read."""
+    try:
+        return audio_seconds(path)
+    except ValueError:
+        return 0.0
+
+
+def read_recordings(
+    recordings: Sequence[tuple[Path, str | None]], rate: int, warn: Callable[[str], None]
+) -> Iterator[tuple[Path, str | None, np.ndarray]]:
+    """
+    Read recordings. One that is cut off is read as far as it goes, and one that cannot be read is left out.
+
+    Args:
+        recordings (`Sequence[tuple[Path, str]]`): Files, and their languages, which are passed on.
+        rate (`int`): Samples per second to convert to.
+        warn (`Callable`): Gets a message for each unreadable or truncated recording.
+
+    Yields:
+        `tuple[Path, str, np.ndarray]`: file, language and waveform, float32 [samples].
+    """
+    for path, language in recordings:
+        try:
+            waveform = read_audio(path, rate)
+        except TruncatedAudioError as error:
+            warn(f"warning: {str(error).removeprefix('audio ')}")
+            waveform = error.samples
+        except (ValueError, OSError) as error:
+            warn(f"skipped: {error}")
+            continue
+        yield path, language, waveform

@@ -17,12 +17,12 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
-from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
 from ..data.pauses import cut_at_pauses
 from ..languages.adapters import adapter_languages, inference_adapter
 from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from .generation import clsr_adapters, language_and_prompt, warn_of_unused_adapter
+from .recordings import header_seconds, read_recordings
 from .sampling import seeded_sampling
 from .subtitles import Transcript
 from .windows import each_window
@@ -88,7 +88,7 @@ def transcribe_files(
     check_model_languages(model)
     rate = processor.feature_extractor.sampling_rate
     recordings = [
-        (Path(path), language, _header_seconds(path))
+        (Path(path), language, header_seconds(path))
         for path, language in zip(paths, languages or [None] * len(paths), strict=True)
     ]
     # With the longest first, batches are even, and a lack of memory shows at once.
@@ -97,7 +97,7 @@ def transcribe_files(
     with tqdm(total=total, desc="audio", unit="s") as progress:
         for start in range(0, len(recordings), batch_size):
             batch = [(path, language) for path, language, _ in recordings[start : start + batch_size]]
-            readable = list(_read_all(batch, rate, warn))
+            readable = list(read_recordings(batch, rate, warn))
             if not readable:
                 continue
             transcribe_batch = partial(transcribe_speech, batch_size=batch_size) if vad else transcribe_waveforms
@@ -120,29 +120,6 @@ def _by_path(
     paths: Sequence[Path], on_window: Callable[[Path, Transcript], None]
 ) -> Callable[[int, Transcript], None]:
     return lambda index, transcript: on_window(paths[index], transcript)
-
-
-def _header_seconds(path: str | Path) -> float:
-    try:
-        return audio_seconds(path)
-    except ValueError:
-        return 0.0  # it is named when its turn comes
-
-
-def _read_all(
-    recordings: Sequence[tuple[Path, str | None]], rate: int, warn: Callable[[str], None]
-) -> Iterator[tuple[Path, str | None, np.ndarray]]:
-    """The readable recordings, with their language and waveform."""
-    for path, language in recordings:
-        try:
-            waveform = read_audio(path, rate)
-        except TruncatedAudioError as error:
-            warn(f"warning: {str(error).removeprefix('audio ')}")
-            waveform = error.samples
-        except (ValueError, OSError) as error:
-            warn(f"skipped: {error}")
-            continue
-        yield path, language, waveform
 
 
 @torch.inference_mode()

@@ -1,0 +1,70 @@
+"""Traces a Whisper with one language's experts into ONNX graphs, with transformers' exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, WhisperForConditionalGeneration
+
+from ..extras import require
+from ..inference.exported import DECODER, ENCODER
+from ..whisper import FRAMES_PER_POSITION
+from .merged_decoder import merge_decoder
+
+
+def onnx_graphs(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
+    """
+    The graphs of a Whisper, gates and experts of its active adapter in them.
+
+    Args:
+        whisper (`WhisperForConditionalGeneration`): In evaluation mode, on the CPU. It may have CLSR layers.
+
+    Returns:
+        `dict[str, onnx_ir.Model]`: "encoder_model": `input_features` [batch, mel bins, frames] to
+        `last_hidden_state`; "decoder_model_merged": see [`merge_decoder`]. Batch and length of the prompt are open.
+    """
+    require("onnxscript")
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    config = whisper.config
+    frames = FRAMES_PER_POSITION * config.max_source_positions
+    features = torch.zeros(2, config.num_mel_bins, frames, dtype=whisper.dtype)
+    prompt = torch.full((2, 3), config.decoder_start_token_id)
+    with _quietly(), torch.no_grad():
+        exporter = OnnxExporter()
+        encoder = exporter.export(whisper.model.encoder, {"input_features": features}, OnnxConfig(dynamic=True))
+        inputs = {"input_features": features, "decoder_input_ids": prompt}
+        # With its own one, Whisper detects the language first, and that would be traced instead of the prompt.
+        generation_config, whisper.generation_config = (
+            whisper.generation_config,
+            GenerationConfig.from_model_config(config),
+        )
+        try:
+            decoder = exporter.export_for_generation(whisper, inputs, OnnxConfig(dynamic=True)).components
+        finally:
+            whisper.generation_config = own
+    encoder.program.graph.inputs[0].shape = require("onnx_ir").Shape(["batch", config.num_mel_bins, frames])
+    heads = config.decoder_attention_heads
+    graphs = {ENCODER: encoder.program}
+    graphs[DECODER] = merge_decoder(
+        decoder["prefill"].program, decoder["decode"].program, heads, config.d_model // heads
+    )
+    return graphs
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Hide what the exporter prints of its progress, and its warnings of operators that Whisper does not have."""
+    noisy = logging.getLogger("torch")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        noisy.setLevel(level)
