@@ -40,10 +40,8 @@ def onnx_graphs(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
         encoder = exporter.export(whisper.model.encoder, {"input_features": features}, OnnxConfig(dynamic=True))
         inputs = {"input_features": features, "decoder_input_ids": prompt}
         # With its own one, Whisper detects the language first, and that would be traced instead of the prompt.
-        generation_config, whisper.generation_config = (
-            whisper.generation_config,
-            GenerationConfig.from_model_config(config),
-        )
+        own = whisper.generation_config
+        whisper.generation_config = GenerationConfig.from_model_config(config)
         try:
             decoder = exporter.export_for_generation(whisper, inputs, OnnxConfig(dynamic=True)).components
         finally:
