@@ -32,6 +32,7 @@ def onnx_graphs(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     config = whisper.config
+    whisper.set_attn_implementation("eager")  # ONNX Runtime fuses its transposition of the keys into the product
     frames = FRAMES_PER_POSITION * config.max_source_positions
     features = torch.zeros(2, config.num_mel_bins, frames, dtype=whisper.dtype)
     prompt = torch.full((2, 3), config.decoder_start_token_id)
