@@ -254,7 +254,7 @@ def freeze_routing(
         adapter_name=name,
         config=copy.copy(config),
         base_name=config.to_dict()["base_model_name_or_path"] or base.name_or_path,
-        cut_seconds=config.max_audio_seconds if is_cut else None,
+        is_cut=is_cut,
     )
     frozen = list(layers_of("expert", "shared"))
     model = _finish(model, name, frozen, is_plain="routed" not in decisions.values())

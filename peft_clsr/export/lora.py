@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, convert_to_lora, get_peft_model
@@ -29,14 +29,14 @@ class FrozenExperts:
         adapter_name (`str`): The adapter.
         config (`CLSRConfig`): Its config.
         base_name (`str`, *optional*): Hub id or folder of the original base model.
-        cut_seconds (`float`, *optional*): The context in seconds, if the adapter cut it.
+        is_cut (`bool`): True if the adapter cut the context of the base.
     """
 
     layers: dict[str, CLSRLayer]
     adapter_name: str
     config: CLSRConfig
     base_name: str | None
-    cut_seconds: float | None
+    is_cut: bool
 
     def save(self, model: WhisperForConditionalGeneration, folder: str | Path, rank: int | None) -> float:
         """Write the LoRA that turns the base into the frozen `model`. See [`FrozenRouting.save_as_lora`]."""
@@ -44,108 +44,107 @@ class FrozenExperts:
             raise ValueError(
                 "all modules are frozen as the shared FFN, so a LoRA would change nothing: use the base model"
             )
-        if self.cut_seconds is not None:
-            raise ValueError(
-                f"the adapter cut the context to {self.cut_seconds:g} s, which a LoRA cannot carry: freeze it at the "
-                "base's context, with config.max_audio_seconds = None (peft-clsr export --full_context), or save the "
-                "whole model with frozen.model.save_pretrained()"
-            )
-        if self.config.expert_rank is None:
-            rank = self._check_rank(rank)
-        elif rank not in (None, self.config.expert_rank):
-            raise ValueError(
-                f"rank is {rank}, but the experts have rank {self.config.expert_rank}, at which the LoRA is exact: "
-                "leave rank out"
-            )
-        differences = {key: _Difference(layer, self.adapter_name) for key, layer in self.layers.items()}
-        if rank is None or self.config.expert_rank is not None:
-            rank = self.config.expert_rank
-            pairs = {key: difference.low_rank() for key, difference in differences.items()}
-            error = 0.0
-        else:
-            pairs = _approximate(differences, rank)
-            error = _relative_error(differences, pairs)
-        biases = {key: difference.bias() for key, difference in differences.items()}
-        has_biases = any(bias is not None and bool(bias.any()) for bias in biases.values())
-        lora = _empty_lora(
-            model,
-            LoraConfig(
-                r=rank,
-                lora_alpha=rank,  # scaling 1
-                target_modules=list(self.layers),
-                lora_bias=has_biases,
-                modules_to_save=self.config.modules_to_save and list(self.config.modules_to_save),
-                revision=self.config.revision,
-            ),
-            self.base_name,
+        rank = lora_rank(self.config, self.is_cut, rank)
+        weights, error = self._low_rank() if self.config.expert_rank else self._approximate(rank)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank,  # scaling 1
+            target_modules=list(self.layers),
+            lora_bias=any(key.endswith(".bias") for key in weights),
+            modules_to_save=self.config.modules_to_save and list(self.config.modules_to_save),
+            revision=self.config.revision,
         )
-        weights = {}
-        for key, (A, B) in pairs.items():
-            weights |= {f"{key}.lora_A.{_NAME}.weight": A, f"{key}.lora_B.{_NAME}.weight": B}
-            if has_biases:
-                weights[f"{key}.lora_B.{_NAME}.bias"] = biases[key]
+        lora = _empty_lora(model, config, self.base_name)
         weights |= _saved_modules(lora, model)
         weights = {f"base_model.model.{key}": weight for key, weight in weights.items()}
         lora.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
         return error
 
-    def _check_rank(self, rank: int | None) -> int:
-        highest = min(min(layer.in_features, layer.out_features) for layer in self.layers.values())
-        if not isinstance(rank, int) or not 1 <= rank <= highest:
+    def _low_rank(self) -> tuple[dict[str, torch.Tensor], float]:
+        """The weights of low-rank experts, by their keys in a LoRA, and their error, which is 0."""
+        weights = {}
+        for key, layer in self.layers.items():
+            for letter, experts in (("A", layer.clsr_expert_A), ("B", layer.clsr_expert_B)):
+                expert: Any = experts[self.adapter_name]
+                weights[f"{key}.lora_{letter}.{_NAME}.weight"] = expert.weight.detach()
+        return weights, 0.0
+
+    def _approximate(self, rank: int) -> tuple[dict[str, torch.Tensor], float]:
+        """The weights of full experts by PEFT's singular value decomposition, and their relative error."""
+        experts = {key: _FullExpert(layer, self.adapter_name) for key, layer in self.layers.items()}
+        names = {key: key.replace(".", "/") for key in experts}  # a module's name in a ModuleDict has no dots
+        _, converted = convert_to_lora(nn.ModuleDict({names[key]: expert for key, expert in experts.items()}), rank)
+        weights: dict[str, torch.Tensor] = {}
+        missed = total = 0.0
+        for key, expert in experts.items():
+            A, B = (converted[f"{names[key]}.lora_{letter}.weight"] for letter in "AB")
+            weights |= {f"{key}.lora_A.{_NAME}.weight": A, f"{key}.lora_B.{_NAME}.weight": B}
+            difference = expert.get_delta_weight(_NAME)
+            missed += float((difference - B @ A).square().sum())
+            total += float(difference.square().sum())
+        biases = {key: expert.bias_difference() for key, expert in experts.items()}
+        if any(bool(bias.any()) for bias in biases.values()):
+            weights |= {f"{key}.lora_B.{_NAME}.bias": bias for key, bias in biases.items()}
+        return weights, (missed / total) ** 0.5 if total else 0.0
+
+
+def lora_rank(config: CLSRConfig, is_cut: bool, rank: int | None) -> int:
+    """
+    The rank of the LoRA that an adapter becomes.
+
+    Args:
+        config (`CLSRConfig`): Its config.
+        is_cut (`bool`): True if it cut the context of its base.
+        rank (`int`, *optional*): The rank that is asked for. Full experts need one; low-rank ones have their own.
+
+    Raises:
+        ValueError: the adapter cannot become a LoRA, or not of this rank.
+    """
+    if is_cut:
+        raise ValueError(
+            f"the adapter cut the context to {config.max_audio_seconds:g} s, which a LoRA cannot carry: freeze it at "
+            "the base's context, with config.max_audio_seconds = None (peft-clsr export --full_context), or save the "
+            "whole model with frozen.model.save_pretrained()"
+        )
+    if config.expert_rank is None:
+        if not isinstance(rank, int) or rank < 1:
             raise ValueError(
-                f"rank is {rank}, expected 1 to {highest}: the experts are full ones, so a LoRA of a lower rank is an "
-                "approximation; try 64, and measure it"
+                f"the rank of the LoRA is {rank}, expected at least 1: the experts are full ones, which a LoRA "
+                "approximates; try 64, and measure it"
             )
         return rank
+    if rank not in (None, config.expert_rank):
+        raise ValueError(
+            f"the rank of the LoRA is {rank}, but the experts have rank {config.expert_rank}, at which it is exact: "
+            "leave it out"
+        )
+    return config.expert_rank
 
 
-class _Difference(nn.Module, BaseTunerLayer):
-    """An expert minus the shared projection, in the form that `convert_to_lora` takes."""
+class _FullExpert(nn.Module, BaseTunerLayer):
+    """A full expert in the form that `convert_to_lora` takes: what it adds to the shared projection."""
+
+    base_layer: Any
+    expert: Any
 
     def __init__(self, layer: CLSRLayer, adapter_name: str) -> None:
         super().__init__()
-        self.base_layer = layer.get_base_layer()
-        self.expert = layer.clsr_expert[adapter_name] if adapter_name in layer.clsr_expert else None
-        if self.expert is None:
-            self.A, self.B = layer.clsr_expert_A[adapter_name], layer.clsr_expert_B[adapter_name]
-
-    def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A [rank, in_features] and B [out_features, rank] of a low-rank expert."""
-        return self.A.weight.detach(), self.B.weight.detach()
+        self.base_layer, self.expert = layer.get_base_layer(), layer.clsr_expert[adapter_name]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
     @torch.no_grad()
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """The difference of a full expert, float32 [out_features, in_features]."""
+        """float32 [out_features, in_features]"""
         return self.expert.weight.float() - self.base_layer.weight.float()
 
     @torch.no_grad()
-    def bias(self) -> torch.Tensor | None:
-        """The difference of the biases, float32 [out_features]. `None` if there is none: low-rank experts share it."""
-        if self.expert is None or self.expert.bias is None:
-            return None
+    def bias_difference(self) -> torch.Tensor:
+        """float32 [out_features]. Zeros if the projection has no bias."""
+        if self.expert.bias is None:
+            return torch.zeros(len(self.expert.weight))
         return self.expert.bias.float() - self.base_layer.bias.float()
-
-
-def _approximate(differences: Mapping[str, _Difference], rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A and B of each full expert, by PEFT's singular value decomposition."""
-    names = {key: key.replace(".", "/") for key in differences}  # a module's name in a ModuleDict has no dots
-    _, weights = convert_to_lora(nn.ModuleDict({names[key]: module for key, module in differences.items()}), rank)
-    return {key: (weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"]) for key, name in names.items()}
-
-
-def _relative_error(
-    differences: Mapping[str, _Difference], pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-) -> float:
-    """The Frobenius norm of what B·A misses in all differences, divided by that of the differences."""
-    missed, total = 0.0, 0.0
-    for key, (A, B) in pairs.items():
-        difference = differences[key].get_delta_weight("default")
-        missed += float((difference - B @ A).square().sum())
-        total += float(difference.square().sum())
-    return (missed / total) ** 0.5 if total else 0.0
 
 
 def _empty_lora(model: WhisperForConditionalGeneration, config: LoraConfig, base_name: str | None) -> PeftModel:

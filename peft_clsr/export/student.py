@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -27,7 +28,7 @@ def always_expert(model: PeftModel, adapter_name: str, decisions: Mapping[str, D
     Returns:
         `PeftModel`: `model`.
     """
-    config = model.peft_config[adapter_name]
+    config: Any = model.peft_config[adapter_name]
     config.straight_through, config.inference_mode = True, False
     config.gate_noise = config.gate_dropout = config.skip_gate_prob = config.expert_dropout = 0.0
     config.budget_weight = 0.0
@@ -36,9 +37,13 @@ def always_expert(model: PeftModel, adapter_name: str, decisions: Mapping[str, D
             if decisions[gate] == "shared":
                 layer.reset_clsr_parameters(adapter_name)
             if layer.owns_gate:
-                gate_in, gate_out = layer.clsr_gate_in[adapter_name], layer.clsr_gate_out[adapter_name]
-                gate_in.weight.zero_()
-                gate_in.bias.fill_(1.0)
-                gate_out.weight.fill_(_GATE_LOGIT / gate_out.in_features)
+                _fix_gate(layer.clsr_gate_in[adapter_name], layer.clsr_gate_out[adapter_name])
     model.set_adapter(adapter_name)  # its weights are trained then, also those that were loaded for inference
     return model
+
+
+def _fix_gate(gate_in: Any, gate_out: Any) -> None:
+    """Make the logit the same for all tokens."""
+    gate_in.weight.zero_()
+    gate_in.bias.fill_(1.0)
+    gate_out.weight.fill_(_GATE_LOGIT / gate_out.in_features)

@@ -67,15 +67,17 @@ def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypa
     WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer).save_pretrained(
         tmp_path / "base"
     )
-    (tmp_path / "speech" / "test").mkdir(parents=True)
-    rows = ["file_name,transcription"]
-    for i, item in enumerate(recordings()):
-        soundfile.write(tmp_path / "speech" / "test" / f"{i}.wav", item["audio"]["array"], 16000)
-        rows.append(f"{i}.wav,{item['transcription']}")
-    (tmp_path / "speech" / "test" / "metadata.csv").write_text("\n".join(rows) + "\n")
+    for split in ("train", "test"):
+        (tmp_path / "speech" / split).mkdir(parents=True)
+        rows = ["file_name,transcription"]
+        for i, item in enumerate(recordings()):
+            soundfile.write(tmp_path / "speech" / split / f"{i}.wav", item["audio"]["array"], 16000)
+            rows.append(f"{i}.wav,{item['transcription']}")
+        (tmp_path / "speech" / split / "metadata.csv").write_text("\n".join(rows) + "\n")
 
-    def run(gates, *arguments):
-        routed(gates, base=copy.deepcopy(base), max_audio_seconds=1).save_pretrained(tmp_path / "adapters")
+    def run(gates, *arguments, **config):
+        config = {"max_audio_seconds": 1, **config}
+        routed(gates, base=copy.deepcopy(base), **config).save_pretrained(tmp_path / "adapters")
         command = ["export", "--base", tmp_path / "base", "--adapter", tmp_path / "adapters" / "ca"]
         command += ["--language", "catalan", "--dataset", tmp_path / "speech", "--output_dir", tmp_path / "out"]
         try:
