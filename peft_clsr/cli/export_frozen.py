@@ -124,6 +124,8 @@ def _write_lora(inputs: ExportInputs, frozen: FrozenRouting, rows: Rows) -> list
     lines = [_count_equal(heard, inputs.transcribe(frozen.model), "the LoRA", "the frozen model")]
     if error:
         lines.append(f"relative error of the LoRA's weights: {error:.3f}")
+    if inputs.config.expert_rank is None or inputs.config.modules_to_save:
+        lines.append("the LoRA holds biases or further modules, which PEFT loads, and vLLM does not")
     lines.append(f"for transformers: {whisper_dir}; for PEFT, on {inputs.arguments.base}: {lora_dir}")
     return lines
 
