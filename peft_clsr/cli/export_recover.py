@@ -59,5 +59,3 @@ def recover(inputs: ExportInputs, student: PeftModel, windows: Any) -> None:
             data_collator=DataCollatorSpeechSeq2SeqWithPadding(inputs.processor, language=inputs.code),
         )
         trainer.train()
-    student.to("cpu")
-    inputs.model.to("cpu")

@@ -21,10 +21,9 @@ from ..evaluation.transcripts import transcribe
 from ..extras import require
 from ..languages.adapters import adapter_of_language, adapter_prompts
 from ..languages.tags import closest_tags, language_tag, prompt_code
-from ..tuner.layer import CLSRLayer
 from ..tuner.model import CLSRModel
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side
-from .lora import FrozenExperts
+from .lora import FrozenExperts, expert_projection
 from .plain_ffn import Decision, exclude_modules, replace_ffn, routed_projections
 from .student import always_expert
 
@@ -245,18 +244,15 @@ def freeze_routing(
             decisions[key] = min(losses, key=losses.get)
             replace_ffn(base, projections[key], name, decisions[key])
 
-    def layers_of(*chosen: Decision) -> dict[str, CLSRLayer]:
-        gates = [gate for gate, decision in decisions.items() if decision in chosen]
-        return {key: layer for gate in gates for key, layer in projections[gate].items()}
-
+    decided = [(key, layer, decisions[gate]) for gate, ffn in projections.items() for key, layer in ffn.items()]
     experts = FrozenExperts(
-        layers=layers_of("expert"),
+        projections={key: expert_projection(layer, name) for key, layer, kind in decided if kind == "expert"},
         adapter_name=name,
         config=copy.copy(config),
         base_name=config.to_dict()["base_model_name_or_path"] or base.name_or_path,
         is_cut=is_cut,
     )
-    frozen = list(layers_of("expert", "shared"))
+    frozen = [key for key, _, kind in decided if kind != "routed"]
     model = _finish(model, name, frozen, is_plain="routed" not in decisions.values())
     after = measure_errors(model, "frozen") if frozen else before
     return FrozenRouting(model, shares, padding_shares, decisions, before, after, experts)

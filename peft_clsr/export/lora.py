@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, convert_to_lora, get_peft_model
@@ -25,14 +25,14 @@ class FrozenExperts:
     The modules of a frozen routing that became the expert, and what else its adapter says.
 
     Args:
-        layers (`dict[str, CLSRLayer]`): Name in the base model to the layer that the plain one replaced.
+        projections (`dict[str, LowRankExpert or FullExpert]`): Name in the base model to the expert's projection.
         adapter_name (`str`): The adapter.
         config (`CLSRConfig`): Its config.
         base_name (`str`, *optional*): Hub id or folder of the original base model.
         is_cut (`bool`): True if the adapter cut the context of the base.
     """
 
-    layers: dict[str, CLSRLayer]
+    projections: dict[str, Any]
     adapter_name: str
     config: CLSRConfig
     base_name: str | None
@@ -40,7 +40,7 @@ class FrozenExperts:
 
     def save(self, model: WhisperForConditionalGeneration, folder: str | Path, rank: int | None) -> float:
         """Write the LoRA that turns the base into the frozen `model`. See [`FrozenRouting.save_as_lora`]."""
-        if not self.layers:
+        if not self.projections:
             raise ValueError(
                 "all modules are frozen as the shared FFN, so a LoRA would change nothing: use the base model"
             )
@@ -49,7 +49,7 @@ class FrozenExperts:
         config = LoraConfig(
             r=rank,
             lora_alpha=rank,  # scaling 1
-            target_modules=list(self.layers),
+            target_modules=list(self.projections),
             lora_bias=any(key.endswith(".bias") for key in weights),
             modules_to_save=self.config.modules_to_save and list(self.config.modules_to_save),
             revision=self.config.revision,
@@ -62,27 +62,25 @@ class FrozenExperts:
 
     def _low_rank(self) -> tuple[dict[str, torch.Tensor], float]:
         """The weights of low-rank experts, by their keys in a LoRA, and their error, which is 0."""
-        weights = {}
-        for key, layer in self.layers.items():
-            for letter, experts in (("A", layer.clsr_expert_A), ("B", layer.clsr_expert_B)):
-                expert: Any = experts[self.adapter_name]
-                weights[f"{key}.lora_{letter}.{_NAME}.weight"] = expert.weight.detach()
+        weights: dict[str, torch.Tensor] = {}
+        for key, expert in self.projections.items():
+            weights |= {f"{key}.lora_A.{_NAME}.weight": expert.A, f"{key}.lora_B.{_NAME}.weight": expert.B}
         return weights, 0.0
 
     def _approximate(self, rank: int) -> tuple[dict[str, torch.Tensor], float]:
         """The weights of full experts by PEFT's singular value decomposition, and their relative error."""
-        experts = {key: _FullExpert(layer, self.adapter_name) for key, layer in self.layers.items()}
-        names = {key: key.replace(".", "/") for key in experts}  # a module's name in a ModuleDict has no dots
-        _, converted = convert_to_lora(nn.ModuleDict({names[key]: expert for key, expert in experts.items()}), rank)
+        names = {key: key.replace(".", "/") for key in self.projections}  # in a ModuleDict they have no dots
+        experts = nn.ModuleDict({names[key]: expert for key, expert in self.projections.items()})
+        _, converted = convert_to_lora(experts, rank)
         weights: dict[str, torch.Tensor] = {}
         missed = total = 0.0
-        for key, expert in experts.items():
+        for key, expert in self.projections.items():
             A, B = (converted[f"{names[key]}.lora_{letter}.weight"] for letter in "AB")
             weights |= {f"{key}.lora_A.{_NAME}.weight": A, f"{key}.lora_B.{_NAME}.weight": B}
             difference = expert.get_delta_weight(_NAME)
             missed += float((difference - B @ A).square().sum())
             total += float(difference.square().sum())
-        biases = {key: expert.bias_difference() for key, expert in experts.items()}
+        biases = {key: expert.bias_difference() for key, expert in self.projections.items()}
         if any(bool(bias.any()) for bias in biases.values()):
             weights |= {f"{key}.lora_B.{_NAME}.bias": bias for key, bias in biases.items()}
         return weights, (missed / total) ** 0.5 if total else 0.0
@@ -121,8 +119,24 @@ def lora_rank(config: CLSRConfig, is_cut: bool, rank: int | None) -> int:
     return config.expert_rank
 
 
-class _FullExpert(nn.Module, BaseTunerLayer):
-    """A full expert in the form that `convert_to_lora` takes: what it adds to the shared projection."""
+def expert_projection(layer: CLSRLayer, adapter_name: str) -> LowRankExpert | FullExpert:
+    """The expert in a layer. Of a low-rank one, the layer's shared weight is not kept."""
+    if adapter_name in layer.clsr_expert:
+        return FullExpert(layer, adapter_name)
+    A: Any = layer.clsr_expert_A[adapter_name]
+    B: Any = layer.clsr_expert_B[adapter_name]
+    return LowRankExpert(A.weight.detach(), B.weight.detach())
+
+
+class LowRankExpert(NamedTuple):
+    """The projection of a low-rank expert: A [rank, in_features] and B [out_features, rank]."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+
+
+class FullExpert(nn.Module, BaseTunerLayer):
+    """The projection of a full expert, in the form that `convert_to_lora` takes."""
 
     base_layer: Any
     expert: Any
@@ -136,12 +150,12 @@ class _FullExpert(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """float32 [out_features, in_features]"""
+        """The weight minus the shared one, float32 [out_features, in_features]."""
         return self.expert.weight.float() - self.base_layer.weight.float()
 
     @torch.no_grad()
     def bias_difference(self) -> torch.Tensor:
-        """float32 [out_features]. Zeros if the projection has no bias."""
+        """The bias minus the shared one, float32 [out_features]. Zeros if the projection has none."""
         if self.expert.bias is None:
             return torch.zeros(len(self.expert.weight))
         return self.expert.bias.float() - self.base_layer.bias.float()
