@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from ..data.labels import has_timestamps
 from ..data.plain_batch import PlainCollator
 from ..data.rows import without_decoding
 from ..distillation.callbacks import EpochCallback
@@ -168,8 +169,7 @@ class _LanguageTraining:
 
     def _measure_joined(self, model: nn.Module, key: str, name: str, processor: Any = None) -> None:
         """Measure a model of the whole context on the same recordings, joined to some of about a minute."""
-        tokenizer = self.processor.tokenizer
-        if self.seconds is not None or tokenizer.convert_tokens_to_ids("<|0.00|>") in (None, tokenizer.unk_token_id):
+        if self.seconds is not None or not has_timestamps(self.processor.tokenizer):
             return  # without timestamps, Whisper hears one window alone
         processor, name = processor or self.processor, f"{name}, joined recordings"
         rates = measure_joined(model, processor, self.held_out, self.language, self._spoken(model), self.options, name)

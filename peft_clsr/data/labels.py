@@ -110,6 +110,11 @@ def encode_prompt(tokenizer: Any, text: str, max_length: int) -> list[int]:
     return [tokenizer.convert_tokens_to_ids("<|startofprev|>"), *check_transcript(tokenizer, text)[1 - max_length :]]
 
 
+def has_timestamps(tokenizer: Any) -> bool:
+    """True if a Whisper tokenizer has the timestamp tokens."""
+    return tokenizer.convert_tokens_to_ids("<|0.00|>") not in (None, tokenizer.unk_token_id)
+
+
 def _prompt_ids(tokenizer: Any, language: str, task: str, last: str) -> list[int]:
     if task not in ("transcribe", "translate"):
         raise ValueError(f"task {task!r} is unknown: expected 'transcribe' or 'translate'")

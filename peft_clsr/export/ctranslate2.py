@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 from tqdm import tqdm
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import PreTrainedModel, WhisperProcessor
 
 from ..extras import require
 
@@ -16,33 +17,33 @@ PROMPT_TOKENS = 4
 MAX_NEW_TOKENS = 224  # faster-whisper allows the decoder's 448 positions, and CTranslate2 uses half of them
 
 
-def save_and_convert(
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    output_dir: Path,
-    quantization: str = "float32",
-) -> tuple[Path, Path]:
+def save_whisper(model: PreTrainedModel | PeftModel, processor: WhisperProcessor, folder: Path) -> None:
     """
-    Save a plain Whisper for transformers, and convert it to CTranslate2.
+    Save a plain Whisper and its processor for transformers, with the files that a conversion needs.
 
     Args:
         model (`WhisperForConditionalGeneration`): From [`freeze_routing`].
         processor (`WhisperProcessor`): Its processor.
-        output_dir (`Path`): The folder to create.
-        quantization (`str`, *optional*, defaults to `"float32"`): CTranslate2's: "float32", "float16", "int8", ...
+        folder (`Path`): The folder to create.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    processor.feature_extractor.save_pretrained(folder)  # faster-whisper reads context and mel bins here
 
-    Returns:
-        `tuple[Path, Path]`: `output_dir/whisper` and `output_dir/ctranslate2`.
+
+def convert(whisper_dir: Path, converted_dir: Path, quantization: str) -> None:
+    """
+    Convert a plain Whisper to CTranslate2.
+
+    Args:
+        whisper_dir (`Path`): From [`save_whisper`].
+        converted_dir (`Path`): The folder to create.
+        quantization (`str`): CTranslate2's: "float32", "float16", "int8", ...
     """
     converters = require("ctranslate2.converters")
-    whisper_dir, converted_dir = output_dir / "whisper", output_dir / "ctranslate2"
-    model.save_pretrained(whisper_dir)
-    processor.save_pretrained(whisper_dir)
-    processor.feature_extractor.save_pretrained(whisper_dir)  # faster-whisper reads context and mel bins here
     files = ["tokenizer.json", "preprocessor_config.json"]
     converter = converters.TransformersConverter(str(whisper_dir), copy_files=files)
     converter.convert(str(converted_dir), quantization=quantization)
-    return whisper_dir, converted_dir
 
 
 def transcribe_with_faster_whisper(
@@ -80,7 +81,11 @@ def transcribe_with_faster_whisper(
 
 def _short_context_whisper() -> type:
     class ShortContextWhisper(require("faster_whisper").WhisperModel):
-        """faster-whisper for a shorter context. It pads all features to 30 s, which such a model refuses."""
+        """
+        faster-whisper for clips at a shorter context. It pads all features to 30 s, which such a model refuses.
+
+        Not for longer audio: its times overlap then.
+        """
 
         def encode(self, features: np.ndarray) -> Any:
             return super().encode(features[..., : self.feature_extractor.nb_max_frames])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +23,9 @@ from ..languages.adapters import adapter_prompts
 from ..languages.tags import closest_tags, prompt_code
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, module_side
 from .adapter import check_layers, copy_with_adapter, find_adapter
+from .lora import FrozenExperts, expert_projection
 from .plain_ffn import Decision, exclude_modules, replace_ffn, routed_projections
+from .student import always_expert
 
 _PREPARED_COLUMNS = ("input_features", "attention_mask", "labels", "text")
 
@@ -42,6 +46,7 @@ class FrozenRouting:
         decisions (`dict[str, str]`): Module to "expert", "shared" or "routed" (left as it was).
         before (`dict`): Error rates of the routed model on the dataset, from [`error_rates`].
         after (`dict`): Error rates of the frozen model.
+        experts (`FrozenExperts`): The experts that are now in the model, for [`~FrozenRouting.save_as_lora`].
     """
 
     model: WhisperForConditionalGeneration | PeftModel
@@ -50,6 +55,82 @@ class FrozenRouting:
     decisions: dict[str, Decision]
     before: dict[str, Any]
     after: dict[str, Any]
+    experts: FrozenExperts = field(repr=False)
+
+    def save_as_lora(self, folder: str | Path, rank: int | None = None) -> float:
+        """
+        Save the difference between the base model and the frozen one as a LoRA of PEFT.
+
+        `PeftModel.from_pretrained(whisper, folder)` loads it onto the original base model, without this library. Each
+        module that became the expert is a LoRA on its projections; one that became the shared FFN is not in it. A
+        low-rank expert is exact: the logits are those of `model`. A full expert is approximated by a singular value
+        decomposition (PEFT's `convert_to_lora`). Its biases are exact (`lora_bias`).
+
+        Args:
+            folder (`str` or `Path`): The folder to write: `adapter_config.json` and `adapter_model.safetensors`.
+            rank (`int`, *optional*): Rank of the LoRA of full experts. Low-rank experts keep their own.
+
+        Returns:
+            `float`: the Frobenius norm of the error of all weights, divided by that of the experts' differences to the
+            shared FFNs. 0 for low-rank experts.
+
+        Raises:
+            ValueError: modules are left routed, or all became the shared FFN; the adapter cut the context; `rank` is
+                missing or too high for full experts, or another one than that of low-rank experts.
+
+        Example:
+
+        ```py
+        >>> frozen.save_as_lora("whisper-ca-lora")
+        >>> model = PeftModel.from_pretrained(whisper, "whisper-ca-lora").merge_and_unload()
+        ```
+        """
+        self._check_decided("a LoRA")
+        return self.experts.save(self.model, folder, rank)
+
+    def student(self, model: PeftModel) -> PeftModel:
+        """
+        A copy of the routed model that always takes the experts, to train what freezing costs back.
+
+        Modules that became the expert start with it; those that became the shared FFN start with a copy of that as
+        their expert. So the student starts as the frozen model. Train it with [`DistillationTrainer`] and `model` as
+        its teacher, and call [`freeze_routing`] on it.
+
+        Args:
+            model (`PeftModel`): The routed model that was frozen. It is copied, not changed.
+
+        Returns:
+            `PeftModel`: with one adapter, of the same name, whose gates stay on the expert in training, too.
+
+        Raises:
+            ValueError: modules are left routed, or `model` is another one than was frozen.
+
+        Example:
+
+        ```py
+        >>> student = frozen.student(model)
+        >>> trainer = DistillationTrainer(model=student, teacher_model=model, args=args, train_dataset=windows, ...)
+        >>> trainer.train()
+        >>> recovered = freeze_routing(student, "ca", dataset=dataset, processor=processor)
+        ```
+        """
+        self._check_decided("a student")
+        name = self.experts.adapter_name
+        if not isinstance(model, PeftModel) or name not in model.peft_config:
+            raise ValueError(f"the model has no adapter {name!r}: give the routed model that was frozen")
+        if routed_projections(model.get_base_model(), name).keys() != self.decisions.keys():
+            raise ValueError(
+                f"adapter {name!r} of the model routes other modules than were frozen: give the model that was frozen"
+            )
+        return always_expert(copy_with_adapter(model, name), name, self.decisions)
+
+    def _check_decided(self, what: str) -> None:
+        routed = list(self.decisions.values()).count("routed")
+        if routed:
+            raise ValueError(
+                f"{routed} of {len(self.decisions)} modules are left routed, and {what} has no gates: freeze them "
+                "all, with freeze_routing(..., undecided='loss')"
+            )
 
 
 def freeze_routing(
@@ -124,6 +205,8 @@ def freeze_routing(
     _check_dataset(dataset, code, model.config.max_source_positions)
 
     model = copy_with_adapter(model, name)
+    config = model.peft_config[name]
+    is_cut = model.base_model.routing.full_positions is not None
 
     def measure_errors(model: nn.Module, desc: str) -> dict[str, Any]:
         transcripts = transcribe(
@@ -161,10 +244,18 @@ def freeze_routing(
             decisions[key] = min(losses, key=losses.get)
             replace_ffn(base, projections[key], name, decisions[key])
 
-    frozen = [key for gate, decision in decisions.items() if decision != "routed" for key in projections[gate]]
+    decided = [(key, layer, decisions[gate]) for gate, ffn in projections.items() for key, layer in ffn.items()]
+    experts = FrozenExperts(
+        projections={key: expert_projection(layer, name) for key, layer, kind in decided if kind == "expert"},
+        adapter_name=name,
+        config=copy.copy(config),
+        base_name=config.to_dict()["base_model_name_or_path"] or base.name_or_path,
+        is_cut=is_cut,
+    )
+    frozen = [key for key, _, kind in decided if kind != "routed"]
     model = _finish(model, name, frozen, is_plain="routed" not in decisions.values())
     after = measure_errors(model, "frozen") if frozen else before
-    return FrozenRouting(model, shares, padding_shares, decisions, before, after)
+    return FrozenRouting(model, shares, padding_shares, decisions, before, after, experts)
 
 
 def _decide(shares: list[float], threshold: float) -> Decision:

@@ -1,6 +1,5 @@
 """Frozen routing: decided FFNs become plain ones; what is left is a plain Whisper, or saves and loads as a pair."""
 
-import copy
 import itertools
 import json
 
@@ -13,129 +12,33 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     BartConfig,
     BartForConditionalGeneration,
-    WhisperFeatureExtractor,
-    WhisperProcessor,
 )
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("jiwer")
+
+from freezing import (
+    EXPERT,
+    MIXED,
+    MODULES,
+    SHARED,
+    TEXTS,
+    assert_same_state,
+    logits_of,
+    recordings,
+    set_gates,
+    state_of,
+)
 
 from peft_clsr import (
     CLSRConfig,
     CLSRLayer,
     DataCollatorSpeechSeq2SeqWithPadding,
     error_rates,
-    freeze_routing,
     gate_means,
     prepare_dataset,
     transcribe,
 )
-from peft_clsr.cli import main
-
-MODULES = [f"model.{side}.layers.{layer}.fc1" for side in ("encoder", "decoder") for layer in (0, 1)]
-EXPERT, SHARED, MIXED = "expert", "shared", "mixed"
-GATES_SEED = 59  # one that gives mixed gates shares well inside of (0.05, 0.95)
-TEXTS = ["bon dia", "una flor", "el gat"]
-
-
-def recordings(texts=TEXTS):
-    """Noise of unequal lengths up to a second, with transcripts."""
-    generator = np.random.default_rng(0)
-    items = [
-        {"audio": {"array": generator.normal(0, 0.1, 16000 - 3000 * i), "sampling_rate": 16000}, "transcription": text}
-        for i, text in enumerate(texts)
-    ]
-    return datasets.Dataset.from_list(items)
-
-
-@pytest.fixture
-def dataset(tiny_processor):
-    return prepare_dataset(recordings(), tiny_processor, "ca")[0]
-
-
-@pytest.fixture
-def freeze(dataset, tiny_processor):
-    """`freeze_routing` on the dataset, with short transcripts."""
-
-    def call(model, language="ca", **kwargs):
-        defaults = {"dataset": dataset, "processor": tiny_processor, "max_new_tokens": 6, "batch_size": 2}
-        return freeze_routing(model, language, **(defaults | kwargs))
-
-    return call
-
-
-@pytest.fixture
-def routed(tiny_whisper):
-    """`routed([EXPERT, SHARED, MIXED, EXPERT])` is a Whisper with an expert "ca" and gates of `MODULES` that do so."""
-
-    def build(gates, adapters=("ca",), base=None, **config):
-        base = tiny_whisper(init_std=0.5, max_target_positions=20) if base is None else base
-        torch.manual_seed(0)
-        for name in adapters:
-            clsr = CLSRConfig(gate_dim=8, language=name, **config)
-            if name == adapters[0]:
-                model = get_peft_model(base, clsr, adapter_name=name)
-            else:
-                model.add_adapter(name, clsr)
-        set_gates(model, dict(zip(MODULES, gates, strict=True)))
-        return model.eval()
-
-    return build
-
-
-@torch.no_grad()
-def set_gates(model, gates):
-    """Random experts for all adapters, and gates that are constant or decide by what they see."""
-    generator, gate_generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(GATES_SEED)
-    directions = {key: torch.randn(1, 16, generator=gate_generator) for key in MODULES}
-    for key, layer in model.get_base_model().named_modules():
-        if not isinstance(layer, CLSRLayer):
-            continue
-        for name in ("clsr_expert", "clsr_expert_A", "clsr_expert_B"):
-            for parameter in getattr(layer, name).parameters():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-        for name, gate_in in layer.clsr_gate_in.items():
-            gate_out = layer.clsr_gate_out[name]
-            if gates[key] == MIXED:
-                gate_in.weight.copy_(torch.cat([directions[key], -directions[key]] * 4))  # 4 times x along it
-                gate_out.weight.copy_(torch.tensor([[1.0, -1] * 4]))
-            else:
-                gate_in.weight.zero_()
-                gate_in.bias.fill_(1)
-                gate_out.weight.fill_(1 if gates[key] == EXPERT else -1)
-
-
-@torch.no_grad()
-def logits_of(model, dataset, dtype=torch.float32):
-    features = dataset["input_features"][:].to(dtype)
-    return model(input_features=features, decoder_input_ids=torch.tensor([[257, 259, 97, 98]] * len(features))).logits
-
-
-def state_of(model):
-    """All that a call could change: weights, hooks' numbers, modes, what is active, configs."""
-    return {
-        "weights": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        "modes": {name: module.training for name, module in model.named_modules()},
-        "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
-        "active": {
-            name: (module.active_adapters, module.disable_adapters)
-            for name, module in model.named_modules()
-            if isinstance(module, CLSRLayer)
-        },
-        "configs": copy.deepcopy(model.peft_config),
-        "config": model.config.to_dict(),
-        "name": model.get_base_model().name_or_path,
-    }
-
-
-def assert_same_state(model, before):
-    after = state_of(model)
-    weights = before.pop("weights")
-    assert after["weights"].keys() == weights.keys()
-    assert all(torch.equal(after["weights"][name], tensor) for name, tensor in weights.items())
-    for name, value in before.items():
-        assert after[name] == value, name
-
 
 # ---------------------------------------------------------------- all decided
 
@@ -479,11 +382,6 @@ def test_a_quantized_base_is_refused(routed, freeze):
 # ---------------------------------------------------------------- CTranslate2
 
 
-@pytest.fixture
-def ctranslate2():
-    return pytest.importorskip("ctranslate2")
-
-
 def test_the_plain_whisper_says_the_same_in_ctranslate2(
     routed, freeze, dataset, tiny_processor, ctranslate2, tmp_path
 ):
@@ -511,75 +409,3 @@ def test_the_plain_whisper_says_the_same_in_ctranslate2(
     texts = [tiny_processor.decode(result.sequences_ids[0], skip_special_tokens=True) for result in results]
     assert texts == tiny_processor.batch_decode(said, skip_special_tokens=True)
     assert len(set(texts)) > 1
-
-
-@pytest.fixture
-def export(routed, tiny_whisper, tiny_processor, ctranslate2, tmp_path, monkeypatch, capsys):
-    """Runs `peft-clsr export` on an adapter of these gates; returns its exit status and its output."""
-    pytest.importorskip("faster_whisper")
-    soundfile = pytest.importorskip("soundfile")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    base = tiny_whisper(init_std=0.5, max_source_positions=150)
-    base.save_pretrained(tmp_path / "base")
-    WhisperProcessor(WhisperFeatureExtractor(chunk_length=3), tiny_processor.tokenizer).save_pretrained(
-        tmp_path / "base"
-    )
-    (tmp_path / "speech" / "test").mkdir(parents=True)
-    rows = ["file_name,transcription"]
-    for i, item in enumerate(recordings()):
-        soundfile.write(tmp_path / "speech" / "test" / f"{i}.wav", item["audio"]["array"], 16000)
-        rows.append(f"{i}.wav,{item['transcription']}")
-    (tmp_path / "speech" / "test" / "metadata.csv").write_text("\n".join(rows) + "\n")
-
-    def run(gates, *arguments):
-        routed(gates, base=copy.deepcopy(base), max_audio_seconds=1).save_pretrained(tmp_path / "adapters")
-        command = ["export", "--base", tmp_path / "base", "--adapter", tmp_path / "adapters" / "ca"]
-        command += ["--language", "catalan", "--dataset", tmp_path / "speech", "--output_dir", tmp_path / "out"]
-        try:
-            status = main([str(part) for part in [*command, "--max_new_tokens", 6, *arguments]])
-        except SystemExit as error:
-            status = error.code
-        printed = capsys.readouterr()
-        return status, printed.out + printed.err
-
-    return run
-
-
-@pytest.mark.parametrize(("arguments", "positions"), [([], 50), (["--full_context"], 150)])
-def test_the_command_exports_at_the_context_of_the_adapter_or_of_the_base(export, tmp_path, arguments, positions):
-    status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "majority", *arguments)
-    assert status == 0, printed
-    rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
-    names = {row[1] for row in rows if len(row) > 2}
-    assert {"with the expert, routed", "frozen", "frozen, faster-whisper float32"} <= names
-    assert ["", MODULES[1], "0.0", "0.0", "shared", ""] in rows
-    assert json.loads((tmp_path / "out" / "whisper" / "config.json").read_text())["max_source_positions"] == positions
-    names = {path.name for path in (tmp_path / "out" / "ctranslate2").iterdir()}
-    assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= names
-
-
-def test_the_command_writes_nothing_where_modules_are_left_routed(export, tmp_path):
-    status, printed = export([EXPERT, SHARED, MIXED, EXPERT], "--undecided", "routed")
-    assert status == 1 and "1 of 4 modules are left routed" in printed and "--undecided loss" in printed
-    assert "| with the expert, routed | " in printed
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_keeps_what_is_there_and_names_bad_values(export, tmp_path):
-    for arguments, message in (
-        (["--max_new_tokens", 225], "expected 1 to 224"),
-        (["--threshold", 0.3], "threshold is 0.3"),
-        (["--language", "uk"], "language 'uk' has no adapter"),
-        (["--adapter", tmp_path / "base"], "adapter_config.json"),
-        (["--adapter", tmp_path / "adaptors" / "ca"], f"did you mean '{tmp_path}/adapters/ca'"),
-        (["--base", tmp_path / "adapters" / "ca"], "is an adapter, expected a whole Whisper"),
-        (["--quantization", "int3"], "--quantization is 'int3', expected one of int8, "),
-        (["--batch_size", 0], "--batch_size is 0"),
-    ):
-        status, printed = export([EXPERT] * 4, *arguments)
-        assert status == 2 and message in printed, printed
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("")
-    status, printed = export([EXPERT] * 4)
-    assert status == 2 and "out is not an empty folder" in printed
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
