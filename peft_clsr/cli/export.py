@@ -7,14 +7,17 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-DESCRIPTION = "export an expert for other software: CTranslate2, or a LoRA of PEFT"
+DESCRIPTION = "export an expert for other software: ONNX, CTranslate2, or a LoRA of PEFT"
 
 _EPILOG = """\
-The recordings decide what each module becomes, and all error rates are measured on them. output_dir gets two folders:
-whisper, for transformers, and ctranslate2, for faster-whisper, or lora, for PEFT on the original base. If a module
-stays routed, nothing is written, and the exit status is 1.
+--format onnx keeps the gates, and writes graphs for ONNX Runtime, transformers.js and others. The other formats have no
+gates: the recordings decide what each module becomes. output_dir gets two folders: whisper, for transformers, and
+ctranslate2, for faster-whisper, or lora, for PEFT on the original base. If a module stays routed, nothing is written,
+and the exit status is 1. All error rates are measured on the recordings.
 
 examples:
+  peft-clsr export --format onnx --base openai/whisper-base --adapter runs/ca/ca --language ca \\
+      --dataset my_recordings --output_dir exports/ca
   peft-clsr export --base openai/whisper-base --adapter runs/ca/ca --language ca --dataset my_recordings \\
       --output_dir exports/ca
   peft-clsr export --format lora --base openai/whisper-base --adapter runs/ca/ca --language ca \\
@@ -41,6 +44,7 @@ class Format:
 _FREEZING = ("threshold", "undecided", "recover_steps", "recover_split", "recover_learning_rate")
 FORMATS = {
     "ctranslate2": Format("export_frozen", ("ctranslate2", "faster_whisper"), (*_FREEZING, "quantization")),
+    "onnx": Format("export_onnx", ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "faster_whisper"), ("precision",)),
     "lora": Format("export_frozen", options=(*_FREEZING, "lora_rank")),
 }
 
@@ -80,6 +84,13 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", required=True, type=Path, help="folder to create")
     add("--format", choices=list(FORMATS), default="ctranslate2", help="what to write")
+    add(
+        "--precision",
+        nargs="+",
+        choices=["float32", "float16", "int8"],
+        default=["float32"],
+        help="of the graphs of ONNX; several may stand in one folder",
+    )
     add("--quantization", default="float32", help="CTranslate2's: float32, float16, int8, ...")
     add("--lora_rank", type=int, help="rank of the LoRA of a full expert; a low-rank expert keeps its own")
     return parser

@@ -109,7 +109,8 @@ def _save(graph: Any, path: Path, precision: str) -> None:
 
         unquantized = path.with_suffix(".float32.onnx")
         _save(graph, unquantized, "float32")
-        quantize_dynamic(unquantized, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"])
+        settings = {"op_types_to_quantize": ["MatMul", "Gather"], "extra_options": {"EnableSubgraph": True}}
+        quantize_dynamic(unquantized, path, weight_type=QuantType.QInt8, **settings)
         for file in unquantized.parent.glob(f"{unquantized.name}*"):
             file.unlink()
         return
