@@ -30,6 +30,7 @@ from .evaluation.mode import evaluation_mode as evaluation_mode
 from .evaluation.normalization import normalize_text as normalize_text
 from .evaluation.plots import plot_gate_means as plot_gate_means
 from .evaluation.transcripts import transcribe as transcribe
+from .export.export_model import export_model as export_model
 from .export.freeze import FrozenRouting as FrozenRouting
 from .export.freeze import freeze_routing as freeze_routing
 from .hub.pull import list_languages as list_languages

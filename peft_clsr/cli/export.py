@@ -10,8 +10,8 @@ from pathlib import Path
 DESCRIPTION = "export an expert for other software: ONNX, CTranslate2, or a LoRA of PEFT"
 
 _EPILOG = """\
---format onnx keeps the gates, and writes graphs for ONNX Runtime, transformers.js and others. The other formats have no
-gates: the recordings decide what each module becomes. output_dir gets two folders: whisper, for transformers, and
+--format onnx keeps the gates, and writes graphs for ONNX Runtime, transformers.js and others. The other formats have
+no gates: the recordings decide what each module becomes. output_dir gets two folders: whisper, for transformers, and
 ctranslate2, for faster-whisper, or lora, for PEFT on the original base. If a module stays routed, nothing is written,
 and the exit status is 1. All error rates are measured on the recordings.
 

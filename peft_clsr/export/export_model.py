@@ -17,7 +17,7 @@ from ..inference.exported import GRAPHS_FOLDER, LANGUAGE_FILE, SUFFIXES, graph_f
 from ..languages.adapters import adapter_prompts
 from ..languages.tags import prompt_code
 from .adapter import check_layers, copy_with_adapter, find_adapter
-from .graphs import onnx_graphs
+from .graphs import check_exporter, onnx_graphs
 
 _MOST_IN_ONE_FILE = 1_900_000_000  # bytes of weights; a file of ONNX ends at 2 GB
 
@@ -50,6 +50,7 @@ def export_model(
 
     Raises:
         TypeError: `model` is no `PeftModel` around a Whisper.
+        ModuleNotFoundError: the extra `onnx` is not installed.
         ValueError: format or precision is unknown; the language has no adapter; FFNs are quantized or not in memory;
             or the folder has other content.
     """
@@ -65,9 +66,7 @@ def export_model(
     about = to_json({"language": tag, "prompt_language": prompt})
     target = Path(folder)
     _check_folder(target, about)
-    target.mkdir(parents=True, exist_ok=True)
-    for package in ("onnx", "onnx_ir", "onnxscript"):
-        require(package)
+    check_exporter()
     whisper = copy_with_adapter(model, name).get_base_model().cpu()
     whisper = whisper.to(torch.float16 if precision == "float16" else torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,8 +81,10 @@ def export_model(
         whisper.config.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         processor.feature_extractor.save_pretrained(unfinished)  # preprocessor_config.json
-        processor.tokenizer.save_vocabulary(str(unfinished))  # for onnx-asr
+        processor.tokenizer.save_vocabulary(str(unfinished))  # this and the next for onnx-asr
+        write_text(unfinished / "added_tokens.json", to_json(processor.tokenizer.get_added_vocab()))
         write_text(unfinished / LANGUAGE_FILE, about)
+        target.mkdir(parents=True, exist_ok=True)
         for part in unfinished.iterdir():  # not the folder itself, which only its owner can read
             if part.is_dir():
                 shutil.copytree(part, target / part.name, dirs_exist_ok=True)

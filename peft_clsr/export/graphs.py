@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from ..extras import require
@@ -28,7 +30,7 @@ def onnx_graphs(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
         `dict[str, onnx_ir.Model]`: "encoder_model": `input_features` [batch, mel bins, frames] to
         `last_hidden_state`; "decoder_model_merged": see [`merge_decoder`]. Batch and length of the prompt are open.
     """
-    require("onnxscript")
+    check_exporter()
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     config = whisper.config
@@ -54,6 +56,17 @@ def onnx_graphs(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
         decoder["prefill"].program, decoder["decode"].program, heads, config.d_model // heads
     )
     return graphs
+
+
+def check_exporter() -> None:
+    """Raise a `ModuleNotFoundError` if what the export needs is not installed."""
+    for package in ("onnx", "onnx_ir", "onnxscript"):
+        require(package)
+    if Version(transformers.__version__) < Version("5.23.0"):
+        raise ModuleNotFoundError(
+            f"the export to ONNX needs transformers 5.23 or newer, and {transformers.__version__} is installed: "
+            "pip install 'peft_clsr[onnx]'"
+        )
 
 
 @contextlib.contextmanager
