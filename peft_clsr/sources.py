@@ -9,10 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoConfig, GenerationConfig
 
 from .files import read_json
-from .multilingual import check_languages
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _COLLECTIVE = "mdc:"
@@ -113,6 +111,10 @@ def check_whisper(name: str, option: str, languages: Collection[str] = ()) -> No
         ValueError: there is no such model; it is an adapter; it is no Whisper, or one for English only; its generation
             config is outdated; or it does not know a language.
     """
+    from transformers import AutoConfig, GenerationConfig  # they import torch, and so does the next
+
+    from .multilingual import check_languages
+
     check_source(name, option, "a Whisper")
     _refuse_adapter(Path(name), option)
     try:

@@ -79,16 +79,17 @@ def load(arguments: argparse.Namespace, languages: set[str | None], candidates: 
             def warn(message: str) -> None:
                 tqdm.write(message, file=sys.stderr)
 
+            finished = 0.0  # seconds
             for path, _, waveform in read_recordings([(path, None) for path in paths], _RATE, warn):
-                before = progress.n
 
-                def on_segment(transcript: Transcript, path: Path = path, before: int = before) -> None:
+                def on_segment(transcript: Transcript, path: Path = path, before: float = finished) -> None:
                     on_window(path, transcript)
-                    progress.update(before + round(transcript.segments[-1]["end"]) - progress.n)
+                    progress.update(round(before + transcript.segments[-1]["end"]) - progress.n)
 
                 settings = {"task": arguments.task, "vad": arguments.vad, "on_segment": on_segment}
                 transcript = whisper.transcribe(waveform, **settings)
-                progress.update(before + round(transcript.seconds) - progress.n)
+                finished += transcript.seconds
+                progress.update(round(finished) - progress.n)
                 yield path, transcript
 
     return transcribe

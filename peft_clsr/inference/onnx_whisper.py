@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..extras import require
+from ..files import read_json
 from .exported import DECODER, ENCODER, ExportedExpert
 from .subtitles import Transcript
 from .token_rules import TokenRules
@@ -207,7 +208,8 @@ def _faster_whisper_class() -> type:
             self.num_samples_per_token = self.feature_extractor.hop_length * self.input_stride
             self.frames_per_second = self.feature_extractor.sampling_rate // self.feature_extractor.hop_length
             self.tokens_per_second = self.feature_extractor.sampling_rate // self.num_samples_per_token
-            self.time_precision, self.max_length = 0.02, 448
+            self.time_precision = 0.02  # seconds
+            self.max_length = read_json(f"{folder}/config.json")["max_target_positions"]
 
         def encode(self, features: np.ndarray) -> np.ndarray:
             """Pad with silence, as in training. faster-whisper pads with zeros, which are not silence."""
