@@ -25,20 +25,22 @@ def find_adapter(model: Any, language: str) -> tuple[str, str]:
             "WhisperForConditionalGeneration: load the adapter with PeftModel.from_pretrained(whisper, ...)"
         )
     if not isinstance(model.base_model, CLSRModel):
-        kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in model.peft_config.items())
+        configs: dict[str, Any] = dict(model.peft_config)
+        kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in configs.items())
         raise ValueError(
             f"the model has no CLSR layers to freeze, its adapters are: {kinds}. Merge those of other methods with "
             "model.merge_and_unload()"
         )
     name = adapter_of_language(model.peft_config, language)
-    return name, model.peft_config[name].language or language_tag(language)
+    config: Any = model.peft_config[name]
+    return name, config.language or language_tag(language)
 
 
-def check_layers(model: PeftModel, adapter_name: str) -> None:
+def check_layers(model: Any, adapter_name: str) -> None:
     """Raise a `ValueError` for FFNs that are quantized or not in memory."""
     for projections in routed_projections(model.get_base_model(), adapter_name).values():
         for key, layer in projections.items():
-            base_layer = layer.get_base_layer()
+            base_layer: Any = layer.base_layer
             weight = base_layer.weight.detach()
             if type(base_layer) is not nn.Linear or type(weight) is not torch.Tensor or weight.is_meta:
                 kind = "on the meta device" if weight.is_meta else f"a {type(base_layer).__name__} of {weight.dtype}"
@@ -48,7 +50,7 @@ def check_layers(model: PeftModel, adapter_name: str) -> None:
                 )
 
 
-def copy_with_adapter(model: PeftModel, adapter_name: str) -> PeftModel:
+def copy_with_adapter(model: Any, adapter_name: str) -> PeftModel:
     """A copy in evaluation mode that has only one adapter, which is active."""
     model = copy.deepcopy(model)
     model.base_model.enable_adapter_layers()

@@ -67,8 +67,8 @@ def export_model(
     target = Path(folder)
     _check_folder(target, about)
     check_exporter()
-    whisper = copy_with_adapter(model, name).get_base_model().cpu()
-    whisper = whisper.to(torch.float16 if precision == "float16" else torch.float32)
+    whisper: Any = copy_with_adapter(model, name).get_base_model()
+    whisper = whisper.to("cpu", torch.float16 if precision == "float16" else torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         unfinished = Path(scratch)
         graphs = unfinished / GRAPHS_FOLDER

@@ -41,7 +41,7 @@ def onnx_graphs(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
     with _quietly(), torch.no_grad():
         exporter = OnnxExporter()
         encoder = exporter.export(whisper.model.encoder, {"input_features": features}, OnnxConfig(dynamic=True))
-        inputs = {"input_features": features, "decoder_input_ids": prompt}
+        inputs: dict[str, Any] = {"input_features": features, "decoder_input_ids": prompt}
         # With its own one, Whisper detects the language first, and that would be traced instead of the prompt.
         own = whisper.generation_config
         whisper.generation_config = GenerationConfig.from_model_config(config)

@@ -191,14 +191,14 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 @cache
 def _faster_whisper_class() -> type:
-    faster_whisper = require("faster_whisper")
+    base: Any = require("faster_whisper").WhisperModel
 
-    class OnnxModel(faster_whisper.WhisperModel):
+    class OnnxModel(base):
         """faster-whisper, with another model than CTranslate2's."""
 
         def __init__(self, folder: str, graphs: _Graphs) -> None:
             tokenizers, features = require("tokenizers"), require("faster_whisper.feature_extractor")
-            self.logger = faster_whisper.utils.get_logger()
+            self.logger = require("faster_whisper.utils").get_logger()
             self.model = graphs
             self.hf_tokenizer = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
             graphs.set_tokenizer(self.hf_tokenizer)
