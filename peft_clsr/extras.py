@@ -19,6 +19,9 @@ _EXTRAS = {
     "faster_whisper": "export",
     "silero_vad": "vad",
     "datacollective": "mdc",
+    "fastapi": "serve",
+    "python_multipart": "serve",
+    "ray": "serve",
 }
 
 
