@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -60,6 +61,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     from ..extras import require
 
+    # Ray reads these when it is imported. A service tells nobody that it runs, and a Ray for one machine is reached
+    # from this machine alone; the name is from systems where that is Ray's default.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if arguments.ray_address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         for name in ("av", "soundfile", "soxr", "ray.serve", "fastapi", "python_multipart"):
             require(name)
@@ -128,3 +134,16 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("max_megabytes", "max_seconds"):
         if not getattr(arguments, name) > 0:
             raise ValueError(f"--{name} is {getattr(arguments, name):g}, expected more than 0")
+    if arguments.ray_address is None:  # Ray says so only in its logs
+        for name, host in (("port", arguments.host), ("metrics_port", "127.0.0.1")):
+            _check_port(f"--{name}", host, getattr(arguments, name))
+
+
+def _check_port(option: str, host: str, port: int) -> None:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise ValueError(f"{option} {port} of {host} cannot be used: {error.strerror}; give another one") from error

@@ -49,7 +49,7 @@ def transcribe_files(
     Transcribe recordings of any length, the longest first, with a progress bar.
 
     Each recording takes the expert of its language, or the base model if there is none. Whisper's own rules divide
-    long recordings into windows. A window whose text repeats itself is decoded again with sampling. The same batch
+    long recordings into windows. A window whose text repeats itself is decoded again with sampling. The same recording
     always gives the same text.
 
     Args:
@@ -205,7 +205,7 @@ def transcribe_waveforms(
             on_window(index, transcript(index, heard[index]))
 
     prompt_ids = _prompt_ids(model, processor.tokenizer, prompt) if prompt.strip() else None
-    # The same batch gives the same text, also when it is sampled.
+    # The same recording gives the same text, also when it is sampled.
     with seeded_sampling(), nullcontext() if on_window is None else each_window(add_window):
         outputs = model.generate(
             input_features=features,

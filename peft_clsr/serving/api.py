@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Annotated, Any
 
 import fastapi
@@ -24,6 +25,7 @@ from .formats import make_response
 from .gate import Gate
 from .settings import Settings
 
+logger = logging.getLogger("ray.serve")  # whose messages Ray shows and keeps
 APPLICATION = "peft_clsr"
 # A replica that dies fails all requests of its batch. Each is sent to another one, but a recording that kills replicas
 # must not kill them all.
@@ -107,6 +109,7 @@ class Api:
             try:
                 result = await self.transcribers.transcribe.remote(*arguments)
             except (ActorDiedError, ActorUnavailableError):
+                logger.warning("a replica died, and its request goes to another one")
                 continue
             except BackPressureError as error:
                 waiting = self.settings.max_queue

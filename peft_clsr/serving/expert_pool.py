@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration
 from ..inference.experts import expert_name, load_expert
 from .catalog import Catalog
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")  # whose messages Ray shows and keeps
 
 
 class ExpertPool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import fastapi
@@ -63,18 +62,20 @@ def start_service(
         metrics_port (`int`, *optional*): Port of Ray's metrics, for the new Ray.
 
     Raises:
-        ConnectionError: there is no cluster at the address.
-        RuntimeError: the service cannot start.
+        RuntimeError: Ray or the service cannot start.
     """
-    if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a service tells nobody that it runs
-        local: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_metrics_export_port": metrics_port}
-        ray.init("local", num_cpus=cpus, include_dashboard=False, **local)
-    else:
-        ray.init(address)
+    try:
+        if address is None:
+            local: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_metrics_export_port": metrics_port}
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **local)
+        else:
+            ray.init(address)
+    except Exception as error:  # Ray raises bare exceptions
+        raise RuntimeError(f"Ray cannot be started or reached: {error}") from error
+    logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
     proxies = ProxyLocation.HeadOnly if address is None else ProxyLocation.EveryNode
-    serve.start(proxies, HTTPOptions(host=host, port=port), logging_config=LoggingConfig(enable_access_log=False))
-    serve.run(service, name=APPLICATION, route_prefix="/")
+    serve.start(proxies, HTTPOptions(host=host, port=port), logging_config=logs)
+    serve.run(service, name=APPLICATION, route_prefix="/", logging_config=logs)
 
 
 def stop_service() -> None:

@@ -22,7 +22,7 @@ from .lane import Job, Lane
 from .settings import Settings
 from .turns import Turns
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")  # whose messages Ray shows and keeps
 # After these, a process can use its accelerator no more.
 _FATAL: tuple[type[Exception], ...] = tuple(
     error for error in [getattr(torch, "AcceleratorError", None)] if error is not None
