@@ -42,6 +42,7 @@ def load_with_experts(
     check_whisper(model_name, option)
     experts = choose_experts(sources, set() if None in languages else tags)
     check_whisper(model_name, option, _prompts(tags, [language for _, language in experts]))
+    model: WhisperForConditionalGeneration | PeftModel
     model, processor = load_base(model_name, dtype, option)
     for source, language in experts:
         model = load_expert(model, source, language)
@@ -50,7 +51,7 @@ def load_with_experts(
 
 def load_base(
     model_name: str, dtype: torch.dtype = torch.float32, option: str = "--model"
-) -> tuple[WhisperForConditionalGeneration | PeftModel, WhisperProcessor]:
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """
     Load a Whisper and its processor. Arguments are as in [`load_with_experts`].
 
@@ -64,9 +65,7 @@ def load_base(
         raise ValueError(f"{option} {model_name} cannot be used: {error}") from error
 
 
-def load_expert(
-    model: WhisperForConditionalGeneration | PeftModel, source: str, language: HubLanguage
-) -> PeftModel:
+def load_expert(model: WhisperForConditionalGeneration | PeftModel, source: str, language: HubLanguage) -> PeftModel:
     """
     Load one expert on a model.
 

@@ -50,7 +50,7 @@ class SampledTokens(LogitsProcessor):
         seeds = [zlib.crc32(sample.numpy().tobytes()) for sample in features.float().cpu()]
         self.generators = [torch.Generator(features.device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:  # type: ignore[override]
         """Scores [samples, tokens] in which only the drawn token of each sample is possible."""
         probabilities = self.warpers(input_ids, scores).float().softmax(-1)
         drawn = [

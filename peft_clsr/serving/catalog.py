@@ -91,7 +91,8 @@ def make_catalog(model_name: str, adapters: Sequence[str], languages: Sequence[s
     check_whisper(model_name, "--model")
     tags = list(dict.fromkeys(language_tag(language) for language in languages))
     experts = choose_experts(adapters, set(tags))
-    known = frozenset(token[2:-2] for token in GenerationConfig.from_pretrained(model_name).lang_to_id)
+    tokens: dict[str, int] = getattr(GenerationConfig.from_pretrained(model_name), "lang_to_id")  # noqa: B009
+    known = frozenset(token[2:-2] for token in tokens)
     catalog = Catalog(experts, known, tags)
     for tag in tags:
         catalog.find(tag)

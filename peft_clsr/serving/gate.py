@@ -65,5 +65,7 @@ class Gate:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        message = f"the file is larger than the limit of this service, {self.max_bytes / 2**20:g} MiB: cut it into parts"
+        message = (
+            f"the file is larger than the limit of this service, {self.max_bytes / 2**20:g} MiB: cut it into parts"
+        )
         return ApiError(413, f"{message}, or send it compressed", "file", "file_too_large")

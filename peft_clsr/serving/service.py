@@ -26,13 +26,17 @@ def make_service(settings: Settings, catalog: Catalog) -> Application:
         catalog ([`Catalog`]): Of the same model.
     """
     has_gpu = settings.device.startswith("cuda")
-    transcribers = Transcriber.options(
-        num_replicas=settings.replicas,
-        # While a batch runs, the next two wait in the replica.
-        max_ongoing_requests=3 * settings.batch_size,
-        max_queued_requests=settings.max_queue,
-        ray_actor_options={"num_cpus": settings.threads, "num_gpus": 1 if has_gpu else 0},
-    ).bind(settings, catalog)
+    transcribers = (
+        serve.deployment(Transcriber)
+        .options(
+            num_replicas=settings.replicas,
+            # While a batch runs, the next two wait in the replica.
+            max_ongoing_requests=3 * settings.batch_size,
+            max_queued_requests=settings.max_queue,
+            ray_actor_options={"num_cpus": settings.threads, "num_gpus": 1 if has_gpu else 0},
+        )
+        .bind(settings, catalog)
+    )
 
     def build() -> fastapi.FastAPI:  # in the replica
         return make_application(Api(settings, catalog, serve.get_deployment_handle("Transcriber", APPLICATION)))

@@ -7,7 +7,6 @@ import logging
 
 import numpy as np
 import torch
-from ray import serve
 from ray.serve import metrics
 from transformers.utils import logging as transformers_logging
 
@@ -33,7 +32,6 @@ class Abandoned(Exception):
     """Nobody waits for any recording of a batch."""
 
 
-@serve.deployment
 class Transcriber:
     """
     Transcribes recordings of all languages in batches.
@@ -48,7 +46,9 @@ class Transcriber:
         torch.set_num_threads(settings.threads)
         model, self.processor = load_base(settings.model, getattr(torch, settings.dtype))
         self.settings, self.catalog = settings, catalog
-        self.experts = ExpertPool(model.to(settings.device).eval(), catalog, settings.max_experts)
+        model = model.eval()
+        model.to(torch.device(settings.device))  # type: ignore[arg-type]
+        self.experts = ExpertPool(model, catalog, settings.max_experts)
         self.context, self.rate = audio_context(self.experts.model), self.processor.feature_extractor.sampling_rate
         self.turns = Turns()
         self.lanes = [Lane(self._run, settings.batch_size) for _ in range(2)]  # short and long recordings
@@ -84,11 +84,13 @@ class Transcriber:
         try:
             waveform = await asyncio.to_thread(self._read, audio, file_name)
             self._check_prompt(prompt)
-            is_long = len(waveform) > self.context * self.rate
-            transcript = await self.lanes[is_long].submit(Job(waveform, language, task, prompt, temperature))
+            lane = self.lanes[self._is_long(waveform)]
+            transcript = await lane.submit(Job(waveform, language, task, prompt, temperature))
         except ApiError as error:
             return error
-        self.heard_seconds.inc(transcript.seconds, {"language": transcript.language, "adapter": transcript.adapter or ""})
+        self.heard_seconds.inc(
+            transcript.seconds, {"language": transcript.language, "adapter": transcript.adapter or ""}
+        )
         return transcript
 
     def _read(self, audio: bytes, name: str) -> np.ndarray:
@@ -101,6 +103,9 @@ class Transcriber:
         if len(waveform) > limit * self.rate:
             raise too_long(name, limit)
         return waveform
+
+    def _is_long(self, waveform: np.ndarray) -> bool:
+        return len(waveform) > self.context * self.rate
 
     def _check_prompt(self, prompt: str) -> None:
         try:
@@ -135,15 +140,15 @@ class Transcriber:
 
     def _transcribe(self, jobs: list[Job]) -> list[Transcript | Exception]:
         """The transcripts of jobs of the same settings. Those whose expert cannot be loaded get an `ApiError`."""
-        self._detect_languages([job for job in jobs if job.language is None])
+        languages = self._languages(jobs)
         results: dict[Job, Transcript | Exception] = {}
         names = set()
         for job in jobs:
             try:
-                names.add(self.experts.load(job.language))
+                names.add(self.experts.load(languages[job]))
             except (ValueError, OSError) as error:
                 logger.error("an expert cannot be loaded", exc_info=error)
-                message = f"the expert of {job.language!r} cannot be loaded: {error}"
+                message = f"the expert of {languages[job]!r} cannot be loaded: {error}"
                 results[job] = ApiError(500, message, "language", "expert_unavailable")
         self.loaded_experts.set(len(self.experts.loaded))
         heard = [job for job in jobs if job not in results]
@@ -151,30 +156,32 @@ class Transcriber:
         def after_window(index: int, transcript: Transcript) -> None:
             if all(job.is_abandoned for job in jobs):
                 raise Abandoned
-            self.turns.pass_on()
+            if self._is_long(jobs[0].waveform):
+                self.turns.pass_on()
 
-        with self.experts.use(name for name in names if name is not None):
-            transcripts = heard and transcribe_waveforms(
-                self.experts.model,
-                self.processor,
-                [job.waveform for job in heard],
-                [job.language for job in heard],
-                task=heard[0].task,
-                prompt=heard[0].prompt,
-                temperature=heard[0].temperature,
-                on_window=after_window,
-            )
-        results |= zip(heard, transcripts, strict=True)
+        if heard:
+            with self.experts.use(name for name in names if name is not None):
+                transcripts = transcribe_waveforms(
+                    self.experts.model,
+                    self.processor,
+                    [job.waveform for job in heard],
+                    [languages[job] for job in heard],
+                    task=heard[0].task,
+                    prompt=heard[0].prompt,
+                    temperature=heard[0].temperature,
+                    on_window=after_window,
+                )
+            results |= zip(heard, transcripts, strict=True)
         return [results[job] for job in jobs]
 
-    def _detect_languages(self, jobs: list[Job]) -> None:
-        if jobs:
-            waveforms = [job.waveform for job in jobs]
-            unknown = [None] * len(jobs)
+    def _languages(self, jobs: list[Job]) -> dict[Job, str]:
+        """The language of each job, given or detected."""
+        languages = {job: job.language for job in jobs if job.language is not None}
+        unknown = [job for job in jobs if job.language is None]
+        if unknown:
+            waveforms = [job.waveform for job in unknown]
+            given = [None] * len(unknown)
             candidates = self.catalog.languages
-            for job, tag in zip(
-                jobs,
-                with_detected_languages(self.experts.model, self.processor, waveforms, unknown, candidates),
-                strict=True,
-            ):
-                job.language = tag
+            detected = with_detected_languages(self.experts.model, self.processor, waveforms, given, candidates)
+            languages |= zip(unknown, detected, strict=True)
+        return languages

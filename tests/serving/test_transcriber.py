@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import threading
+import time
 
 import pytest
 import torch
@@ -16,8 +18,6 @@ from peft_clsr.serving.catalog import make_catalog
 from peft_clsr.serving.errors import ApiError
 from peft_clsr.serving.settings import Settings
 
-LANGUAGES = ("ca", "ro", "be", "bg", "el")
-
 
 @pytest.fixture
 def make_replica(models):
@@ -26,7 +26,7 @@ def make_replica(models):
         settings |= {"batch_size": 8, "max_experts": 2, "max_bytes": 10**6, "max_seconds": 20, "max_queue": 9}
         settings |= {"model": str(models / "tiny"), "name": "tiny", "created": 0, **changes}
         catalog = make_catalog(settings["model"], [str(experts or models / "experts")], [])
-        return module.Transcriber.func_or_class(Settings(**settings), catalog)
+        return module.Transcriber(Settings(**settings), catalog)
 
     return build
 
@@ -104,40 +104,55 @@ def test_a_replica_whose_accelerator_is_lost_asks_to_be_replaced(make_replica, r
         replica.check_health()
 
 
+def held_at_first_window(monkeypatch, until):
+    """The list of what happens. The first window of a long recording is held until `until()` is true."""
+    happened, begun = [], threading.Event()
+
+    def transcribe(model, processor, waveforms, languages, on_window, **settings):
+        is_long = len(waveforms[0]) > 16000
+
+        def after_window(*arguments):
+            if is_long:
+                happened.append("window")
+                if len(happened) == 1:
+                    begun.set()
+                    deadline = time.monotonic() + 20
+                    while not until() and time.monotonic() < deadline:
+                        time.sleep(0.01)
+            on_window(*arguments)
+
+        transcripts = transcribe_waveforms(model, processor, waveforms, languages, on_window=after_window, **settings)
+        happened.append("long" if is_long else "short")
+        return transcripts
+
+    monkeypatch.setattr(module, "transcribe_waveforms", transcribe)
+    return happened, begun
+
+
 def test_short_recordings_have_their_turn_between_the_windows_of_long_ones(make_replica, recordings, monkeypatch):
-    replica, windows = make_replica(max_experts=9), []
+    replica = make_replica(max_experts=9)
+    happened, begun = held_at_first_window(monkeypatch, lambda: replica.turns._tickets == 2)
 
     async def scenario():
-        short_is_done = asyncio.Event()
-
-        def listen(model, processor, waveforms, languages, on_window, **settings):
-            def after_window(*arguments):
-                if len(waveforms[0]) > 16000:
-                    windows.append(short_is_done.is_set())
-                    if len(windows) == 1:  # the short one comes now
-                        waiting.set_result(None) if loop is None else loop.call_soon_threadsafe(waiting.set_result, None)
-                        ready.wait(20)
-                on_window(*arguments)
-
-            return transcribe_waveforms(model, processor, waveforms, languages, on_window=after_window, **settings)
-
-        import threading
-
-        loop, ready = asyncio.get_running_loop(), threading.Event()
-        waiting = loop.create_future()
-        monkeypatch.setattr(module, "transcribe_waveforms", listen)
         long = asyncio.create_task(ask(replica, recordings[3]))
-        await waiting
-        short = asyncio.create_task(ask(replica, recordings[1]))
-        while replica.turns._tickets < 2:  # the short one waits for its turn
-            await asyncio.sleep(0.01)
-            ready.set() if replica.turns._tickets >= 2 else None
-        ready.set()
-        heard = await short
-        short_is_done.set()
-        assert not long.done()
-        return heard, await long
+        await asyncio.to_thread(begun.wait, 20)
+        return await asyncio.gather(ask(replica, recordings[1]), long)
 
-    short, long = asyncio.run(scenario())
-    assert isinstance(short, Transcript) and isinstance(long, Transcript)
-    assert len(windows) > 2 and windows[0] is False and windows[-1] is True
+    assert all(isinstance(answer, Transcript) for answer in asyncio.run(scenario()))
+    assert happened[:3] == ["window", "short", "window"] and happened[-1] == "long"
+
+
+def test_a_long_recording_that_nobody_waits_for_is_stopped(make_replica, recordings, monkeypatch):
+    replica, left = make_replica(max_experts=9), threading.Event()
+    happened, begun = held_at_first_window(monkeypatch, left.is_set)
+
+    async def scenario():
+        long = asyncio.create_task(ask(replica, recordings[3]))
+        await asyncio.to_thread(begun.wait, 20)
+        long.cancel()
+        await asyncio.wait([long])
+        left.set()
+        return await ask(replica, recordings[1])
+
+    assert isinstance(asyncio.run(scenario()), Transcript)
+    assert happened == ["window", "short"]
