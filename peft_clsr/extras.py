@@ -23,6 +23,9 @@ _EXTRAS = {
     "onnx_ir": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "fastapi": "serve",
+    "python_multipart": "serve",
+    "ray": "serve",
 }
 
 

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
+import functools
 import logging
 
 import pytest
@@ -58,6 +59,46 @@ def tiny_processor() -> WhisperProcessor:
     return WhisperProcessor(WhisperFeatureExtractor(chunk_length=1), build_tokenizer())
 
 
+def build_whisper(tokenizer, seed: int = 0, **config_kwargs) -> WhisperForConditionalGeneration:
+    """A tiny random Whisper for a tokenizer, see `tiny_whisper`."""
+    token_id = tokenizer.convert_tokens_to_ids
+    settings = {
+        "vocab_size": len(tokenizer),
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_mel_bins": 80,
+        "max_source_positions": 50,
+        "max_target_positions": 64,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "pad_token_id": token_id("<|endoftext|>"),
+        "bos_token_id": token_id("<|endoftext|>"),
+        "eos_token_id": token_id("<|endoftext|>"),
+        "decoder_start_token_id": token_id("<|startoftranscript|>"),
+        # The defaults are ids of the real, larger vocabulary.
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+    }
+    settings.update(config_kwargs)
+    with torch.random.fork_rng(devices=[]):  # a test's own seed stays as it is
+        torch.manual_seed(seed)
+        model = WhisperForConditionalGeneration(WhisperConfig(**settings)).eval()
+    generation_config = model.generation_config
+    generation_config._from_model_config = False  # or loading would make it anew from the model's config
+    generation_config.is_multilingual = True
+    generation_config.lang_to_id = {f"<|{code}|>": token_id(f"<|{code}|>") for code in LANGUAGES}
+    generation_config.task_to_id = {task: token_id(f"<|{task}|>") for task in ("transcribe", "translate")}
+    generation_config.no_timestamps_token_id = token_id("<|notimestamps|>")
+    generation_config.max_length = settings["max_target_positions"]
+    return model
+
+
 @pytest.fixture
 def tiny_whisper(tiny_processor):
     """A factory: `tiny_whisper()` gives a random Whisper in evaluation mode, the same weights at every call.
@@ -65,47 +106,7 @@ def tiny_whisper(tiny_processor):
     `tiny_whisper(seed=1)` gives other weights; further keyword arguments go to `WhisperConfig`. The context is 1 s:
     `input_features` are [batch, 80, 100], and the encoder gives 50 tokens.
     """
-    tokenizer = tiny_processor.tokenizer
-    token_id = tokenizer.convert_tokens_to_ids
-
-    def build(seed: int = 0, **config_kwargs) -> WhisperForConditionalGeneration:
-        settings = {
-            "vocab_size": len(tokenizer),
-            "d_model": 16,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_ffn_dim": 32,
-            "num_mel_bins": 80,
-            "max_source_positions": 50,
-            "max_target_positions": 64,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-            "activation_dropout": 0.0,
-            "pad_token_id": token_id("<|endoftext|>"),
-            "bos_token_id": token_id("<|endoftext|>"),
-            "eos_token_id": token_id("<|endoftext|>"),
-            "decoder_start_token_id": token_id("<|startoftranscript|>"),
-            # The defaults are ids of the real, larger vocabulary.
-            "suppress_tokens": None,
-            "begin_suppress_tokens": None,
-        }
-        settings.update(config_kwargs)
-        with torch.random.fork_rng(devices=[]):  # a test's own seed stays as it is
-            torch.manual_seed(seed)
-            model = WhisperForConditionalGeneration(WhisperConfig(**settings)).eval()
-        generation_config = model.generation_config
-        generation_config._from_model_config = False  # or loading would make it anew from the model's config
-        generation_config.is_multilingual = True
-        generation_config.lang_to_id = {f"<|{code}|>": token_id(f"<|{code}|>") for code in LANGUAGES}
-        generation_config.task_to_id = {task: token_id(f"<|{task}|>") for task in ("transcribe", "translate")}
-        generation_config.no_timestamps_token_id = token_id("<|notimestamps|>")
-        generation_config.max_length = settings["max_target_positions"]
-        return model
-
-    return build
+    return functools.partial(build_whisper, tiny_processor.tokenizer)
 
 
 @pytest.fixture

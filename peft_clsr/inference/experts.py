@@ -42,22 +42,57 @@ def load_with_experts(
     check_whisper(model_name, option)
     experts = choose_experts(sources, set() if None in languages else tags)
     check_whisper(model_name, option, _prompts(tags, [language for _, language in experts]))
+    model: WhisperForConditionalGeneration | PeftModel
+    model, processor = load_base(model_name, dtype, option)
+    for source, language in experts:
+        model = load_expert(model, source, language)
+    return model, processor
+
+
+def load_base(
+    model_name: str, dtype: torch.dtype = torch.float32, option: str = "--model"
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """
+    Load a Whisper and its processor. Arguments are as in [`load_with_experts`].
+
+    Raises:
+        ValueError: they cannot be loaded.
+    """
     try:
-        model: WhisperForConditionalGeneration | PeftModel = WhisperForConditionalGeneration.from_pretrained(
-            model_name, dtype=dtype
-        )
-        processor = WhisperProcessor.from_pretrained(model_name)
+        model = WhisperForConditionalGeneration.from_pretrained(model_name, dtype=dtype)
+        return model, WhisperProcessor.from_pretrained(model_name)
     except (ValueError, OSError) as error:
         raise ValueError(f"{option} {model_name} cannot be used: {error}") from error
-    for source, language in experts:
-        name = language.subfolder or language.code
-        if not Path(source).is_dir():
-            model = load_language(model, source, name)
-        elif isinstance(model, PeftModel):
-            model.load_adapter(str(Path(source, language.subfolder)), name)
-        else:
-            model = PeftModel.from_pretrained(model, str(Path(source, language.subfolder)), adapter_name=name)
-    return model, processor
+
+
+def load_expert(model: WhisperForConditionalGeneration | PeftModel, source: str, language: HubLanguage) -> PeftModel:
+    """
+    Load one expert on a model.
+
+    Args:
+        model (`WhisperForConditionalGeneration` or `PeftModel`): The base model, or one with other experts.
+        source (`str`): The folder or repository of [`choose_experts`].
+        language (`HubLanguage`): The expert.
+
+    Returns:
+        `PeftModel`: the model itself, or one around the base model. The adapter's name is [`expert_name`].
+
+    Raises:
+        ValueError: it cannot be loaded, or does not fit.
+    """
+    name = expert_name(language)
+    if not Path(source).is_dir():
+        return load_language(model, source, name)
+    folder = str(Path(source, language.subfolder))
+    if isinstance(model, PeftModel):
+        model.load_adapter(folder, name)
+        return model
+    return PeftModel.from_pretrained(model, folder, adapter_name=name)
+
+
+def expert_name(language: HubLanguage) -> str:
+    """The name that an expert has as an adapter."""
+    return language.subfolder or language.code
 
 
 def _prompts(tags: Collection[str], experts: Sequence[HubLanguage]) -> set[str]:

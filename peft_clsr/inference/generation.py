@@ -22,7 +22,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
@@ -46,7 +46,7 @@ from ..tuner.samples import use_adapter_per_sample
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from .label_prompt import prompt_of_labels
 from .language_tokens import LanguageTokens
-from .sampling import own_draws
+from .sampling import draw_by_recording
 
 # The running call of Whisper's `generate`.
 _current_call: ContextVar[PromptRouting | None] = ContextVar("peft_clsr_current_call", default=None)
@@ -215,9 +215,11 @@ def _with_prompt_routing(generate: Callable) -> Callable:
         prompts = kwargs.get("decoder_input_ids")
         if call is not None and prompts is not None:
             kwargs["decoder_input_ids"] = call.set_prompts(prompts)
-        is_sampling = getattr(kwargs.get("generation_config"), "do_sample", False)
-        with own_draws(self.device) if is_sampling else nullcontext():
-            return generate(self, *args, **kwargs)
+        config, features = kwargs.get("generation_config"), args[0] if args else None
+        if getattr(config, "do_sample", False) and features is not None:  # a window of Whisper's `generate`
+            processors = kwargs.get("logits_processor")
+            kwargs["generation_config"], kwargs["logits_processor"] = draw_by_recording(config, processors, features)
+        return generate(self, *args, **kwargs)
 
     return generate_by_prompt
 

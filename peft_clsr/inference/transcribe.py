@@ -49,7 +49,7 @@ def transcribe_files(
     Transcribe recordings of any length, the longest first, with a progress bar.
 
     Each recording takes the expert of its language, or the base model if there is none. Whisper's own rules divide
-    long recordings into windows. A window whose text repeats itself is decoded again with sampling. The same batch
+    long recordings into windows. A window whose text repeats itself is decoded again with sampling. The same recording
     always gives the same text.
 
     Args:
@@ -133,6 +133,8 @@ def transcribe_waveforms(
     route_by_prompt_language: bool = False,
     task: str = "transcribe",
     num_beams: int = 1,
+    prompt: str = "",
+    temperature: float = 0.0,
     progress: tqdm | None = None,
     on_window: Callable[[int, Transcript], None] | None = None,
 ) -> list[Transcript]:
@@ -141,13 +143,19 @@ def transcribe_waveforms(
 
     Args:
         waveforms (`Sequence[np.ndarray]`): float32 [samples] at the processor's rate, of any lengths.
+        prompt (`str`, *optional*):
+            Text that stands before each window, as if it had been said: names and spellings to expect. Its last
+            tokens count, up to half of the decoder's positions.
+        temperature (`float`, *optional*, defaults to 0.0):
+            Where sampling starts, from 0 (greedy) to 1. A window whose text repeats itself is decoded again, 0.2
+            higher each time, up to 1.
         progress (`tqdm`, *optional*): Is updated with the seconds of finished audio.
         on_window (`Callable`, *optional*): Gets the position of a waveform and its transcript so far, after each
             window.
     """
     check_model_languages(model)
     extractor = processor.feature_extractor
-    features, mask = make_features(waveforms, extractor, _context(model))
+    features, mask = make_features(waveforms, extractor, audio_context(model))
     features, mask = features.to(model.device, model.dtype), mask.to(model.device)
     seconds = [len(waveform) / extractor.sampling_rate for waveform in waveforms]
     if None in languages:
@@ -173,7 +181,8 @@ def transcribe_waveforms(
         if on_window is not None:
             on_window(index, transcript(index, heard[index]))
 
-    # The same batch gives the same text, also when it is sampled.
+    prompt_ids = _prompt_ids(model, processor.tokenizer, prompt) if prompt.strip() else None
+    # The same recording gives the same text, also when it is sampled.
     with seeded_sampling(), nullcontext() if on_window is None else each_window(add_window):
         outputs = model.generate(
             input_features=features,
@@ -183,8 +192,9 @@ def transcribe_waveforms(
             return_timestamps=True,
             return_segments=True,
             num_beams=num_beams,
+            prompt_ids=prompt_ids,
             # A window whose text repeats itself is decoded again, sampling at ever higher temperatures.
-            temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+            temperature=tuple(np.arange(temperature, 1.0 + 1e-6, 0.2).round(6).tolist()),
             compression_ratio_threshold=1.35,
             monitor_progress=update_progress,
         )
@@ -193,6 +203,13 @@ def transcribe_waveforms(
         transcript(index, decode_segments(segments, processor.tokenizer))
         for index, segments in enumerate(outputs["segments"])
     ]
+
+
+def _prompt_ids(model: torch.nn.Module, tokenizer: WhisperTokenizer, prompt: str) -> torch.Tensor:
+    """The tokens of a prompt, [tokens], of which Whisper takes the last. Raises a `ValueError` for special tokens."""
+    tokens = tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+    kept = model.config.max_target_positions // 2 - 1
+    return torch.cat([tokens[:1], tokens[1:][-kept:]]).to(model.device)
 
 
 def transcribe_speech(
@@ -218,7 +235,7 @@ def transcribe_speech(
     """
     check_model_languages(model)
     rate = processor.feature_extractor.sampling_rate
-    cuts = [cut_at_pauses(waveform, rate, _context(model)) for waveform in waveforms]
+    cuts = [cut_at_pauses(waveform, rate, audio_context(model)) for waveform in waveforms]
     parts = [
         (index, start, waveform[round(start * rate) : round(end * rate)])
         for index, (waveform, cut) in enumerate(zip(waveforms, cuts, strict=True))
@@ -226,9 +243,9 @@ def transcribe_speech(
     ]
     if None in languages:
         first_parts = {index: part for index, _, part in reversed(parts)}
-        samples = round(_context(model) * rate)
+        samples = round(audio_context(model) * rate)
         heard = [first_parts.get(index, waveform[:samples]) for index, waveform in enumerate(waveforms)]
-        languages = _with_detected(model, processor, heard, languages, candidates, route_by_prompt_language)
+        languages = with_detected_languages(model, processor, heard, languages, candidates, route_by_prompt_language)
     adapters = clsr_adapters(model)
     transcripts = [
         Transcript(language, inference_adapter(adapters, language, active=None), len(waveform) / rate, [])
@@ -252,21 +269,29 @@ def transcribe_speech(
     return transcripts
 
 
-def _context(model: torch.nn.Module) -> float:
+def audio_context(model: torch.nn.Module) -> float:
     """Seconds that a model hears at once."""
     return model.config.max_source_positions / POSITIONS_PER_SECOND
 
 
-def _with_detected(
+def with_detected_languages(
     model: torch.nn.Module,
     processor: WhisperProcessor,
     waveforms: Sequence[np.ndarray],
     languages: Sequence[str | None],
-    candidates: Sequence[str],
-    route_by_prompt_language: bool,
+    candidates: Sequence[str] = (),
+    route_by_prompt_language: bool = False,
 ) -> list[str]:
-    """The languages, with those that are detected for `None`."""
-    features, _ = make_features(waveforms, processor.feature_extractor, _context(model))
+    """
+    Detect the languages that are not given, `None`.
+
+    Args:
+        waveforms (`Sequence[np.ndarray]`): float32 [samples] at the processor's rate. Their start is heard.
+        languages (`Sequence[str]`): The tag of each, or `None`.
+
+    The rest is as in [`detect_languages`].
+    """
+    features, _ = make_features(waveforms, processor.feature_extractor, audio_context(model))
     features = features.to(model.device, model.dtype)
     with torch.inference_mode():
         detected = detect_languages(model, features, candidates, route_by_prompt_language)

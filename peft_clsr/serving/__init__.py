@@ -1,0 +1,1 @@
+"""One service for many languages, on Ray Serve, with OpenAI's interface."""
