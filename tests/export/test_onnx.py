@@ -35,7 +35,7 @@ def processor():
 
 
 @pytest.fixture
-def routed(tiny_whisper, processor):
+def bilingual(tiny_whisper, processor):
     """Whispers with a Catalan and a Romanian expert, gates of both kinds of decisions in each layer."""
 
     def build(kind="low-rank"):
@@ -56,13 +56,13 @@ def exports(tmp_path_factory):
 
 
 @pytest.fixture
-def exported(exports, routed, processor):
-    """`exported("full")` is the folder of the Catalan expert of `routed("full")`."""
+def exported(exports, bilingual, processor):
+    """`exported("full")` is the folder of the Catalan expert of `bilingual("full")`."""
 
     def get(kind="low-rank"):
         folder = exports / kind
         if not folder.exists():
-            export_model(routed(kind), "ca", folder, processor=processor)
+            export_model(bilingual(kind), "ca", folder, processor=processor)
         return folder
 
     return get
@@ -82,8 +82,8 @@ def features_of(processor, seconds, batch=1):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batch", "prompt"), [(1, 1), (3, 4)])
-def test_logits_are_those_of_pytorch_with_the_expert_active(exported, routed, processor, kind, batch, prompt):
-    model, graphs = routed(kind), ort_whisper(ExportedExpert.open(exported(kind)))
+def test_logits_are_those_of_pytorch_with_the_expert_active(exported, bilingual, processor, kind, batch, prompt):
+    model, graphs = bilingual(kind), ort_whisper(ExportedExpert.open(exported(kind)))
     model.set_adapter("ca")
     features = torch.randn(batch, 80, 100, generator=torch.Generator().manual_seed(1))
     tokens = torch.randint(97, 122, (batch, prompt + 3), generator=torch.Generator().manual_seed(2))
@@ -106,8 +106,8 @@ def test_logits_are_those_of_pytorch_with_the_expert_active(exported, routed, pr
 
 
 @pytest.mark.parametrize("seconds", [0.7, 3.5])
-def test_greedy_tokens_are_those_of_pytorch_also_of_long_recordings(exported, routed, processor, seconds):
-    model, graphs = routed(), ort_whisper(ExportedExpert.open(exported()))
+def test_greedy_tokens_are_those_of_pytorch_also_of_long_recordings(exported, bilingual, processor, seconds):
+    model, graphs = bilingual(), ort_whisper(ExportedExpert.open(exported()))
     inputs = features_of(processor, seconds, batch=2)
     settings = {"task": "transcribe", "language": "ca", "return_timestamps": True, "max_new_tokens": 10}
     expected = model.generate(**inputs, **settings)
@@ -145,8 +145,8 @@ def test_names_and_shapes_are_those_that_other_software_reads(exported):
     assert json.loads((folder / "generation_config.json").read_text())["language"] == "ca"
 
 
-def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, routed, processor, tmp_path):
-    model, folder = routed(), tmp_path / "ca"
+def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, bilingual, processor, tmp_path):
+    model, folder = bilingual(), tmp_path / "ca"
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.set_adapter("ro")
     shutil.copytree(exported(), folder)
@@ -174,8 +174,8 @@ def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, r
         assert 0 < difference < tolerance
 
 
-def test_what_cannot_be_exported_is_refused(exported, routed, processor, tmp_path):
-    model = routed()
+def test_what_cannot_be_exported_is_refused(exported, bilingual, processor, tmp_path):
+    model = bilingual()
     for wrong, message in (
         ({"format": "openvino"}, "expected 'onnx'"),
         ({"precision": "int4"}, "expected one of float32, float16, int8"),
