@@ -17,6 +17,7 @@ from peft_clsr.extras import require
         ("soundfile", "train", lambda: read_audio(__file__)),
         ("silero_vad", "vad", lambda: cut_at_pauses(np.zeros(16000, dtype=np.float32))),
         ("ctranslate2", "export", lambda: require("ctranslate2.converters")),
+        ("fastapi", "serve", lambda: require("fastapi")),
     ],
 )
 def test_a_missing_extra_is_named(monkeypatch, module, extra, use):

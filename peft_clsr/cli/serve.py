@@ -43,11 +43,11 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="the port")
     add("--metrics_port", type=int, default=8001, help="port of the metrics, in the format of Prometheus")
     add = parser.add_argument_group("speed").add_argument
-    add("--replicas", type=int, default=1, help="copies of the model; each takes a GPU, if there are any")
+    add("--replicas", type=int, default=1, help="copies of the model")
     add("--threads", type=int, help="CPU threads of a replica; by default the cores of this machine, shared")
     add("--batch_size", type=int, default=8, help="recordings at a time, in a replica")
     add("--max_experts", type=int, default=16, help="experts in the memory of a replica; others are loaded again")
-    add("--device", help="cpu or cuda; a GPU if there is one")
+    add("--device", choices=["cpu", "cuda"], help="cuda: a GPU for each copy; the default if there is one")
     add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of the base model")
     add("--ray_address", help="a running Ray cluster, such as auto; by default a Ray on this machine alone")
     add = parser.add_argument_group("limits").add_argument
@@ -78,6 +78,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
         _check(arguments)
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and arguments.ray_address is None and arguments.replicas > torch.cuda.device_count():
+            gpus = torch.cuda.device_count()
+            raise ValueError(f"--replicas is {arguments.replicas}, and each takes one of the {gpus} GPUs: give fewer")
         cores = os.cpu_count() or 1
         key = os.environ.get(KEY)
         settings = Settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_left
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ _FATAL: tuple[type[Exception], ...] = tuple(
 )
 
 
+# Recordings of up to so many contexts have batches of their own, so that a short one waits for no long one.
+_LANES = (1, 10)
+
+
 class Abandoned(Exception):
     """Nobody waits for any recording of a batch."""
 
@@ -36,9 +41,9 @@ class Transcriber:
     """
     Transcribes recordings of all languages in batches.
 
-    Recordings within the model's context are one lane of batches, longer ones another. The two share the model: after
-    each window of long recordings, short ones have their turn. `generate` runs in the threads of the lanes, so the
-    event loop stays free for health checks and cancelled requests.
+    Recordings of similar lengths are one lane of batches. The lanes share the model: after each window of recordings
+    that are longer than the model's context, others have their turn. `generate` runs in the threads of the lanes, so
+    the event loop stays free for health checks and cancelled requests.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
@@ -51,7 +56,7 @@ class Transcriber:
         self.experts = ExpertPool(model, catalog, settings.max_experts)
         self.context, self.rate = audio_context(self.experts.model), self.processor.feature_extractor.sampling_rate
         self.turns = Turns()
-        self.lanes = [Lane(self._run, settings.batch_size) for _ in range(2)]  # short and long recordings
+        self.lanes = [Lane(self._run, settings.batch_size) for _ in range(len(_LANES) + 1)]
         self.fatal: Exception | None = None
         self.heard_seconds = metrics.Counter(
             "peft_clsr_audio_seconds", "Seconds of transcribed audio.", ("language", "adapter")
@@ -84,7 +89,7 @@ class Transcriber:
         try:
             waveform = await asyncio.to_thread(self._read, audio, file_name)
             self._check_prompt(prompt)
-            lane = self.lanes[self._is_long(waveform)]
+            lane = self.lanes[self._lane_of(waveform)]
             transcript = await lane.submit(Job(waveform, language, task, prompt, temperature))
         except ApiError as error:
             return error
@@ -104,8 +109,8 @@ class Transcriber:
             raise too_long(name, limit)
         return waveform
 
-    def _is_long(self, waveform: np.ndarray) -> bool:
-        return len(waveform) > self.context * self.rate
+    def _lane_of(self, waveform: np.ndarray) -> int:
+        return bisect_left(_LANES, len(waveform) / (self.context * self.rate))
 
     def _check_prompt(self, prompt: str) -> None:
         try:
@@ -156,7 +161,7 @@ class Transcriber:
         def after_window(index: int, transcript: Transcript) -> None:
             if all(job.is_abandoned for job in jobs):
                 raise Abandoned
-            if self._is_long(jobs[0].waveform):
+            if self._lane_of(jobs[0].waveform) > 0:
                 self.turns.pass_on()
 
         if heard:

@@ -49,7 +49,7 @@ def service(models):
     with log.open("w") as output:
         process = subprocess.Popen(list(map(str, command)), cwd=models, env=environment, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300  # on a busy machine
         while " at http://" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
@@ -249,7 +249,7 @@ def test_sixteen_clients_lose_no_request_when_a_replica_dies(service, client, re
 
     def work(start):
         heard = []
-        for step in range(4):
+        for step in range(3):
             recording = recordings[(start + 5 * step) % 16]
             heard.append((recording.path.stem, ask(client, recording).text))
             answered.release()
@@ -261,7 +261,7 @@ def test_sixteen_clients_lose_no_request_when_a_replica_dies(service, client, re
             answered.acquire()
         victim.kill()
         heard = [pair for one in clients for pair in one.result()]
-    assert len(heard) == 64 and all(text == expected[name] for name, text in heard)
+    assert len(heard) == 48 and all(text == expected[name] for name, text in heard)
     assert "a replica died, and its request goes to another one" in service.log.read_text()
 
 
