@@ -34,6 +34,7 @@ class OnnxWhisper:
 
     def __init__(self, expert: ExportedExpert, precision: str = "float32", threads: int | None = None) -> None:
         self.expert = expert
+        self._config = read_json(expert.folder / "generation_config.json")
         graphs = [expert.graph(name, precision) for name in (ENCODER, DECODER)]
         runtime = require("onnxruntime")
         options = runtime.SessionOptions()
@@ -60,7 +61,12 @@ class OnnxWhisper:
             on_segment (`Callable`, *optional*): Gets the transcript so far, after each segment.
             **settings: Others of faster-whisper's `WhisperModel.transcribe`.
         """
-        settings = {"beam_size": 1, "condition_on_previous_text": False} | settings
+        settings = {
+            "beam_size": 1,
+            "condition_on_previous_text": False,
+            "suppress_tokens": self._config.get("suppress_tokens") or [],
+            "suppress_blank": bool(self._config.get("begin_suppress_tokens")),
+        } | settings
         segments, _ = self._whisper.transcribe(
             waveform, language=self.expert.prompt_language, task=task, vad_filter=vad, **settings
         )
