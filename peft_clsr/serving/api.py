@@ -48,9 +48,9 @@ class Api:
     async def health(self) -> Response:
         """200 if a recording can be transcribed now, else 503."""
         status = await asyncio.to_thread(serve.status)
-        replicas = status.applications[APPLICATION].deployments["Transcriber"].replica_states
+        replicas: dict[Any, int] = dict(status.applications[APPLICATION].deployments["Transcriber"].replica_states)
         running = replicas.get("RUNNING", 0)
-        content = {"status": "ok" if running else "no replica is running", "replicas": dict(replicas)}
+        content = {"status": "ok" if running else "no replica is running", "replicas": replicas}
         return JSONResponse(content, 200 if running else 503)
 
     def models(self) -> dict[str, Any]:

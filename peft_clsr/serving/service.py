@@ -26,8 +26,9 @@ def make_service(settings: Settings, catalog: Catalog) -> Application:
         catalog ([`Catalog`]): Of the same model.
     """
     has_gpu = settings.device.startswith("cuda")
+    deployment: Any = serve.deployment  # its types are those of a decorator
     transcribers = (
-        serve.deployment(Transcriber)
+        deployment(Transcriber)
         .options(
             num_replicas=settings.replicas,
             # While a batch runs, the next two wait in the replica.
@@ -42,7 +43,7 @@ def make_service(settings: Settings, catalog: Catalog) -> Application:
     def build() -> fastapi.FastAPI:  # in the replica
         return make_application(Api(settings, catalog, serve.get_deployment_handle("Transcriber", APPLICATION)))
 
-    ingress = serve.deployment(
+    ingress = deployment(
         serve.ingress(build)(),
         name="Api",
         # More requests than the transcribers take: those are answered that there is no room.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 from bisect import bisect_left
 
 import numpy as np
@@ -58,9 +59,8 @@ class Transcriber:
         self.turns = Turns()
         self.lanes = [Lane(self._run, settings.batch_size) for _ in range(len(_LANES) + 1)]
         self.fatal: Exception | None = None
-        self.heard_seconds = metrics.Counter(
-            "peft_clsr_audio_seconds", "Seconds of transcribed audio.", ("language", "adapter")
-        )
+        tags: Any = ("language", "adapter")
+        self.heard_seconds = metrics.Counter("peft_clsr_audio_seconds", "Seconds of transcribed audio.", tags)
         self.loaded_experts = metrics.Gauge("peft_clsr_loaded_experts", "Experts in the memory of a replica.")
 
     def check_health(self) -> None:
