@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 from bisect import bisect_left
+from typing import Any
 
 import numpy as np
 import torch
