@@ -33,7 +33,7 @@ def make_service(settings: Settings, catalog: Catalog) -> Application:
             # While a batch runs, the next two wait in the replica.
             max_ongoing_requests=3 * settings.batch_size,
             max_queued_requests=settings.max_queue,
-        health_check_period_s=2,  # so soon Ray notices that one is dead, and starts another
+            health_check_period_s=2,  # so soon Ray notices that one is dead, and starts another
             ray_actor_options={"num_cpus": settings.threads, "num_gpus": 1 if has_gpu else 0},
         )
         .bind(settings, catalog)
