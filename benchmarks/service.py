@@ -24,7 +24,6 @@ import argparse
 import json
 import multiprocessing
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -87,7 +86,7 @@ def service(model: str, experts: Path, languages: list[str], threads: int) -> It
 
         yield ask, lambda: [process, *process.children(recursive=True)]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(120)
         except subprocess.TimeoutExpired:

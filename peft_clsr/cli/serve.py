@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import threading
 import time
@@ -109,16 +110,15 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         )
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(2, f"error: {error}\n")
-    try:
-        experts = ", ".join(sorted(expert.code for _, expert in catalog.experts)) or "none"
-        print(f"{settings.name} at http://{arguments.host}:{arguments.port}/v1, experts: {experts}", flush=True)
-        if not key and arguments.host not in ("127.0.0.1", "localhost", "::1"):
-            print(f"everybody who reaches {arguments.host} is served: set {KEY} to ask for a key", flush=True)
-        threading.Event().wait()  # until SIGINT or SIGTERM
-    except KeyboardInterrupt:
-        pass
-    finally:
-        stop_service()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignored, and instead of Ray's handlers
+        signal.signal(number, lambda *_: stopped.set())
+    experts = ", ".join(sorted(expert.code for _, expert in catalog.experts)) or "none"
+    print(f"{settings.name} at http://{arguments.host}:{arguments.port}/v1, experts: {experts}", flush=True)
+    if not key and arguments.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"everybody who reaches {arguments.host} is served: set {KEY} to ask for a key", flush=True)
+    stopped.wait()
+    stop_service()
     return 0
 
 

@@ -54,8 +54,8 @@ def service(models):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         yield SimpleNamespace(address=f"http://127.0.0.1:{port}", metrics_port=metrics_port, process=process, log=log)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
     finally:
         process.kill()
 
