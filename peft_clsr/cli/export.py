@@ -7,6 +7,8 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from .help import hide
+
 DESCRIPTION = "export an expert for other software: ONNX, CTranslate2, or a LoRA of PEFT"
 
 _EPILOG = """\
@@ -47,6 +49,10 @@ FORMATS = {
     "onnx": Format("export_onnx", ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "faster_whisper"), ("precision",)),
     "lora": Format("export_frozen", options=(*_FREEZING, "lora_rank")),
 }
+
+
+_RARE = ("audio_column", "file_column", "text_column", "dataset_config", "threshold", "full_context", "batch_size")
+_RARE += ("max_new_tokens", "recover_split", "recover_learning_rate")
 
 
 def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
@@ -93,6 +99,8 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     )
     add("--quantization", default="float32", help="CTranslate2's: float32, float16, int8, ...")
     add("--lora_rank", type=int, help="rank of the LoRA of a full expert; a low-rank expert keeps its own")
+    if not everything:
+        hide(parser, _RARE)
     return parser
 
 

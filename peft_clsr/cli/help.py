@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -26,6 +27,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if isinstance(default, (list, tuple)):
             default = " ".join(map(str, default))
         return f"{text} (default: {str(default).replace('%', '%%')})"
+
+
+def hide(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Leave options out of the help. They still work."""
+    for action in parser._actions:
+        if action.dest in names:
+            action.help = argparse.SUPPRESS
 
 
 def _values(action: argparse.Action) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from .help import hide
+
 if TYPE_CHECKING:
     from ..inference.recordings import Recording
     from ..inference.subtitles import Transcript
@@ -76,6 +78,8 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
         default="float32",
         help="with --runtime onnx: its graphs",
     )
+    if not everything:
+        hide(parser, ("route_by_prompt_language", "num_beams"))
     return parser
 
 
