@@ -13,21 +13,18 @@ command goes on where it was.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import PeftModel
-from transformers import WhisperForConditionalGeneration, WhisperProcessor, set_seed
-from transformers.utils import logging as transformers_logging
+from transformers import WhisperForConditionalGeneration, set_seed
 
-from benchmarks.small_runs import Results, fetch, measure, new_expert, recordings, train
+from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, train
 from examples.demo.fetch import FetchError
 from peft_clsr import (
     error_rates,
@@ -49,13 +46,7 @@ KEYS = ("language", "data", "transcribed", "more", "seed", "steps", "rank", "lea
 
 def main() -> None:
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("peft_clsr").setLevel(logging.ERROR)
-    fetch(options.cache_dir, options.language)
-    processor = WhisperProcessor.from_pretrained(options.student)
-    held_out = recordings(options.cache_dir, options.language, "test")
-    held_out = held_out.select(range(min(len(held_out), options.held_out)))
+    processor, held_out = prepare(options, options.language)
     results = Results(options.output, KEYS)
     common = {name: getattr(options, name) for name in KEYS if hasattr(options, name)}
     runs = [common | {"seed": seed, "data": data} for seed in options.seeds for data in DATA]
@@ -73,23 +64,9 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
-    parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
-    parser.add_argument("--language", default="ro", help="language to train")
+    parser = make_parser(__doc__, "pseudo-labels", language="ro", steps=160, rank=32)
     parser.add_argument("--transcribed", type=int, default=100, help="recordings whose transcripts are used")
     parser.add_argument("--more", type=int, default=500, help="recordings that the first expert transcribes")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=160, help="steps of each run")
-    parser.add_argument("--held_out", type=int, default=100, help="recordings to measure on")
-    parser.add_argument("--rank", type=int, default=32, help="rank of the experts")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--bf16", action="store_true", help="train and measure in bfloat16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pseudo-labels.jsonl"))
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/pseudo-labels"), help="experts and labels")
     return parser.parse_args()
 
 

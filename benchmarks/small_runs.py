@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.timing import machine
 from examples.demo.fetch import STAMPS_PACKAGE, fetch_package, fetch_whisper, make_dataset
@@ -50,6 +53,46 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def make_parser(doc: str, name: str, *, language: str, steps: int, rank: int) -> argparse.ArgumentParser:
+    """
+    The options of a measurement.
+
+    Args:
+        doc (`str`): The docstring of its module; its first paragraph is shown.
+        name (`str`): Its name, for its file of results and its folder.
+        language (`str`), steps (`int`), rank (`int`): Defaults.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
+    add("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
+    add("--language", default=language, help="language to train")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--steps", type=int, default=steps, help="steps of each run")
+    add("--held_out", type=int, default=100, help="recordings to measure on")
+    add("--rank", type=int, default=rank, help="rank of the experts")
+    add("--learning_rate", type=float, default=2e-3)
+    add("--bf16", action="store_true", help="train and measure in bfloat16")
+    add("--threads", type=int, default=1)
+    add("--output", type=Path, default=Path(f"benchmarks/results/{name}.jsonl"))
+    add("--work_dir", type=Path, default=Path(f"runs/{name}"), help="folder of experts and other work")
+    return parser
+
+
+def prepare(options: argparse.Namespace, *languages: str) -> tuple[Any, datasets.Dataset]:
+    """Fetch what is needed. Returns the processor, and the recordings of `options.language` to measure on."""
+    torch.set_num_threads(options.threads)
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("peft_clsr").setLevel(logging.ERROR)
+    for language in languages:
+        fetch(options.cache_dir, language)
+    held_out = recordings(options.cache_dir, options.language, "test")
+    held_out = held_out.select(range(min(len(held_out), options.held_out)))
+    return WhisperProcessor.from_pretrained(options.student), held_out
 
 
 def fetch(cache: Path, language: str) -> None:

@@ -13,7 +13,6 @@ one core.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
@@ -22,12 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import WhisperProcessor, set_seed
-from transformers.utils import logging as transformers_logging
+from transformers import set_seed
 
-from benchmarks.small_runs import Results, fetch, measure, new_expert, recordings, train
+from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, train
 from examples.demo.fetch import FetchError
 from peft_clsr import pack_utterances, save_language, warm_start
 
@@ -42,14 +39,7 @@ KEYS += ("bf16", "held_out")
 
 def main() -> None:
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("peft_clsr").setLevel(logging.ERROR)
-    for language in (options.source, options.language):
-        fetch(options.cache_dir, language)
-    processor = WhisperProcessor.from_pretrained(options.student)
-    held_out = recordings(options.cache_dir, options.language, "test")
-    held_out = held_out.select(range(min(len(held_out), options.held_out)))
+    processor, held_out = prepare(options, options.source, options.language)
     results = Results(options.output, KEYS)
     for run in runs(options):
         if results.find(run):
@@ -69,24 +59,10 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
-    parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
-    parser.add_argument("--language", default="ca", help="language to train")
+    parser = make_parser(__doc__, "warm-start", language="ca", steps=40, rank=64)
     parser.add_argument("--source", default="ro", help="language to start from")
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200], help="recordings to train on")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=40, help="steps of each run")
     parser.add_argument("--source_steps", type=int, default=100, help="steps of the expert to start from")
-    parser.add_argument("--held_out", type=int, default=100, help="recordings to measure on")
-    parser.add_argument("--rank", type=int, default=64, help="rank of the experts")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--bf16", action="store_true", help="train and measure in bfloat16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/warm-start.jsonl"))
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/warm-start"), help="folder of the source expert")
     return parser.parse_args()
 
 
