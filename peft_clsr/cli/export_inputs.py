@@ -35,7 +35,7 @@ MAX_NEW_TOKENS = 224  # half of the decoder's positions, as OpenAI's Whisper and
 @dataclass
 class ExportInputs:
     """
-    What all formats start from.
+    The model, the recordings and the arguments that all formats start from.
 
     Args:
         arguments (`argparse.Namespace`): Those of the command.

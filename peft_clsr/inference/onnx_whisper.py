@@ -80,7 +80,7 @@ class OnnxWhisper:
 
 @dataclass(frozen=True)
 class _Result:
-    """What CTranslate2 calls a `WhisperGenerationResult`."""
+    """The transcript of a window, with the fields of CTranslate2's `WhisperGenerationResult`."""
 
     sequences_ids: list[list[int]]
     scores: list[float]

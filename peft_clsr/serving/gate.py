@@ -1,4 +1,4 @@
-"""What is checked before the body of a request is read: the API key, and the size."""
+"""Checks the API key and the size before the body of a request is read."""
 
 from __future__ import annotations
 
