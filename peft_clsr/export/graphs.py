@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,11 +73,13 @@ def check_exporter() -> None:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Hide what the exporter prints of its progress, and its warnings of operators that Whisper does not have."""
-    noisy = logging.getLogger("torch")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+    noisy = {logger: logger.level for logger in map(logging.getLogger, ("torch", "transformers"))}
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
-        noisy.setLevel(level)
+        for logger, level in noisy.items():
+            logger.setLevel(level)
