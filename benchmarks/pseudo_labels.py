@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from typing import Any
 
@@ -24,14 +23,13 @@ import torch
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, set_seed
 
-from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, train
+from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, save_expert, train
 from examples.demo.fetch import FetchError
 from peft_clsr import (
     error_rates,
     filter_pseudo_labels,
     pack_utterances,
     pseudo_label,
-    save_language,
 )
 
 DATA = ("transcribed", "pseudo-labelled", "all transcribed")
@@ -119,10 +117,7 @@ def trained_expert(
         bf16=options.bf16,
         **TRAINING,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        saved = save_language(model, scratch, language)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        saved.rename(folder)
+    save_expert(model, language, folder)
     return model.eval(), log
 
 

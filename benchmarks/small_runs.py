@@ -25,6 +25,7 @@ from peft_clsr import (
     error_rates,
     load_recordings,
     prepare_dataset,
+    save_language,
     transcribe,
 )
 
@@ -138,6 +139,14 @@ def train(
         trainer = DistillationTrainer(model=model, args=arguments, train_dataset=windows, data_collator=collator)
         trainer.train()
     return [{name: entry[name] for name in ("step", "loss")} for entry in trainer.state.log_history if "loss" in entry]
+
+
+def save_expert(model: PeftModel, language: str, folder: Path) -> None:
+    """Save an expert into a folder, whole or not at all."""
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = save_language(model, scratch, language)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        saved.rename(folder)
 
 
 def measure(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any
 from peft import PeftModel
 from transformers import set_seed
 
-from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, train
+from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, save_expert, train
 from examples.demo.fetch import FetchError
-from peft_clsr import pack_utterances, save_language, warm_start
+from peft_clsr import pack_utterances, warm_start
 
 STARTS = ("cold", "warm")
 # docs/training.md, "Gates in short trainings"
@@ -85,10 +84,7 @@ def source_expert(options: argparse.Namespace, processor: Any) -> Path:
         set_seed(0)
         model = expert(options.source, options)
         train_on(model, options.source, None, options.source_steps, 0, options, processor)
-        with tempfile.TemporaryDirectory() as scratch:
-            saved = save_language(model, scratch, options.source)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            saved.rename(folder)
+        save_expert(model, options.source, folder)
     return folder
 
 

@@ -60,6 +60,9 @@ class OnnxWhisper:
             vad (`bool`, *optional*, defaults to `False`): Hear only speech, by faster-whisper's copy of silero-vad.
             on_segment (`Callable`, *optional*): Gets the transcript so far, after each segment.
             **settings: Others of faster-whisper's `WhisperModel.transcribe`.
+
+        Raises:
+            ValueError: a setting asks for beams or for a penalty of repetitions, which this decoding does not have.
         """
         settings = {
             "beam_size": 1,
@@ -101,7 +104,8 @@ class _Graphs:
             for value in decoder.get_inputs()
             if value.name.startswith("past_key_values.")
         }
-        self._outputs = [value.name for value in decoder.get_outputs()]
+        outputs = [value.name for value in decoder.get_outputs()][1:]
+        self._cache_names = [name.replace("present.", "past_key_values.") for name in outputs]
 
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Take the numbers of special tokens from a `tokenizers.Tokenizer`."""
@@ -128,16 +132,26 @@ class _Graphs:
         max_initial_timestamp_index: int = 50,
         num_hypotheses: int = 1,
         sampling_temperature: float = 0,
-        **unused: Any,
+        beam_size: int = 1,
+        repetition_penalty: float = 1,
+        no_repeat_ngram_size: int = 0,
+        **unused: Any,  # what greedy decoding and sampling from all tokens have no use for
     ) -> list[_Result]:
         """
-        Decode one window. See `ctranslate2.models.Whisper.generate`; a search with beams is not done.
+        Decode one window. See `ctranslate2.models.Whisper.generate`.
 
         Args:
             states (`np.ndarray`): float [1, positions, width].
             prompts (`Sequence[Sequence[int]]`): One prompt.
             max_length (`int`): Tokens of prompt and prediction.
         """
+        for name, value, only in (
+            ("beam_size", beam_size, 1),
+            ("repetition_penalty", repetition_penalty, 1),
+            ("no_repeat_ngram_size", no_repeat_ngram_size, 0),
+        ):
+            if value != only:
+                raise ValueError(f"{name} is {value}, expected {only}: exported graphs are decoded greedily")
         prompt, count = list(prompts[0]), num_hypotheses
         rules = TokenRules(
             self._end,
@@ -185,8 +199,7 @@ class _Graphs:
         first = past is self._empty
         inputs = {"input_ids": tokens.astype(np.int64), "encoder_hidden_states": states}
         logits, *present = self._decoder.run(None, {**inputs, "use_cache_branch": np.array([not first]), **past})
-        cache_names = [name.replace("present.", "past_key_values.") for name in self._outputs[1:]]
-        found = dict(zip(cache_names, present, strict=True))
+        found = dict(zip(self._cache_names, present, strict=True))
         return logits, {name: value if first or ".decoder." in name else past[name] for name, value in found.items()}
 
 

@@ -229,6 +229,13 @@ def test_a_folder_that_is_no_export_or_lacks_a_precision_is_refused(exported, tm
         OnnxWhisper(ExportedExpert.open(exported()), "int8")
 
 
+@pytest.mark.parametrize("setting", [{"beam_size": 2}, {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 3}])
+def test_settings_that_greedy_decoding_does_not_have_are_refused(exported, setting):
+    whisper = OnnxWhisper(ExportedExpert.open(exported()))
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is .*: exported graphs are decoded greedily"):
+        whisper.transcribe(noise(0.5), **setting)
+
+
 @pytest.fixture
 def files(tmp_path):
     for name, seconds in (("long", 2.6), ("short", 0.8)):
