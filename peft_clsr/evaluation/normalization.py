@@ -24,7 +24,6 @@ _ELISION = {"ca", "el", "fr", "it", "lb", "oc", "pt"}
 
 _JOINERS = "\u200c\u200d"
 _LETTER = r"[\p{L}\p{M}]"
-_WORD = r"[\p{L}\p{M}\p{N}]"
 # Words that Unicode counts as symbols or punctuation: Sindhi "and" and "in", Burmese particles.
 _SYMBOL_WORDS = "\u06fd\u06fe\u104c-\u104f"
 
@@ -74,9 +73,9 @@ _AM = {
     "\u0e33": regex.compile("\u0e4d([\u0e48-\u0e4b]?)\u0e32"),
     "\u0eb3": regex.compile("\u0ecd([\u0ec8-\u0ecb]?)\u0eb2"),
 }
-_SOFT_DOT = regex.compile("(?<=[ijį])\u0307")  # "İ".lower() is "i" and a dot above
+_SOFT_DOT = regex.compile("(?<=[ijį])\u0307+")  # "İ".lower() is "i" and a dot above
 _GERSHAYIM = regex.compile(r"(?<=\p{Hebrew})[\"“”״](?=\p{Hebrew})")  # in acronyms
-_STRAY_MARKS = regex.compile(rf"(?<![\p{{L}}\p{{M}}\p{{N}}{_JOINERS}'])\p{{M}}+")  # NFKC makes " ̈" of "¨"
+_STRAY_MARKS = regex.compile(rf"(?<![\p{{L}}\p{{M}}\p{{N}}{_JOINERS}'])\p{{M}}[\p{{M}}{_JOINERS}]*")  # NFKC makes " ̈" of "¨"
 _QUOTED_WORD = regex.compile(r"(?<![\w'])'([^\s']+)'(?![\w'])")
 
 
@@ -115,11 +114,12 @@ def normalize_text(text: str, language: str) -> str:
     if spaceless:
         text = "".join(text.split())
     text = _BRACKETS.sub("", text).translate(_SIGNS)
-    text = _fold_case(unicodedata.normalize("NFKC", text), code)
+    text = unicodedata.normalize("NFKC", text)
     if "\u200c" in text or "\u200d" in text:
         for spelling, letter in _JOINED_LETTERS.items():
             text = text.replace(spelling, letter)
         text = _SILENT_JOINER.sub("", _REPEATED_JOINERS.sub("", text))
+    text = _fold_case(text, code)
     if code in _EDGE_APOSTROPHES:
         text = _QUOTED_WORD.sub(r"\1", text)
     text = _STRAY_MARKS.sub(" ", _punctuation(code).sub(" ", _GERSHAYIM.sub("", text)))
@@ -142,14 +142,16 @@ def _fold_case(text: str, code: str) -> str:
     return text
 
 
+# No word ends here. A mark alone is no word: it becomes a space later.
+_NO_WORD_BEFORE = rf"(?<![\p{{L}}\p{{N}}][\p{{M}}{_JOINERS}]*)"
 # Apostrophes that are letters at a word's edge. The pattern is of those that are not.
-_INSIDE = rf"(?<!{_WORD})'|'(?!{_LETTER})"
+_INSIDE = rf"{_NO_WORD_BEFORE}'|'(?!{_LETTER})"
 _EDGE_APOSTROPHES = {
-    "ha": rf"(?<!{_WORD})'(?!y)|'(?!{_LETTER})",
+    "ha": rf"{_NO_WORD_BEFORE}'(?!y)|'(?!{_LETTER})",
     "haw": rf"'(?!{_LETTER})",
-    "he": rf"(?<!{_WORD})'|(?<![גזצץ])'(?!{_LETTER})",
-    "mt": rf"(?<!{_WORD})'",
-    "uz": rf"(?<!{_WORD})'|(?<![og])'(?!{_LETTER})",
+    "he": rf"{_NO_WORD_BEFORE}'|(?<![גזצץ])'(?!{_LETTER})",
+    "mt": rf"{_NO_WORD_BEFORE}'",
+    "uz": rf"{_NO_WORD_BEFORE}'|(?<![og])'(?!{_LETTER})",
 }
 
 

@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
@@ -152,6 +152,8 @@ def test_latin_cyrillic_and_greek_without_marks_and_apostrophes_are_as_whisper_p
 
 
 @given(st.text(), st.sampled_from(["ca", "tr", "hi", "fa", "ja", "haw", "he", "kab"]))
+@example("¸´A", "tr")  # a cedilla that stands alone, and an apostrophe
+@example("İ\u0307", "ca")
 def test_a_normalized_text_has_single_spaces_and_stays_as_it_is(text, language):
     once = normalize_text(text, language)
     assert once == " ".join(once.split()) and normalize_text(once, language) == once
