@@ -75,7 +75,8 @@ _AM = {
 }
 _SOFT_DOT = regex.compile("(?<=[ijį])\u0307+")  # "İ".lower() is "i" and a dot above
 _GERSHAYIM = regex.compile(r"(?<=\p{Hebrew})[\"“”״](?=\p{Hebrew})")  # in acronyms
-_STRAY_MARKS = regex.compile(rf"(?<![\p{{L}}\p{{M}}\p{{N}}{_JOINERS}'])\p{{M}}[\p{{M}}{_JOINERS}]*")  # NFKC makes " ̈" of "¨"
+# NFKC makes a space and a mark of "¨".
+_STRAY_MARKS = regex.compile(rf"(?<![\p{{L}}\p{{M}}\p{{N}}{_JOINERS}'])\p{{M}}[\p{{M}}{_JOINERS}]*")
 _QUOTED_WORD = regex.compile(r"(?<![\w'])'([^\s']+)'(?![\w'])")
 
 
