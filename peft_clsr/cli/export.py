@@ -9,13 +9,14 @@ from pathlib import Path
 
 from .help import hide
 
-DESCRIPTION = "export an expert for other software: ONNX, CTranslate2, or a LoRA of PEFT"
+DESCRIPTION = "export an expert for other software: ONNX, OpenVINO, CTranslate2, or a LoRA of PEFT"
 
 _EPILOG = """\
---format onnx keeps the gates, and writes graphs for ONNX Runtime, transformers.js and others. The other formats have
-no gates: the recordings decide what each module becomes. output_dir gets two folders: whisper, for transformers, and
-ctranslate2, for faster-whisper, or lora, for PEFT on the original base. If a module stays routed, nothing is written,
-and the exit status is 1. All error rates are measured on the recordings.
+--format onnx and openvino keep the gates, and write graphs: for ONNX Runtime, transformers.js and others, or for
+OpenVINO GenAI, with a folder for each precision in output_dir. The other formats have no gates: the recordings decide
+what each module becomes. output_dir gets two folders: whisper, for transformers, and ctranslate2, for faster-whisper,
+or lora, for PEFT on the original base. If a module stays routed, nothing is written, and the exit status is 1. All
+error rates are measured on the recordings.
 
 examples:
   peft-clsr export --format onnx --base openai/whisper-base --adapter runs/ca/ca --language ca \\
@@ -44,9 +45,11 @@ class Format:
 
 
 _FREEZING = ("threshold", "undecided", "recover_steps", "recover_split", "recover_learning_rate")
+_ONNX = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "faster_whisper")
 FORMATS = {
     "ctranslate2": Format("export_frozen", ("ctranslate2", "faster_whisper"), (*_FREEZING, "quantization")),
-    "onnx": Format("export_onnx", ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "faster_whisper"), ("precision",)),
+    "onnx": Format("export_graphs", _ONNX, ("precision",)),
+    "openvino": Format("export_graphs", ("openvino_genai", "nncf"), ("precision",)),
     "lora": Format("export_frozen", options=(*_FREEZING, "lora_rank")),
 }
 
@@ -95,7 +98,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
         nargs="+",
         choices=["float32", "float16", "int8"],
         default=["float32"],
-        help="of the graphs of ONNX; several may stand in one folder",
+        help="of the graphs; several in one run",
     )
     add("--quantization", default="float32", help="CTranslate2's: float32, float16, int8, ...")
     add("--lora_rank", type=int, help="rank of the LoRA of a full expert; a low-rank expert keeps its own")

@@ -10,10 +10,36 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("jiwer")
 
+from conftest import SPECIAL_TOKENS, build_tokenizer
 from freezing import MODULES, recordings, set_gates
+from helpers import random_clsr
 
 from peft_clsr import CLSRConfig, freeze_routing, prepare_dataset
 from peft_clsr.cli import main
+
+TIMESTAMPS = [f"<|{position / 50:.2f}|>" for position in range(51)]
+KINDS = {"low-rank": {"expert_rank": 4}, "full": {}}
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """A processor of 1 s, with tokens of times."""
+    return WhisperProcessor(WhisperFeatureExtractor(chunk_length=1), build_tokenizer([*SPECIAL_TOKENS, *TIMESTAMPS]))
+
+
+@pytest.fixture
+def bilingual(tiny_whisper, processor):
+    """Whispers with a Catalan and a Romanian expert, gates of both kinds of decisions in each layer."""
+
+    def build(kind="low-rank"):
+        whisper = tiny_whisper(init_std=0.2, vocab_size=len(processor.tokenizer))
+        whisper.generation_config.no_timestamps_token_id = processor.tokenizer.convert_tokens_to_ids(
+            "<|notimestamps|>"
+        )
+        whisper.generation_config.max_length = 12
+        return random_clsr(whisper, "ca", "ro", **KINDS[kind])
+
+    return build
 
 
 @pytest.fixture
