@@ -49,7 +49,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=8, help="recordings at a time, in a replica")
     add("--max_experts", type=int, default=16, help="experts in the memory of a replica; others are loaded again")
     add("--device", choices=["cpu", "cuda"], help="cuda: a GPU for each copy; the default if there is one")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of the base model")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of base and experts")
     add("--ray_address", help="a running Ray cluster, such as auto; by default a Ray on this machine alone")
     add = parser.add_argument_group("limits").add_argument
     add("--max_megabytes", type=float, default=25, help="size of a file")

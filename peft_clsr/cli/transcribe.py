@@ -70,7 +70,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=8, help="recordings at a time")
     add("--num_beams", type=int, default=1, help="beams of the search; 1 is greedy")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of the base model")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of base and experts")
     add("--runtime", choices=["pytorch", "onnx"], default="pytorch", help="onnx: an exported expert, without PyTorch")
     add(
         "--precision",

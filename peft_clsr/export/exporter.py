@@ -24,13 +24,11 @@ def check_exporter(extra: str) -> None:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Hide what the exporter prints of its progress, and its warnings of operators that Whisper does not have."""
-    noisy = {logger: logger.level for logger in map(logging.getLogger, ("torch", "transformers", "nncf"))}
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of all loggers, as the exporters name some of theirs by files
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in noisy.items():
-            logger.setLevel(level)
+        logging.disable(before)

@@ -66,6 +66,7 @@ def load_language(
     revision: str | None = None,
     allow_other_base: bool = False,
     is_trainable: bool = False,
+    autocast_adapter_dtype: bool = True,
     token: str | bool | None = None,
 ) -> PeftModel:
     """
@@ -85,6 +86,9 @@ def load_language(
         allow_other_base (`bool`, *optional*, defaults to `False`):
             Load even if the base model has another name or other weights. Shapes must fit in any case.
         is_trainable (`bool`, *optional*, defaults to `False`): Make the adapters trainable.
+        autocast_adapter_dtype (`bool`, *optional*, defaults to `True`):
+            Keep experts of a half-precision base in float32, as PEFT does and training needs. `False` halves their
+            memory.
         token (`str` or `bool`, *optional*): The token, as for `huggingface_hub`.
 
     Returns:
@@ -134,13 +138,14 @@ def load_language(
         check_adapter_folder(folder, model)
 
     was_wrapped = isinstance(model, PeftModel)
+    settings: dict[str, bool] = {"is_trainable": is_trainable, "autocast_adapter_dtype": autocast_adapter_dtype}
     try:
         for name, folder in folders.items():
             with already_checked():
                 if isinstance(model, PeftModel):
-                    model.load_adapter(str(folder), name, is_trainable=is_trainable)
+                    model.load_adapter(str(folder), name, **settings)
                 else:
-                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=is_trainable)
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, **settings)
     except ValueError:  # each fits alone, but not together, such as with different max_audio_seconds
         if was_wrapped:
             for name in folders.keys() & model.peft_config.keys():

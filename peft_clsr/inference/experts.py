@@ -31,7 +31,7 @@ def load_with_experts(
         model_name (`str`): The base model: Hub id or folder.
         sources (`Sequence[str]`): As in [`choose_experts`].
         languages (`Collection[str]`): Tags of the languages that the recordings have. `None`: also any other.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): The base model's.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): That of base model and experts.
         option (`str`, *optional*, defaults to `"--model"`): Where the user gave the model; for messages.
 
     Raises:
@@ -67,7 +67,7 @@ def load_base(
 
 def load_expert(model: WhisperForConditionalGeneration | PeftModel, source: str, language: HubLanguage) -> PeftModel:
     """
-    Load one expert on a model.
+    Load one expert on a model, in the precision of the model.
 
     Args:
         model (`WhisperForConditionalGeneration` or `PeftModel`): The base model, or one with other experts.
@@ -82,12 +82,12 @@ def load_expert(model: WhisperForConditionalGeneration | PeftModel, source: str,
     """
     name = expert_name(language)
     if not Path(source).is_dir():
-        return load_language(model, source, name)
+        return load_language(model, source, name, autocast_adapter_dtype=False)
     folder = str(Path(source, language.subfolder))
     if isinstance(model, PeftModel):
-        model.load_adapter(folder, name)
+        model.load_adapter(folder, name, autocast_adapter_dtype=False)
         return model
-    return PeftModel.from_pretrained(model, folder, adapter_name=name)
+    return PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False)
 
 
 def expert_name(language: HubLanguage) -> str:

@@ -131,6 +131,16 @@ def test_a_language_joins_those_that_the_model_has_and_the_active_one_stays(hub,
         load_language(model, REPO, "ro")
 
 
+@pytest.mark.parametrize(("autocast", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_experts_of_a_half_precision_base_are_in_float32_unless_told(hub, whisper, autocast, dtype):
+    push_language(experts(whisper(), "ca"), REPO, "ca")
+    push_language(experts(whisper(), "ro"), REPO, "ro")
+    model = load_language(whisper().bfloat16(), REPO, "ca", autocast_adapter_dtype=autocast)
+    model = load_language(model, REPO, "ro", autocast_adapter_dtype=autocast)
+    for adapter in ("ca", "ro"):
+        assert {weight.dtype for name, weight in model.named_parameters() if f".{adapter}." in name} == {dtype}
+
+
 def test_a_repository_without_an_owner_is_that_of_the_user(hub, whisper):
     push_language(experts(whisper(), "ca"), "experts", "ca")
     assert [entry.code for entry in list_languages(REPO)] == ["ca"]
