@@ -3,8 +3,7 @@ Time one expert in each software that it can be exported for, on the same record
 
     peft-clsr export --format onnx ... --precision float32 int8 --output_dir exports/ro/onnx
     peft-clsr export --format openvino ... --precision float32 int8 --output_dir exports/ro/openvino
-    peft-clsr export --format ctranslate2 ... --quantization float32 --output_dir exports/ro/frozen
-    peft-clsr export --format ctranslate2 ... --quantization int8 --output_dir exports/ro/frozen-int8
+    peft-clsr export --format ctranslate2 ... --output_dir exports/ro/frozen
     python -m benchmarks.runtimes --adapter runs/demo-ro/ro --exports exports/ro
 
 Each round transcribes the recordings once with every software, in random order. The table has the median of seconds of
@@ -40,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=".cache/whisper-base", help="base Whisper")
     parser.add_argument("--adapter", required=True, help="folder of the expert")
-    parser.add_argument("--exports", type=Path, required=True, help="has onnx, openvino, frozen and frozen-int8")
+    parser.add_argument("--exports", type=Path, required=True, help="has onnx, openvino and frozen")
     parser.add_argument("--dataset", default=".cache/tuxpaint-ro", help="recordings; the test split")
     parser.add_argument("--limit", type=int, default=16, help="recordings")
     parser.add_argument("--rounds", type=int, default=9)
@@ -95,8 +94,8 @@ def softwares(arguments: argparse.Namespace, language: str) -> dict[str, Transcr
         found[f"OpenVINO, {precision}, computing in {computing}"] = lambda samples, pipeline=pipeline: (
             pipeline.generate(samples.tolist(), **said).texts[0].strip()
         )
-    for precision, folder in (("float32", "frozen"), ("int8", "frozen-int8")):
-        path = arguments.exports / folder / "ctranslate2"
+    for precision in ("float32", "int8"):  # CTranslate2 quantizes when it loads
+        path = arguments.exports / "frozen" / "ctranslate2"
         frozen = WhisperModel(str(path), device="cpu", compute_type=precision, cpu_threads=threads)
 
         def transcribe(samples: np.ndarray, frozen: WhisperModel = frozen) -> str:

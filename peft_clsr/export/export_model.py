@@ -78,6 +78,7 @@ def export_model(
         config = whisper.generation_config
         config.language, config.task = prompt, "transcribe"
         config.save_pretrained(unfinished)
+        setattr(whisper.config, "transformers.js_config", {"kv_cache_dtype": {"fp16": "float16"}})
         whisper.config.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         processor.feature_extractor.save_pretrained(unfinished)  # preprocessor_config.json

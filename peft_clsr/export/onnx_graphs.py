@@ -38,6 +38,8 @@ def write(whisper: WhisperForConditionalGeneration, processor: WhisperProcessor,
     graphs = folder / GRAPHS_FOLDER
     graphs.mkdir()
     for name, graph in _trace(whisper).items():
+        if precision == "float16":
+            _keep_float32(graph.graph)
         _save(graph, graphs / graph_file(name, precision), precision)
 
 
@@ -77,6 +79,26 @@ def _trace(whisper: WhisperForConditionalGeneration) -> dict[str, Any]:
         decoder["prefill"].program, decoder["decode"].program, heads, config.d_model // heads
     )
     return graphs
+
+
+def _keep_float32(graph: Any) -> None:
+    """Let features and logits of a graph in float16 be float32, as transformers.js has them. Caches stay float16."""
+    ir = require("onnx_ir")
+    floats = ir.TensorType(ir.DataType.FLOAT)
+    for value in graph.inputs:
+        if value.name == "input_features":
+            users = list(value.uses())
+            value.type = floats
+            half = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT16})
+            graph.insert_before(graph[0], half)
+            for user, place in users:
+                user.replace_input_with(place, half.outputs[0])
+    for place, value in enumerate(graph.outputs):
+        if value.name == "logits":
+            result = ir.Value(name="logits", type=floats, shape=value.shape)
+            value.name = "logits.float16"
+            graph.append(ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT}, outputs=[result]))
+            graph.outputs[place] = result
 
 
 def _save(graph: Any, path: Path, precision: str) -> None:

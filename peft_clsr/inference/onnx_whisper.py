@@ -98,9 +98,9 @@ class _Graphs:
     def __init__(self, encoder: Any, decoder: Any) -> None:
         self._encoder, self._decoder = encoder, decoder
         self.frames = encoder.get_inputs()[0].shape[-1]
-        self._float = np.float16 if encoder.get_inputs()[0].type == "tensor(float16)" else np.float32
+        types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
         self._empty = {
-            value.name: np.zeros((0, value.shape[1], 0, value.shape[3]), dtype=self._float)
+            value.name: np.zeros((0, value.shape[1], 0, value.shape[3]), dtype=types[value.type])
             for value in decoder.get_inputs()
             if value.name.startswith("past_key_values.")
         }
@@ -118,7 +118,7 @@ class _Graphs:
 
     def encode(self, features: np.ndarray) -> np.ndarray:
         """Features float32 [batch, mel bins, frames] to states [batch, positions, width]."""
-        return self._encoder.run(None, {"input_features": features.astype(self._float)})[0]
+        return self._encoder.run(None, {"input_features": features})[0]
 
     def generate(
         self,
