@@ -1,7 +1,6 @@
 """Exported graphs: PyTorch's tokens, the names that other software reads, and transcription without PyTorch."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from transformers.models.whisper.generation_whisper import WhisperTimeStampLogit
 from benchmarks.ort_whisper import ort_whisper
 from peft_clsr import export_model
 from peft_clsr.cli import main
+from peft_clsr.export import onnx_graphs
 from peft_clsr.inference.exported import ExportedExpert
 from peft_clsr.inference.onnx_whisper import OnnxWhisper
 from peft_clsr.inference.token_rules import TokenRules
@@ -150,6 +150,26 @@ def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, b
         assert 0 < difference < tolerance
 
 
+def test_weights_beyond_the_size_of_a_file_stand_in_a_second_one(bilingual, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graphs, "_MOST_IN_ONE_FILE", 1000)
+    model, folder = bilingual(), tmp_path / "ca"
+    for precision in ("float32", "int8"):  # int8 comes from such a pair, too
+        export_model(model, "ca", folder, processor=processor, precision=precision)
+    names = {path.name for path in (folder / "onnx").iterdir()}
+    graphs = ("encoder_model", "decoder_model_merged")
+    assert names == {f"{name}{end}" for name in graphs for end in (".onnx", ".onnx_data", "_quantized.onnx")}
+    model.set_adapter("ca")
+    features = torch.randn(1, 80, 100, generator=torch.Generator().manual_seed(1))
+    tokens = torch.tensor([[100, 101, 102]])
+    with torch.no_grad():
+        expected = model(input_features=features, decoder_input_ids=tokens).logits
+    for precision, tolerance in (("float32", 1e-4), ("int8", 0.5)):
+        running = ort_whisper(ExportedExpert.open(folder), precision)
+        states = running.model.encoder.forward(features)
+        logits = running(decoder_input_ids=tokens, encoder_outputs=states).logits
+        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
+
+
 def test_what_cannot_be_exported_is_refused(exported, bilingual, processor, tmp_path):
     model = bilingual()
     for wrong, message in (
@@ -266,5 +286,5 @@ def test_the_command_exports_and_shows_error_rates(export):
         "with the expert, PyTorch",
         "ONNX Runtime, float32",
     ]
-    # A random model is unsure of each token, and faster-whisper's features differ in the last digits.
-    assert re.search(r"[0-3] of 3 transcripts of ONNX Runtime, float32 equal those of PyTorch", printed)
+    # How many is not sure: a random model is unsure of each token, and faster-whisper's features differ a little.
+    assert "of 3 transcripts of ONNX Runtime, float32 equal those of PyTorch" in printed
