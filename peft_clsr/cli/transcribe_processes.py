@@ -216,6 +216,6 @@ def _tell_death(worker: _Worker, warn: Callable[[str], None]) -> None:
     for path in sorted(worker.batch):
         warn(f"skipped: {path}: its process {how}")
     warn(
-        f"a process {how}, the others go on. Start the command again for the recordings that it had, with fewer "
-        "--num_processes or a smaller --batch_size if memory ran out"
+        f"a process {how}: start the command again for the recordings that it had, with fewer --num_processes or a "
+        "smaller --batch_size if memory ran out"
     )
