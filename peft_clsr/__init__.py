@@ -12,10 +12,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def _is_command() -> bool:
-    """True in `peft-clsr` and `python -m peft_clsr`, which register CLSR only for work: `--help` needs no torch."""
+    """
+    True in `peft-clsr` and `python -m peft_clsr`, which register CLSR only for work: `--help` needs no torch.
+
+    Also in the processes that they start.
+    """
     arguments = getattr(sys, "argv", None) or [""]  # an embedded Python has none
-    program = Path(arguments[0]).name  # not "peft-clsr.py", which is a user's script
-    return program in ("peft-clsr", "peft-clsr.exe") or sys.orig_argv[1:3] == ["-m", __name__]
+    program = Path(arguments[0])  # not "peft-clsr.py", which is a user's script
+    is_module = sys.orig_argv[1:3] == ["-m", __name__] or program == Path(__file__).with_name("__main__.py")
+    return program.name in ("peft-clsr", "peft-clsr.exe") or is_module
 
 
 if not _is_command():

@@ -2,6 +2,7 @@ from .checkpoints.checks import check_adapter_folder as check_adapter_folder
 from .checkpoints.convert_naver import convert_naver_expert as convert_naver_expert
 from .data.audio import EmptyAudioError as EmptyAudioError
 from .data.audio import TruncatedAudioError as TruncatedAudioError
+from .data.audio import audio_seconds as audio_seconds
 from .data.audio import read_audio as read_audio
 from .data.collator import DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding
 from .data.dataset import prepare_dataset as prepare_dataset
@@ -42,6 +43,9 @@ from .hub.push import update_model_card as update_model_card
 from .hub.record import HubLanguage as HubLanguage
 from .hub.record import read_languages as read_languages
 from .hub.warm_start import warm_start as warm_start
+from .inference.experts import load_with_experts as load_with_experts
+from .inference.recordings import find_recordings as find_recordings
+from .inference.transcribe import transcribe_waveforms as transcribe_waveforms
 from .languages.adapters import adapter_of_language as adapter_of_language
 from .languages.adapters import inference_adapter as inference_adapter
 from .languages.tags import language_code as language_code

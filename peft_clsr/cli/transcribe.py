@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,9 +17,11 @@ if TYPE_CHECKING:
     from ..inference.recordings import Recording
     from ..inference.subtitles import Transcript
 
-    # Takes recordings and a function that keeps the transcript so far of each. Yields each with its whole transcript.
+    # Takes recordings, the longest first, a function that keeps the transcript so far of each, and one that shows a
+    # warning. Yields each with its whole transcript.
     TranscribeRecordings: TypeAlias = Callable[
-        [list[Recording], Callable[[Path, Transcript], None]], Iterator[tuple[Path, Transcript]]
+        [list[Recording], Callable[[Path, Transcript], None], Callable[[str], None]],
+        Generator[tuple[Path, Transcript], None, None],
     ]
 
 REGISTERS_ITSELF = True  # --runtime onnx needs no torch
@@ -37,6 +41,14 @@ examples:
   peft-clsr transcribe recordings/ --model openai/whisper-base --adapters experts/ --language ca \\
       --output_format srt --output_dir out/
 """
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process among several: its number, from 0, and its CPU threads."""
+
+    number: int
+    threads: int
 
 
 def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
@@ -68,6 +80,7 @@ def make_parser(prog: str, everything: bool = False) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace existing transcripts")
     add = parser.add_argument_group("speed").add_argument
     add("--batch_size", type=int, default=8, help="recordings at a time")
+    add("--num_processes", type=int, default=1, help="processes on this machine; each loads the model")
     add("--num_beams", type=int, default=1, help="beams of the search; 1 is greedy")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one")
     add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="precision of base and experts")
@@ -88,6 +101,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from ..extras import require
     from ..inference.recordings import find_recordings, split_readable
     from ..languages.tags import language_tag
+    from .transcribe_processes import load_in_processes
 
     runtime = importlib.import_module(f".transcribe_{arguments.runtime}", __package__)
     try:
@@ -113,10 +127,19 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         print(f"{len(recordings)} of {total} recordings can be read", file=sys.stderr)
         if not recordings:
             return 1
+        recordings.sort(key=lambda recording: recording.seconds, reverse=True)
         languages: set[str | None] = {recording.language for recording in recordings}
         if None in languages and candidates:
             languages = languages - {None} | set(candidates)
-        transcribe = runtime.load(arguments, languages, candidates)
+        processes = min(arguments.num_processes, len(recordings))
+        if processes < arguments.num_processes:
+            print(
+                f"{processes} of the {arguments.num_processes} processes are started: one a recording", file=sys.stderr
+            )
+        if processes == 1:
+            transcribe = runtime.load(arguments, languages, candidates)
+        else:
+            transcribe = load_in_processes(processes, arguments, languages, candidates)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
     try:
@@ -134,7 +157,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number, a folder or a combination of arguments that cannot be used."""
     from ..files import check_output_folder
 
-    for name in ("batch_size", "num_beams"):
+    for name in ("batch_size", "num_beams", "num_processes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
     if arguments.output_dir is None:
@@ -169,22 +192,24 @@ def _transcribe_all(
             text = format_transcript(transcript, arguments.output_format, path, arguments.task)
             write_text(_part(output), text)
 
-    transcripts = transcribe(recordings, keep)
+    def warn(message: str) -> None:
+        tqdm.write(message, file=sys.stderr)
+
     count = 0
     try:
-        for path, transcript in transcripts:
-            keep(path, transcript)
-            output = outputs[path]
-            if output is None:
-                tqdm.write(f"{path}: {_one_line(transcript)}")
-            else:
-                _part(output).replace(output)
-            del unfinished[path]
-            count += 1
-    except BaseException:
+        with closing(transcribe(recordings, keep, warn)) as transcripts:
+            for path, transcript in transcripts:
+                keep(path, transcript)
+                output = outputs[path]
+                if output is None:
+                    tqdm.write(f"{path}: {_one_line(transcript)}")
+                else:
+                    _part(output).replace(output)
+                del unfinished[path]
+                count += 1
+    finally:  # interrupted, or a process died
         for path, transcript in unfinished.items():
             _tell_unfinished(path, transcript, outputs[path])
-        raise
     return count
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..inference.recordings import Recording
     from ..inference.subtitles import Transcript
-    from .transcribe import TranscribeRecordings
+    from .transcribe import Share, TranscribeRecordings
 
 _RATE = 16_000  # Hz, of all Whispers
 # Options of the other runtime, and what stands for them here.
@@ -27,7 +26,7 @@ _OTHERS = {
 
 def check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None:
     """
-    Check options and the folder of the export.
+    Check options and the folder of the export. The batch size becomes one.
 
     Raises:
         ValueError: an option is for another runtime, or the folder has no such graphs.
@@ -39,6 +38,7 @@ def check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None:
     for name, reason in _OTHERS.items():
         if getattr(arguments, name) != default(name):
             raise ValueError(f"--{name} is for --runtime pytorch; with --runtime onnx, {reason}: leave it out")
+    arguments.batch_size = 1
     expert = ExportedExpert.open(Path(arguments.model))
     for graph in (ENCODER, DECODER):
         expert.graph(graph, arguments.precision)
@@ -46,9 +46,13 @@ def check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None:
         require(name)
 
 
-def load(arguments: argparse.Namespace, languages: set[str | None], candidates: list[str]) -> TranscribeRecordings:
+def load(
+    arguments: argparse.Namespace, languages: set[str | None], candidates: list[str], share: Share | None = None
+) -> TranscribeRecordings:
     """
     Load the graphs. `languages` are those of the recordings; `None` is the expert's.
+
+    `share` is that of this process, if there are several.
 
     Raises:
         ValueError: a recording has another language than the expert.
@@ -57,7 +61,7 @@ def load(arguments: argparse.Namespace, languages: set[str | None], candidates: 
 
     from ..inference.exported import ExportedExpert
     from ..inference.onnx_whisper import OnnxWhisper
-    from ..inference.recordings import header_seconds, read_recordings
+    from ..inference.recordings import read_recordings
     from ..languages.tags import closest_tags
 
     expert = ExportedExpert.open(Path(arguments.model))
@@ -67,20 +71,16 @@ def load(arguments: argparse.Namespace, languages: set[str | None], candidates: 
             f"the graphs in {arguments.model} are for {expert.language!r} alone, and recordings are in "
             f"{', '.join(others)}: export an expert of that language, or take --runtime pytorch"
         )
-    whisper = OnnxWhisper(expert, arguments.precision)
+    whisper = OnnxWhisper(expert, arguments.precision, threads=None if share is None else share.threads)
 
     def transcribe(
-        recordings: list[Recording], on_window: Callable[[Path, Transcript], None]
-    ) -> Iterator[tuple[Path, Transcript]]:
-        lengths = {recording.path: header_seconds(recording.path) for recording in recordings}
-        paths = sorted(lengths, key=lengths.__getitem__, reverse=True)  # the longest first, as with PyTorch
-        with tqdm(total=round(sum(lengths.values())), desc="audio", unit="s") as progress:
-
-            def warn(message: str) -> None:
-                tqdm.write(message, file=sys.stderr)
-
+        recordings: list[Recording], on_window: Callable[[Path, Transcript], None], warn: Callable[[str], None]
+    ) -> Generator[tuple[Path, Transcript], None, None]:
+        paths = [(recording.path, None) for recording in recordings]
+        total = round(sum(recording.seconds for recording in recordings))
+        with tqdm(total=total, desc="audio", unit="s", disable=share is not None) as progress:
             finished = 0.0  # seconds
-            for path, _, waveform in read_recordings([(path, None) for path in paths], _RATE, warn):
+            for path, _, waveform in read_recordings(paths, _RATE, warn):
 
                 def on_segment(transcript: Transcript, path: Path = path, before: float = finished) -> None:
                     on_window(path, transcript)

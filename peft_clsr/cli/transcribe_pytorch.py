@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..inference.recordings import Recording
     from ..inference.subtitles import Transcript
-    from .transcribe import TranscribeRecordings
+    from .transcribe import Share, TranscribeRecordings
 
 
 def check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None:
@@ -38,7 +37,9 @@ def check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None:
         raise ValueError(f"--device {arguments.device} cannot be used: {error}") from error
 
 
-def load(arguments: argparse.Namespace, languages: set[str | None], candidates: list[str]) -> TranscribeRecordings:
+def load(
+    arguments: argparse.Namespace, languages: set[str | None], candidates: list[str], share: Share | None = None
+) -> TranscribeRecordings:
     """
     Load the model with the experts of some languages.
 
@@ -46,9 +47,9 @@ def load(arguments: argparse.Namespace, languages: set[str | None], candidates: 
         arguments (`argparse.Namespace`): Those of the command.
         languages (`set[str]`): Tags of the languages of the recordings. `None`: also any other.
         candidates (`list[str]`): Tags of the languages to detect among; all if there is none.
+        share ([`Share`], *optional*): Of this process, if there are several. "cuda" is then a GPU for each, by turns.
     """
     import torch
-    from tqdm import tqdm
     from transformers.utils import logging
 
     from ..inference.experts import load_with_experts
@@ -60,11 +61,16 @@ def load(arguments: argparse.Namespace, languages: set[str | None], candidates: 
     model, processor = load_with_experts(
         arguments.model, arguments.adapters, languages, getattr(torch, arguments.dtype)
     )
-    model = model.to(arguments.device).eval()
+    device = arguments.device
+    if share is not None:
+        torch.set_num_threads(share.threads)
+        if device == "cuda":
+            device = f"cuda:{share.number % torch.cuda.device_count()}"
+    model = model.to(device).eval()
 
     def transcribe(
-        recordings: list[Recording], on_window: Callable[[Path, Transcript], None]
-    ) -> Iterator[tuple[Path, Transcript]]:
+        recordings: list[Recording], on_window: Callable[[Path, Transcript], None], warn: Callable[[str], None]
+    ) -> Generator[tuple[Path, Transcript], None, None]:
         try:
             yield from transcribe_files(
                 model,
@@ -77,7 +83,8 @@ def load(arguments: argparse.Namespace, languages: set[str | None], candidates: 
                 batch_size=arguments.batch_size,
                 num_beams=arguments.num_beams,
                 vad=arguments.vad,
-                warn=lambda message: tqdm.write(message, file=sys.stderr),
+                show_progress=share is None,
+                warn=warn,
                 on_window=on_window,
             )
         except torch.cuda.OutOfMemoryError as error:

@@ -29,15 +29,20 @@ class Recording:
         path (`Path`): The file.
         output (`Path`, *optional*): The file for its transcript. By default it is printed.
         language (`str`, *optional*): The tag of its language, if known.
+        seconds (`float`): Its length, after [`split_readable`].
     """
 
     path: Path
     output: Path | None
     language: str | None
+    seconds: float = 0.0
 
 
 def find_recordings(
-    inputs: Sequence[Path], output_dir: Path | None, output_format: str, language: str | None = None
+    inputs: Sequence[Path],
+    output_dir: Path | None = None,
+    output_format: str = "text",
+    language: str | None = None,
 ) -> list[Recording]:
     """
     Find recordings, and the file for each transcript.
@@ -45,7 +50,7 @@ def find_recordings(
     Args:
         inputs (`Sequence[Path]`): Files of any name, folders, whose audio files are taken, and tables.
         output_dir (`Path`, *optional*): The folder for transcripts. A recording keeps its relative path there.
-        output_format (`str`): "text", "srt", "vtt" or "json".
+        output_format (`str`, *optional*, defaults to `"text"`): "text", "srt", "vtt" or "json".
         language (`str`, *optional*): For recordings whose table gives none.
 
     Raises:
@@ -93,7 +98,7 @@ def find_recordings(
 
 def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
     """
-    Read the header of each recording.
+    Read the header of each recording, and note its length.
 
     Returns:
         `tuple`: the recordings that can be read, and for each of the others a message that names it.
@@ -101,7 +106,7 @@ def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], li
     readable, problems = [], []
     for recording in recordings:
         try:
-            audio_seconds(recording.path)
+            recording.seconds = audio_seconds(recording.path)
         except ValueError as error:
             problems.append(str(error))
         else:

@@ -42,11 +42,12 @@ def transcribe_files(
     batch_size: int = 8,
     num_beams: int = 1,
     vad: bool = False,
+    show_progress: bool = True,
     warn: Callable[[str], None] = logger.warning,
     on_window: Callable[[Path, Transcript], None] | None = None,
 ) -> Iterator[tuple[Path, Transcript]]:
     """
-    Transcribe recordings of any length, the longest first, with a progress bar.
+    Transcribe recordings of any length, the longest first.
 
     Each recording takes the expert of its language, or the base model if there is none. Whisper's own rules divide
     long recordings into windows. A window whose text repeats itself is decoded again with sampling. The same recording
@@ -66,6 +67,7 @@ def transcribe_files(
         vad (`bool`, *optional*, defaults to `False`):
             Hear only the parts with speech that [`cut_at_pauses`] finds, so that no text is invented in silence. Each
             part is at most as long as the context. Needs the extra `vad`.
+        show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
         warn (`Callable`, *optional*): Gets a message for each unreadable or truncated recording. By default it is
             logged.
         on_window (`Callable`, *optional*): Gets a recording and its transcript so far, after each window. The end of
@@ -94,7 +96,7 @@ def transcribe_files(
     # With the longest first, batches are even, and a lack of memory shows at once.
     recordings.sort(key=lambda recording: recording[2], reverse=True)
     total = round(sum(seconds for _, _, seconds in recordings))
-    with tqdm(total=total, desc="audio", unit="s") as progress:
+    with tqdm(total=total, desc="audio", unit="s", disable=not show_progress) as progress:
         for start in range(0, len(recordings), batch_size):
             batch = [(path, language) for path, language, _ in recordings[start : start + batch_size]]
             readable = list(read_recordings(batch, rate, warn))

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import unicodedata
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from peft_clsr import CLSRConfig, cut_at_pauses, push_language
-from peft_clsr.cli import main
+from peft_clsr.cli import main, transcribe_processes
 from peft_clsr.files import write_text
 from peft_clsr.inference import transcribe
 from peft_clsr.inference.subtitles import Transcript, format_transcript
@@ -674,6 +675,70 @@ def test_a_table_does_not_lead_out_of_the_output_dir(run, recordings, tmp_path):
     assert written(tmp_path / "out") == {"a.txt", "e.txt", "b.txt"}
 
 
+# ---------------------------------------------------------------- several processes (--num_processes)
+
+
+def test_several_processes_hear_what_one_hears_and_one_that_dies_is_named(run, experts, recordings, monkeypatch):
+    """Texts are printed: also what the process heard before it died."""
+    whole = (recordings / "deep" / "b.flac").read_bytes()
+    (recordings / "cut.flac").write_bytes(whole[: len(whole) // 2])  # its header can be read
+    soundfile.write(recordings / "long.wav", np.random.default_rng(1).normal(0, 0.1, 30 * 16000), 16000)
+    table = recordings / "metadata.csv"
+    rows = [
+        "file_name,language",
+        "a.wav,ca",
+        "deep/b.flac,ro",
+        "deep/er/c.ogg,ca",
+        "d.mp3,bg",
+        "e.wav,",
+        "cut.flac,ro",
+    ]
+    table.write_text("\n".join(rows) + "\n")
+    arguments = ("--adapters", experts("ca", "ro"), "--batch_size", 2)
+    status, alone = run(*arguments, inputs=[table], output_dir=None)
+    assert status == 1 and "5 transcribed, 1 skipped" in alone.err
+
+    receive, killed = transcribe_processes._Worker.receive, []
+
+    def kill_in_the_second_window(worker):
+        kind, content = receive(worker)
+        if kind == "heard" and content[0].name == "long.wav":
+            killed.append(worker.process)
+            if len(killed) == 2:
+                worker.process.kill()
+        return kind, content
+
+    monkeypatch.setattr(transcribe_processes._Worker, "receive", kill_in_the_second_window)
+    table.write_text("\n".join([*rows, "long.wav,ca"]) + "\n")
+    status, printed = run(*arguments, "--num_processes", 2, inputs=[table], output_dir=None)
+    assert status == 1 and "5 transcribed, 2 skipped" in printed.err, printed.err
+    for _, text in (alone, printed):
+        assert f"skipped: audio {recordings / 'cut.flac'} cannot be read" in text
+    assert f"skipped: {recordings / 'long.wav'}: its process was killed by signal 9" in printed.err
+    assert "with fewer --num_processes or a smaller --batch_size if memory ran out" in printed.err
+    lines = printed.out.splitlines()
+    assert lines.pop().startswith(f"{recordings / 'long.wav'}: interrupted; what was heard up to ")
+    assert sorted(lines) == sorted(alone.out.splitlines()) and len(set(lines)) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size", "batches"),
+    [
+        ([3600, 3600], 8, [[3600], [3600]]),  # not both to one process
+        ([100] * 4 + [1] * 10, 8, [[100, 100], [100], [100], [1] * 5, [1, 1], [1], [1], [1]]),
+        ([1] * 20, 4, [[1] * 4] * 3 + [[1] * 4, [1, 1], [1], [1]]),
+        ([0, 0], 2, [[0, 0]]),
+    ],
+    ids=str,
+)
+def test_recordings_are_dealt_out_by_their_length(seconds, size, batches):
+    waiting, dealt = deque(SimpleNamespace(seconds=length) for length in seconds), []
+    while waiting:
+        batch = transcribe_processes._next_batch(waiting, 2, size)
+        dealt.append([recording.seconds for recording in batch])
+    assert dealt == batches
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -695,6 +760,8 @@ def test_a_language_that_the_model_lacks_is_named_beside_recordings_of_unknown_l
         (("--adapters", "{experts}", "--language", "fr"), "none of the adapters is for fr: they are for ca, ro"),
         (("--batch_size", 0), "--batch_size is 0"),
         (("--num_beams", 0), "--num_beams is 0"),
+        (("--num_processes", 0), "--num_processes is 0, expected at least 1"),
+        (("--num_processes", "two"), "--num_processes: invalid int value: 'two'"),
         (("--device", "gpu"), "--device gpu cannot be used"),
         (("--output_dir", "{recordings}/a.wav"), "is a file, expected a folder"),
         (("--output_dir", "{recordings}/a.wav/b"), "is a file, expected a folder"),

@@ -1,9 +1,12 @@
 """Exported graphs: PyTorch's tokens, the names that other software reads, and transcription without PyTorch."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -258,6 +261,54 @@ def test_the_command_transcribes_without_pytorch(exported, files):
         "long": (2.6, "ca"),
         "short": (0.8, "ca"),
     }
+
+
+@pytest.fixture
+def command(exported, files):
+    """`peft-clsr transcribe --runtime onnx --num_processes` of `files`, where torch cannot be imported."""
+    (files / "torch.py").write_text("raise ImportError('torch is loaded')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(files), *filter(None, sys.path)])}
+
+    def start(count, *options):
+        command = [sys.executable, "-m", "peft_clsr", "transcribe", files, "--runtime", "onnx", "--model", exported()]
+        command += ["--output_format", "json", "--output_dir", files / f"out{count}", "--num_processes", count]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*map(str, [*command, *options])], env=environment, start_new_session=True, **pipes)
+
+    return start
+
+
+def test_several_processes_write_what_one_writes(command, files):
+    refused = command(2, "--language", "ro")
+    assert "are for 'ca' alone, and recordings are in ro" in refused.communicate()[1] and refused.returncode == 2
+    for count in (1, 2):
+        process = command(count)
+        errors = process.communicate()[1]
+        assert process.returncode == 1 and "2 transcribed, 1 skipped" in errors, errors
+    one, two = ({path.name: path.read_text() for path in (files / f"out{count}").iterdir()} for count in (1, 2))
+    assert one == two and len(one) == 2
+
+
+def test_an_interruption_ends_all_processes_and_keeps_what_was_heard(command, files):
+    psutil = pytest.importorskip("psutil")
+    for name in ("long", "short"):
+        soundfile.write(files / f"{name}.wav", noise(600), 16000)
+    parts = [files / "out2" / f"{name}.json.part" for name in ("long", "short")]
+    process = command(2)
+    try:
+        deadline = time.monotonic() + 120  # on a busy machine
+        while not all(part.exists() for part in parts):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode != 0 and len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
+    assert sorted((files / "out2").iterdir()) == parts and all(json.loads(part.read_text()) for part in parts)
+    assert errors.count(": interrupted; what was heard up to ") == 2
+    assert len(re.findall("^KeyboardInterrupt", errors, flags=re.MULTILINE)) == 1 and "leaked" not in errors
 
 
 def test_options_of_the_other_runtime_and_other_languages_are_refused(exported, files, capsys):
