@@ -170,12 +170,13 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         dataset, args = self.train_dataset, self.args
         is_grouped = args.train_sampling_strategy == "group_by_length"
         self.remove_callback(EpochCallback)  # of an earlier call of train()
-        if dataset is None or (len(self._trained_adapters) < 2 and not (is_grouped and has_length(dataset))):
+        if dataset is not None and not has_length(dataset):
+            # Not prepared by accelerate, which would distribute the batches over processes once more.
+            has_languages = len(self._trained_adapters) > 1
+            return stream_loader(dataset, args, self._train_batch_size, self.data_collator, has_languages)
+        if dataset is None or (len(self._trained_adapters) < 2 and not is_grouped):
             self.add_callback(EpochCallback(dataset))
             return super().get_train_dataloader()
-        if not has_length(dataset):
-            # Not prepared by accelerate, which would distribute the batches over processes once more.
-            return stream_loader(dataset, args, self._train_batch_size, self.data_collator)
         sampler = batch_sampler(dataset, args, self._train_batch_size)
         self.add_callback(EpochCallback(sampler, dataset))
         loader = DataLoader(
