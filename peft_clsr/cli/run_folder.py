@@ -22,7 +22,9 @@ def settings_of(options: TrainOptions) -> dict[str, Any]:
     from ..distillation.arguments import DistillationTrainingArguments
 
     data, expert, lora, training = options
-    plain = DistillationTrainingArguments(output_dir=training.output_dir)
+    # Making arguments sets up the processes of the run anew, with the device that these name.
+    plain = DistillationTrainingArguments(output_dir=training.output_dir, use_cpu=training.use_cpu)
+    plain.use_cpu = False
     changed = {
         item.name: getattr(training, item.name)
         for item in fields(training)

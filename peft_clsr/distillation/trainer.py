@@ -33,6 +33,7 @@ from .logged_sums import LoggedSums
 from .losses import TeacherTargets, chunked_losses
 from .output_layer import output_layer, replaced_output_layer
 from .publishing import LanguagePublisher
+from .resumption import last_checkpoint
 from .step_budget import StepBudget, gate_mean
 from .teachers.cache import TeacherStates
 from .teachers.teacher import TEACHER_INPUTS, Teacher
@@ -436,10 +437,14 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         sums = {"ce_loss": ce_loss, "kd_loss": kd_loss, "budget_loss": budget_loss}
         self._training_sums.add(**sums, steps=1 / batches, gates=gates)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does. With `resume_from_checkpoint=True`, see [`last_checkpoint`]."""
         self._training_sums.clear()
         self._finite = FiniteChecks(self.accelerator)
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(self.args.output_dir, self.accelerator.state)
+            resume_from_checkpoint = found or True  # Trainer says that there is none
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

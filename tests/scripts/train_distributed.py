@@ -31,16 +31,17 @@ def build_whisper(seed, vocab_size=60):
     torch.manual_seed(seed)
     sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes |= {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_source_positions": 50}
-    config = WhisperConfig(
-        vocab_size=vocab_size, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=1, init_std=0.1, **sizes
-    )
+    sizes |= {"vocab_size": vocab_size, "init_std": 0.1}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    config = WhisperConfig(**sizes, **tokens)
     return WhisperForConditionalGeneration(config)
 
 
 def build_student(languages, skip_gate_prob=0.0, gate_noise=0.0, vocab_size=60):
     quiet = {"gate_dropout": 0.0, "expert_dropout": 0.0, "gate_noise": gate_noise, "gate_dim": 8}
     config = {**quiet, "skip_gate_prob": skip_gate_prob, "budget_weight": 2.0}
-    model = get_peft_model(build_whisper(0, vocab_size), CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
+    whisper = build_whisper(0, vocab_size)
+    model = get_peft_model(whisper, CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
     for language in languages[1:]:
         model.add_adapter(language, CLSRConfig(gate_budget=0.1, **config))
     generator = torch.Generator().manual_seed(0)
