@@ -15,6 +15,7 @@ RESULTS = "results.json"
 # These do not affect results, or stand in the row of their language.
 _NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
+_NO_SETTINGS |= {"save_on_each_node"}
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:

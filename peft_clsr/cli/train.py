@@ -103,8 +103,8 @@ def _check_disks(options: TrainOptions) -> None:
         )
     if process.is_main_process and not is_saved_by_each and len(peers) < process.num_processes:
         logger.warning(
-            f"the machines do not share {options.output_dir}: results and checkpoints are on the disk of the first. To "
-            "resume after an interruption, give a folder that all see, or --save_on_each_node true"
+            f"the machines do not share {options.output_dir}: results and checkpoints are on the disk of the first. "
+            "To resume after an interruption, give a folder that all see, or --save_on_each_node true"
         )
 
 

@@ -49,8 +49,8 @@ def last_checkpoint(folder: str | Path, process: PartialState) -> str | None:
         logger.warning(f"checkpoint-{max(steps)} in {folder} is not complete: the training resumes from step {step}")
     if process.process_index == 0 and not whole_of_all:
         logger.warning(
-            f"{steps[step]} has no random state for each of {process.num_processes} processes (it was saved by another "
-            "number of them, or as a model only): the training resumes, but not with the noise and batches that it "
-            "would have had without a stop"
+            f"{steps[step]} has no random state for each of {process.num_processes} processes (it was saved by "
+            "another number of them, or as a model only): the training resumes, but not with the noise and batches "
+            "that it would have had without a stop"
         )
     return str(steps[step])

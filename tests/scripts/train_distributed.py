@@ -89,7 +89,7 @@ def collate(rows):
     return {"input_features": features, "labels": labels, "language": [row["language"] for row in rows]}
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--batch_size", type=int, default=4)
@@ -102,7 +102,7 @@ def main():
     parser.add_argument("--resume_from_checkpoint")
     parser.add_argument("--windows", help="folder of a processor: train on packed windows")
     parser.add_argument("--stream", action="store_true", help="train on a stream of them")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     if options.windows is None:
         dataset, collator, size = build_dataset(options.languages), collate, 60
