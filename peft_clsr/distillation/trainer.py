@@ -27,6 +27,7 @@ from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
 from .batches import batch_sampler, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
+from .deepspeed import check_deepspeed
 from .evaluation import EvaluatingTrainer
 from .finite import FiniteChecks, finite_examples, finite_states, finite_targets
 from .logged_sums import LoggedSums
@@ -126,6 +127,8 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         self.model_accepts_loss_kwargs = True
         if not any(isinstance(callback, GateScheduleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(GateScheduleCallback())
+        if self.is_deepspeed_enabled:
+            check_deepspeed(self.accelerator.state.deepspeed_plugin.zero_stage, self._trained_adapters)
         if self._teacher is not None:
             if self._teacher.is_student and self.is_fsdp_enabled:
                 raise ValueError("under FSDP the student cannot be its own teacher: load a second model as teacher")
@@ -243,6 +246,9 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         for name, value in (("cross-entropy", ce_sum), ("distillation loss", kd_sum), ("budget loss", budget_loss)):
             flags[name] = value.detach().isfinite()
 
+        if model.training and self.is_deepspeed_enabled:  # its backward pass makes the optimizer's step, too
+            self._finite.end_batch(labels)
+            self._finite.end_step(self.state.global_step, self._describe_example)
         if model.training:
             ce_loss, kd_loss = processes * ce_sum / num_labels, processes * kd_sum / num_labels
             self._add_to_training_log(ce_loss, kd_loss, processes * budget_losses.detach().sum(), gates.detach())
@@ -376,9 +382,11 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         # Around the backward pass too: gradient checkpointing runs the forward again there.
         with self._tuner.route_samples(adapter_names):
             loss = super().training_step(model, inputs, *args, **kwargs)
-        self._finite.end_batch(inputs["labels"])
+        if not self.is_deepspeed_enabled:
+            self._finite.end_batch(inputs["labels"])
         if self.accelerator.sync_gradients:
-            self._finite.end_step(self.state.global_step, self._describe_example)
+            if not self.is_deepspeed_enabled:
+                self._finite.end_step(self.state.global_step, self._describe_example)
             self._budget.end_step()
             self._drop_gradients_of_absent_adapters()
         return loss
