@@ -3,6 +3,7 @@ Train adapters of a tiny Whisper for two steps and save them, on one or several 
 
     train_distributed.py OUTPUT --batch_size 4 --skip_gate_prob 0.5 --languages ca uk
     train_distributed.py OUTPUT --windows PROCESSOR --stream
+    DS_ACCELERATOR=cpu accelerate launch --multi_gpu --num_processes 2 train_distributed.py OUTPUT --zero_stage 2
 """
 
 import argparse
@@ -89,6 +90,18 @@ def collate(rows):
     return {"input_features": features, "labels": labels, "language": [row["language"] for row in rows]}
 
 
+def deepspeed_config(stage):
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, on processors
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_allow_untested_optimizer": True,  # torch's own
+        "zero_optimization": {"stage": stage},
+    }
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
@@ -102,6 +115,7 @@ def main(arguments=None):
     parser.add_argument("--resume_from_checkpoint")
     parser.add_argument("--windows", help="folder of a processor: train on packed windows")
     parser.add_argument("--stream", action="store_true", help="train on a stream of them")
+    parser.add_argument("--zero_stage", type=int, help="train with DeepSpeed")
     options = parser.parse_args(arguments)
 
     if options.windows is None:
@@ -130,7 +144,8 @@ def main(arguments=None):
         report_to="none",
         disable_tqdm=True,
         label_names=["labels"],
-        use_cpu=True,
+        # Trainer starts DeepSpeed only without use_cpu; DS_ACCELERATOR=cpu names the device.
+        **({"use_cpu": True} if options.zero_stage is None else {"deepspeed": deepspeed_config(options.zero_stage)}),
     )
     trainer = DistillationTrainer(
         model=model,
