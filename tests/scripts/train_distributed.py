@@ -144,8 +144,8 @@ def main(arguments=None):
         report_to="none",
         disable_tqdm=True,
         label_names=["labels"],
-        # Trainer starts DeepSpeed only without use_cpu; DS_ACCELERATOR=cpu names the device.
-        **({"use_cpu": True} if options.zero_stage is None else {"deepspeed": deepspeed_config(options.zero_stage)}),
+        use_cpu=True,
+        deepspeed=None if options.zero_stage is None else deepspeed_config(options.zero_stage),
     )
     trainer = DistillationTrainer(
         model=model,
