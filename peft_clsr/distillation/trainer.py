@@ -393,7 +393,7 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # Trainer calls it before each step
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._finite.check_gradients(grad_norm, self.state.global_step)
+        self._finite.check_gradients(grad_norm, self.state.global_step, is_step_made=self.is_deepspeed_enabled)
         return grad_norm
 
     def _describe_example(self, labels: torch.Tensor) -> str:
