@@ -79,8 +79,8 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         ValueError:
             the model has no CLSR adapter; a `compute_loss_func` is given; the teacher does not fit; the training
             dataset is empty, lacks the language column, or has a language without an adapter; several GPUs without
-            `accelerate launch`; ZeRO-3, or several languages with DeepSpeed. In `train`: a batch, the teacher, the student or a gradient is NaN or infinite; the
-            step is not made, so the weights are the last good ones.
+            `accelerate launch`; ZeRO-3, or several languages with DeepSpeed. In `train`: a batch, the teacher, the
+            student or a gradient is NaN or infinite; the step is not made, so the weights are the last good ones.
 
     Example:
 
