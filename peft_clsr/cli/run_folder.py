@@ -15,6 +15,7 @@ RESULTS = "results.json"
 # These do not affect results, or stand in the row of their language.
 _NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
+_NO_SETTINGS |= {"save_on_each_node"}
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:
@@ -22,7 +23,9 @@ def settings_of(options: TrainOptions) -> dict[str, Any]:
     from ..distillation.arguments import DistillationTrainingArguments
 
     data, expert, lora, training = options
-    plain = DistillationTrainingArguments(output_dir=training.output_dir)
+    # Making arguments sets up the processes of the run anew, with the device that these name.
+    plain = DistillationTrainingArguments(output_dir=training.output_dir, use_cpu=training.use_cpu)
+    plain.use_cpu = False
     changed = {
         item.name: getattr(training, item.name)
         for item in fields(training)

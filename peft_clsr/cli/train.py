@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from .train_options import TrainOptions, check_options, expert_config, make_train_parser
 
 if TYPE_CHECKING:
     from ..hub.warm_start import SavedExpert
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = "train language experts: measure, train, measure again"
 
@@ -51,7 +54,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
                 name = getattr(data, option)
                 if name is not None:
                     check_source(name.replace("{language}", language), f"--{option}", "a dataset", is_dataset=True)
-        results = open_results(options)
+        results = _of_main_process(open_results(options))
+        _check_disks(options)
         for language, dataset_config in zip(data.languages, configs, strict=True):
             earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)
             if earlier != dataset_config:
@@ -68,6 +72,40 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     return 0
+
+
+def _of_main_process(results: dict[str, Any]) -> dict[str, Any]:
+    """The results that the main process has read: other machines may not see its disk."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([results])[0] if PartialState().num_processes > 1 else results
+
+
+def _check_disks(options: TrainOptions) -> None:
+    """
+    Warn if machines do not share the output folder, and checkpoints are only in that of the first.
+
+    Raises:
+        ValueError: they do, and each machine would write the same checkpoints there.
+    """
+    from accelerate import PartialState
+
+    from ..distillation.disks import processes_on_disk
+
+    process, is_saved_by_each = PartialState(), options.training.save_on_each_node
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", process.num_processes))  # on this machine
+    peers = processes_on_disk(options.output_dir, process)
+    if is_saved_by_each and len(peers) > local:
+        raise ValueError(
+            f"--save_on_each_node is for machines with disks of their own, but they share {options.output_dir}, where "
+            "each would write the same checkpoints: leave it out"
+        )
+    if process.is_main_process and not is_saved_by_each and len(peers) < process.num_processes:
+        logger.warning(
+            f"the machines do not share {options.output_dir}: results and checkpoints are on the disk of the first. "
+            "To resume after an interruption, give a folder that all see, or --save_on_each_node true"
+        )
 
 
 def _expert_to_start_from(options: TrainOptions) -> SavedExpert | None:
@@ -108,8 +146,8 @@ def _train_all(
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)
-            if not data.keep_checkpoints:
-                remove_checkpoints(options.output_dir, language)
+        if training.should_save and not data.keep_checkpoints:
+            remove_checkpoints(options.output_dir, language)
     rows = [row for language in data.languages for row in results_rows(results, language)]
     report(training, markdown_table(RESULTS_HEADER, rows))
     report(training, f"results and adapters: {options.output_dir}")

@@ -17,13 +17,13 @@ from transformers import (
     WhisperProcessor,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from ..data.labels import has_timestamps
 from ..data.plain_batch import PlainCollator
 from ..data.rows import without_decoding
 from ..distillation.callbacks import EpochCallback
+from ..distillation.resumption import last_checkpoint
 from ..distillation.teachers.cache import cache_teacher_states
 from ..distillation.trainer import DistillationTrainer
 from ..evaluation.error_rates import check_scorable, error_rates, format_rates
@@ -255,9 +255,9 @@ class _LanguageTraining:
         return Seq2SeqTrainer(**common, data_collator=collator, callbacks=[EpochCallback(self.train_set)])
 
     def _train(self, trainer: Seq2SeqTrainer) -> None:
-        checkpoint, folder = None, trainer.args.output_dir
-        if trainer.args.resume_from_checkpoint and Path(folder).is_dir():
-            checkpoint = get_last_checkpoint(folder)
+        checkpoint = None
+        if trainer.args.resume_from_checkpoint:
+            checkpoint = last_checkpoint(trainer.args.output_dir, trainer.accelerator.state)
         try:
             trained = trainer.train(resume_from_checkpoint=checkpoint)
         except BaseException as error:  # an interruption by the keyboard, too

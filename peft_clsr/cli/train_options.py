@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -213,6 +214,12 @@ def check_options(
     if data.teacher_cache is not None and data.teacher is None:
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
     _check_numbers(data, training)
+    for name, variable in (("deepspeed", "ACCELERATE_USE_DEEPSPEED"), ("fsdp", "ACCELERATE_USE_FSDP")):
+        if getattr(training, name) or os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"{name} divides the model over processes, and this command measures and saves it on one: start it "
+                "with accelerate launch --multi_gpu, or train by a script with DistillationTrainer"
+            )
     if expert.exclude_modules is not None:
         try:
             re.compile(expert.exclude_modules)

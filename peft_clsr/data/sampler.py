@@ -163,7 +163,8 @@ class LanguageBatchIterable(IterableDataset):
     Args:
         dataset (`Iterable[dict]`): A `datasets.IterableDataset` or any iterable of examples, read once an epoch.
         batch_size (`int`): Examples a batch, of one process.
-        language_column (`str`, *optional*, defaults to `"language"`): Key of an example's language.
+        language_column (`str`, *optional*, defaults to `"language"`):
+            Key of an example's language. With `None`, all examples count as one language.
         num_replicas (`int`, *optional*, defaults to 1): Number of processes.
         rank (`int`, *optional*, defaults to 0): Index of this process, from 0.
 
@@ -188,7 +189,7 @@ class LanguageBatchIterable(IterableDataset):
         self,
         dataset: Iterable[dict[str, Any]],
         batch_size: int,
-        language_column: str = "language",
+        language_column: str | None = "language",
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -217,7 +218,7 @@ class LanguageBatchIterable(IterableDataset):
         whole: list[list[dict[str, Any]]] = []
         examples = 0
         for example in self.dataset:
-            language = example.get(self.language_column)
+            language = "all" if self.language_column is None else example.get(self.language_column)
             if language is None:
                 raise ValueError(
                     f"example {examples} of the stream has no language in {self.language_column!r}; it has "

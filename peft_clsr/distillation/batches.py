@@ -71,10 +71,18 @@ def batch_sampler(dataset: Any, args: DistillationTrainingArguments, batch_size:
 
 
 def stream_loader(
-    stream: Any, args: DistillationTrainingArguments, batch_size: int, collator: Callable[..., Any]
+    stream: Any,
+    args: DistillationTrainingArguments,
+    batch_size: int,
+    collator: Callable[..., Any],
+    has_languages: bool,
 ) -> DataLoader:
-    """Loader of a dataset without a length: this process's batches of one language, epoch after epoch, without end."""
-    batches = LanguageBatchIterable(stream, batch_size, args.language_column, args.world_size, args.process_index)
+    """
+    Loader of a dataset without a length: this process's batches, epoch after epoch, without end. If it trains several
+    languages, each batch has one.
+    """
+    column = args.language_column if has_languages else None
+    batches = LanguageBatchIterable(stream, batch_size, column, args.world_size, args.process_index)
     return DataLoader(
         _EndlessBatches(batches), batch_size=None, collate_fn=collator, num_workers=args.dataloader_num_workers
     )

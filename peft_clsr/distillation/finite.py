@@ -75,17 +75,21 @@ class FiniteChecks:
                 raise NotFiniteError(f"NaN or infinite values in the {name} of {where}: {_REMEDIES[name]}. {kept}")
         raise NotFiniteError(f"NaN or infinite values on another process in step {step + 1}. {kept}")
 
-    def check_gradients(self, norm: torch.Tensor | float | None, step: int) -> None:
+    def check_gradients(self, norm: torch.Tensor | float | None, step: int, is_step_made: bool) -> None:
         """
         Raise a `NotFiniteError` if the norm of the gradients is not finite, on all processes alike.
+
+        DeepSpeed tells the norm when the optimizer's step is made: the weights are then lost.
 
         With a `GradScaler` (float16) it may be infinite: the scaler then skips the step, and scales less.
         """
         if norm is None or self.accelerator.scaler is not None or torch.as_tensor(norm).isfinite():
             return
+        kept = f"The optimizer step was not made: the weights are those after {step} steps."
+        lost = "DeepSpeed made the optimizer step: resume from the last checkpoint."
         raise NotFiniteError(
             f"NaN or infinite values in the gradients of step {step + 1}: lower the learning rate, and train in "
-            f"float32 or bfloat16. The optimizer step was not made: the weights are those after {step} steps."
+            f"float32 or bfloat16. {lost if is_step_made else kept}"
         )
 
 

@@ -27,12 +27,14 @@ from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
 from .batches import batch_sampler, stream_loader, trained_adapters
 from .callbacks import EpochCallback, GateScheduleCallback
+from .deepspeed import check_deepspeed
 from .evaluation import EvaluatingTrainer
 from .finite import FiniteChecks, finite_examples, finite_states, finite_targets
 from .logged_sums import LoggedSums
 from .losses import TeacherTargets, chunked_losses
 from .output_layer import output_layer, replaced_output_layer
 from .publishing import LanguagePublisher
+from .resumption import last_checkpoint
 from .step_budget import StepBudget, gate_mean
 from .teachers.cache import TeacherStates
 from .teachers.teacher import TEACHER_INPUTS, Teacher
@@ -77,8 +79,8 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         ValueError:
             the model has no CLSR adapter; a `compute_loss_func` is given; the teacher does not fit; the training
             dataset is empty, lacks the language column, or has a language without an adapter; several GPUs without
-            `accelerate launch`. In `train`: a batch, the teacher, the student or a gradient is NaN or infinite; the
-            step is not made, so the weights are the last good ones.
+            `accelerate launch`; ZeRO-3, or several languages with DeepSpeed. In `train`: a batch, the teacher, the
+            student or a gradient is NaN or infinite; the step is not made, so the weights are the last good ones.
 
     Example:
 
@@ -125,6 +127,8 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         self.model_accepts_loss_kwargs = True
         if not any(isinstance(callback, GateScheduleCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(GateScheduleCallback())
+        if self.is_deepspeed_enabled:
+            check_deepspeed(self.accelerator.state.deepspeed_plugin.zero_stage, self._trained_adapters)
         if self._teacher is not None:
             if self._teacher.is_student and self.is_fsdp_enabled:
                 raise ValueError("under FSDP the student cannot be its own teacher: load a second model as teacher")
@@ -170,12 +174,13 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         dataset, args = self.train_dataset, self.args
         is_grouped = args.train_sampling_strategy == "group_by_length"
         self.remove_callback(EpochCallback)  # of an earlier call of train()
-        if dataset is None or (len(self._trained_adapters) < 2 and not (is_grouped and has_length(dataset))):
+        if dataset is not None and not has_length(dataset):
+            # Not prepared by accelerate, which would distribute the batches over processes once more.
+            has_languages = len(self._trained_adapters) > 1
+            return stream_loader(dataset, args, self._train_batch_size, self.data_collator, has_languages)
+        if dataset is None or (len(self._trained_adapters) < 2 and not is_grouped):
             self.add_callback(EpochCallback(dataset))
             return super().get_train_dataloader()
-        if not has_length(dataset):
-            # Not prepared by accelerate, which would distribute the batches over processes once more.
-            return stream_loader(dataset, args, self._train_batch_size, self.data_collator)
         sampler = batch_sampler(dataset, args, self._train_batch_size)
         self.add_callback(EpochCallback(sampler, dataset))
         loader = DataLoader(
@@ -241,6 +246,9 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         for name, value in (("cross-entropy", ce_sum), ("distillation loss", kd_sum), ("budget loss", budget_loss)):
             flags[name] = value.detach().isfinite()
 
+        if model.training and self.is_deepspeed_enabled:  # its backward pass makes the optimizer's step, too
+            self._finite.end_batch(labels)
+            self._finite.end_step(self.state.global_step, self._describe_example)
         if model.training:
             ce_loss, kd_loss = processes * ce_sum / num_labels, processes * kd_sum / num_labels
             self._add_to_training_log(ce_loss, kd_loss, processes * budget_losses.detach().sum(), gates.detach())
@@ -374,16 +382,18 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         # Around the backward pass too: gradient checkpointing runs the forward again there.
         with self._tuner.route_samples(adapter_names):
             loss = super().training_step(model, inputs, *args, **kwargs)
-        self._finite.end_batch(inputs["labels"])
+        if not self.is_deepspeed_enabled:
+            self._finite.end_batch(inputs["labels"])
         if self.accelerator.sync_gradients:
-            self._finite.end_step(self.state.global_step, self._describe_example)
+            if not self.is_deepspeed_enabled:
+                self._finite.end_step(self.state.global_step, self._describe_example)
             self._budget.end_step()
             self._drop_gradients_of_absent_adapters()
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # Trainer calls it before each step
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._finite.check_gradients(grad_norm, self.state.global_step)
+        self._finite.check_gradients(grad_norm, self.state.global_step, is_step_made=self.is_deepspeed_enabled)
         return grad_norm
 
     def _describe_example(self, labels: torch.Tensor) -> str:
@@ -435,10 +445,14 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         sums = {"ce_loss": ce_loss, "kd_loss": kd_loss, "budget_loss": budget_loss}
         self._training_sums.add(**sums, steps=1 / batches, gates=gates)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does. With `resume_from_checkpoint=True`, see [`last_checkpoint`]."""
         self._training_sums.clear()
         self._finite = FiniteChecks(self.accelerator)
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(self.args.output_dir, self.accelerator.state)
+            resume_from_checkpoint = found or True  # Trainer says that there is none
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -240,6 +240,13 @@ def test_the_table_has_cer_in_bold_where_it_is_the_rate_to_read():
     assert results_rows(results, "ro")[0][3:5] == ["100.0", "12.3"]
 
 
+def test_a_model_that_is_divided_over_processes_is_refused(tmp_path, monkeypatch):
+    training = DistillationTrainingArguments(str(tmp_path), use_cpu=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp divides the model over processes.*start it with accelerate launch"):
+        check_options(DataArguments("base", "data", ["ro"]), ExpertArguments(), LoraArguments(), training)
+
+
 def test_choosing_by_wer_in_a_language_without_spaces_is_warned_of(tmp_path, caplog):
     for languages, metric, said in (
         (["ja", "ro"], "eval_wer", True),

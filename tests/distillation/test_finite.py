@@ -98,7 +98,7 @@ def test_gradients_that_are_not_finite_stop_the_step_unless_a_scaler_skips_it(re
         trainer.train()
     assert all(torch.equal(p, before[name]) for name, p in adapter_weights(model).items())
     trainer.accelerator.scaler = Scaler()
-    FiniteChecks(trainer.accelerator).check_gradients(torch.tensor(float("inf")), step=0)
+    FiniteChecks(trainer.accelerator).check_gradients(torch.tensor(float("inf")), step=0, is_step_made=False)
 
 
 def test_all_processes_stop(readable_whisper, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 Train adapters of a tiny Whisper for two steps and save them, on one or several processes of `accelerate launch`.
 
     train_distributed.py OUTPUT --batch_size 4 --skip_gate_prob 0.5 --languages ca uk
+    train_distributed.py OUTPUT --windows PROCESSOR --stream
+    DS_ACCELERATOR=cpu accelerate launch --multi_gpu --num_processes 2 train_distributed.py OUTPUT --zero_stage 2
 """
 
 import argparse
@@ -9,29 +11,38 @@ import json
 import os
 from pathlib import Path
 
+import datasets
+import numpy as np
 import torch
 from peft import get_peft_model
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from peft_clsr import CLSRConfig, DistillationTrainer, DistillationTrainingArguments
+from peft_clsr import (
+    CLSRConfig,
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    pack_utterances,
+)
 
 LENGTHS = (3, 9, 4, 6, 2, 8, 5, 7)
 
 
-def build_whisper(seed):
+def build_whisper(seed, vocab_size=60):
     torch.manual_seed(seed)
     sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes |= {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_source_positions": 50}
-    config = WhisperConfig(
-        vocab_size=60, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=1, init_std=0.1, **sizes
-    )
+    sizes |= {"vocab_size": vocab_size, "init_std": 0.1}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    config = WhisperConfig(**sizes, **tokens)
     return WhisperForConditionalGeneration(config)
 
 
-def build_student(languages, skip_gate_prob=0.0, gate_noise=0.0):
+def build_student(languages, skip_gate_prob=0.0, gate_noise=0.0, vocab_size=60):
     quiet = {"gate_dropout": 0.0, "expert_dropout": 0.0, "gate_noise": gate_noise, "gate_dim": 8}
     config = {**quiet, "skip_gate_prob": skip_gate_prob, "budget_weight": 2.0}
-    model = get_peft_model(build_whisper(0), CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
+    whisper = build_whisper(0, vocab_size)
+    model = get_peft_model(whisper, CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
     for language in languages[1:]:
         model.add_adapter(language, CLSRConfig(gate_budget=0.1, **config))
     generator = torch.Generator().manual_seed(0)
@@ -55,13 +66,43 @@ def build_dataset(languages):
     ]
 
 
+def build_windows(languages, processor, stream):
+    """Packed windows of eight utterances of noise, of a table or of a stream."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "audio": {"array": generator.normal(0, 0.1, 2000 + 200 * length).astype(np.float32)},
+            "transcription": "abc"[: 1 + length % 3] * 2,
+            "language": languages[index % len(languages)],
+        }
+        for index, length in enumerate(LENGTHS)
+    ]
+    for row in rows:
+        row["audio"]["sampling_rate"] = 16000
+    recordings = datasets.Dataset.from_list(rows)
+    recordings = recordings.to_iterable_dataset() if stream else recordings
+    return pack_utterances(recordings, processor, max_seconds=0.5, timestamps=0, single=0.5)
+
+
 def collate(rows):
     labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
     features = torch.stack([row["input_features"] for row in rows])
     return {"input_features": features, "labels": labels, "language": [row["language"] for row in rows]}
 
 
-def main():
+def deepspeed_config(stage):
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, on processors
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_allow_untested_optimizer": True,  # torch's own
+        "zero_optimization": {"stage": stage},
+    }
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--batch_size", type=int, default=4)
@@ -72,9 +113,19 @@ def main():
     parser.add_argument("--languages", nargs="+", default=["ca"])
     parser.add_argument("--gate_noise", type=float, default=0.0)
     parser.add_argument("--resume_from_checkpoint")
-    options = parser.parse_args()
+    parser.add_argument("--windows", help="folder of a processor: train on packed windows")
+    parser.add_argument("--stream", action="store_true", help="train on a stream of them")
+    parser.add_argument("--zero_stage", type=int, help="train with DeepSpeed")
+    options = parser.parse_args(arguments)
 
-    model = build_student(list(dict.fromkeys(options.languages)), options.skip_gate_prob, options.gate_noise)
+    if options.windows is None:
+        dataset, collator, size = build_dataset(options.languages), collate, 60
+    else:
+        processor = WhisperProcessor.from_pretrained(options.windows)
+        dataset = build_windows(options.languages, processor, options.stream)
+        collator, size = DataCollatorSpeechSeq2SeqWithPadding(processor), len(processor.tokenizer)
+    languages = list(dict.fromkeys(options.languages))
+    model = build_student(languages, options.skip_gate_prob, options.gate_noise, size)
     args = DistillationTrainingArguments(
         output_dir=str(options.output / "trainer"),
         per_device_train_batch_size=options.batch_size,
@@ -94,13 +145,14 @@ def main():
         disable_tqdm=True,
         label_names=["labels"],
         use_cpu=True,
+        deepspeed=None if options.zero_stage is None else deepspeed_config(options.zero_stage),
     )
     trainer = DistillationTrainer(
         model=model,
-        teacher_model=build_whisper(1),
+        teacher_model=build_whisper(1, size),
         args=args,
-        train_dataset=build_dataset(options.languages),
-        data_collator=collate,
+        train_dataset=dataset,
+        data_collator=collator,
     )
     trainer.train(resume_from_checkpoint=options.resume_from_checkpoint)
     trainer.save_model(str(options.output))

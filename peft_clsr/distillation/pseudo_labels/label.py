@@ -24,6 +24,7 @@ from ...inference.generation import clsr_adapters, language_and_prompt
 from ...inference.transcribe import transcribe_speech, transcribe_waveforms
 from ...languages.tags import language_tag
 from ...multilingual import check_model_languages
+from ..disks import processes_on_disk
 from ..teachers.forward import teacher_hash
 from .folder import audio_digest, labels_file, open_folder, read_labels
 from .rows import label_rows
@@ -115,6 +116,11 @@ def pseudo_label(
         "num_beams": num_beams,
         "vad": vad,
     }
+    if len(processes_on_disk(folder, process)) < process.num_processes:
+        raise ValueError(
+            f"the machines do not share {folder}, where each process writes the labels that it has heard: give a "
+            "folder that all see, or transcribe on one machine"
+        )
     with process.main_process_first():
         open_folder(folder, settings)
         done = read_labels(folder)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...data.packing import PackedUtterances
 from ...evaluation.mode import evaluation_mode
+from ..disks import processes_on_disk
 from .forward import teacher_hash
 from .inputs import PreparedRows, check_dataset, check_teacher, flatten_indices
 from .shards import CacheFolder, create_folder, read_header
@@ -58,8 +59,9 @@ def cache_teacher_states(
     Run a teacher over a prepared dataset once, and save its decoder states in float16.
 
     A call resumes after the last complete shard if an earlier one was killed or the disk was full. A complete cache is
-    opened without running the teacher. Under `accelerate launch`, each process computes its share of the shards. If
-    the dataset was shuffled, split or filtered, `datasets` first writes it in its new order.
+    opened without running the teacher. Under `accelerate launch`, each process computes its share of the shards;
+    where machines do not share `cache_dir`, each machine computes all of them. If the dataset was shuffled, split or
+    filtered, `datasets` first writes it in its new order.
 
     The windows of [`pack_utterances`] change in each epoch. The cache fixes those of the first `epochs`, and the
     training may have no more. If texts, audio or settings have changed since, the cache is refused.
@@ -90,13 +92,14 @@ def cache_teacher_states(
     rows = _rows(dataset, epochs)
     check_teacher(teacher, rows, processor)
     key = teacher_hash(teacher)
+    peers = processes_on_disk(folder, process)  # that share the work
     with evaluation_mode(teacher):
-        with process.main_process_first():
+        with process.local_main_process_first():
             rows = _flat(rows)
-            if process.is_main_process and not (folder / "teacher").exists():
+            if process.process_index == peers[0] and not (folder / "teacher").exists():
                 create_folder(folder, teacher, processor, key, rows, shard_size)
         cache = CacheFolder(folder, rows, key)
-        shards = cache.shards[process.process_index :: process.num_processes]
+        shards = cache.shards[peers.index(process.process_index) :: len(peers)]
         missing = [shard for shard in shards if not shard.path.exists()]
         cache.check([shard for shard in shards if shard not in missing])
         if missing:
@@ -122,7 +125,7 @@ def load_teacher_states(dataset: datasets.Dataset | PackedUtterances, cache_dir:
     """
     process, folder = _process(), Path(cache_dir)
     rows = _rows(dataset, read_header(folder).get("windows", {}).get("epochs", 1) if _is_packed(dataset) else None)
-    with process.main_process_first():
+    with process.local_main_process_first():
         rows = _flat(rows)
     cache = CacheFolder(folder, rows)
     if cache.num_cached < len(rows):
