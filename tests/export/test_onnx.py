@@ -126,7 +126,10 @@ def test_names_and_shapes_are_those_that_other_software_reads(exported):
     assert json.loads((folder / "generation_config.json").read_text())["language"] == "ca"
 
 
-def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, bilingual, processor, tmp_path):
+def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(
+    exported, bilingual, processor, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(onnx_graphs, "_MOST_IN_ONE_FILE", 1000)  # weights of float16 stand in a second file
     model, folder = bilingual(), tmp_path / "ca"
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.set_adapter("ro")
@@ -135,12 +138,11 @@ def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, b
         export_model(model, "ca", folder, processor=processor, precision=precision)
     assert model.active_adapter == "ro" and set(model.peft_config) == {"ca", "ro"}
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-    sizes = {path.name: path.stat().st_size for path in (folder / "onnx").iterdir()}
-    assert sorted(sizes) == sorted(
-        f"{name}{suffix}.onnx"
+    assert {path.name for path in (folder / "onnx").iterdir()} == {
+        f"{name}{end}"
         for name in ("encoder_model", "decoder_model_merged")
-        for suffix in ("", "_fp16", "_quantized")
-    )
+        for end in (".onnx", "_fp16.onnx", "_fp16.onnx_data", "_quantized.onnx")
+    }
     features = torch.randn(1, 80, 100, generator=torch.Generator().manual_seed(1))
     tokens = torch.tensor([[100, 101, 102]])
     with torch.no_grad():
@@ -152,26 +154,6 @@ def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(exported, b
         logits = graphs(decoder_input_ids=tokens, encoder_outputs=states).logits.float()
         difference = (logits - expected).abs().max()
         assert 0 < difference < tolerance
-
-
-def test_weights_beyond_the_size_of_a_file_stand_in_a_second_one(bilingual, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graphs, "_MOST_IN_ONE_FILE", 1000)
-    model, folder = bilingual(), tmp_path / "ca"
-    for precision in ("float32", "int8"):  # int8 comes from such a pair, too
-        export_model(model, "ca", folder, processor=processor, precision=precision)
-    names = {path.name for path in (folder / "onnx").iterdir()}
-    graphs = ("encoder_model", "decoder_model_merged")
-    assert names == {f"{name}{end}" for name in graphs for end in (".onnx", ".onnx_data", "_quantized.onnx")}
-    model.set_adapter("ca")
-    features = torch.randn(1, 80, 100, generator=torch.Generator().manual_seed(1))
-    tokens = torch.tensor([[100, 101, 102]])
-    with torch.no_grad():
-        expected = model(input_features=features, decoder_input_ids=tokens).logits
-    for precision, tolerance in (("float32", 1e-4), ("int8", 0.5)):
-        running = ort_whisper(ExportedExpert.open(folder), precision)
-        states = running.model.encoder.forward(features)
-        logits = running(decoder_input_ids=tokens, encoder_outputs=states).logits
-        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_what_cannot_be_exported_is_refused(exported, bilingual, processor, tmp_path):
