@@ -129,11 +129,11 @@ def test_names_and_shapes_are_those_that_other_software_reads(exported):
 def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(
     exported, bilingual, processor, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(onnx_graphs, "_MOST_IN_ONE_FILE", 1000)  # weights of float16 stand in a second file
     model, folder = bilingual(), tmp_path / "ca"
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.set_adapter("ro")
     shutil.copytree(exported(), folder)
+    monkeypatch.setattr(onnx_graphs, "_MOST_IN_ONE_FILE", 1000)  # weights of float16 stand in a second file
     for precision in ("int8", "float16"):
         export_model(model, "ca", folder, processor=processor, precision=precision)
     assert model.active_adapter == "ro" and set(model.peft_config) == {"ca", "ro"}
