@@ -41,7 +41,8 @@ class CLSRConfig(PeftConfig):
             the end of training; with `straight_through`, it falls from this value to 0 in the first half of training.
             [`GateScheduleCallback`] (or `set_gate_progress`) updates it.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
-            Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step.
+            Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step. Its
+            gate values count in the budget all the same.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3):

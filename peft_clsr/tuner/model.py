@@ -278,7 +278,7 @@ class CLSRModel(BaseTuner):
 
         The mean is over the gate values of all tokens of all routed modules, encoder and decoder together. Padding is
         left out, by `attention_mask` in the encoder and by `labels` (or `decoder_attention_mask`) in the decoder. A
-        skipped gate counts as zeros.
+        skipped module counts with the gate values that it would have used.
 
         Returns:
             `torch.Tensor`: scalar float32, with its graph in training.
