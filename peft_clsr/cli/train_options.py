@@ -79,7 +79,7 @@ class ExpertArguments:
     the paper's.
     """
 
-    _argument_group_name = "expert (defaults for some hundred recordings; the paper's: examples/recipes)"
+    _argument_group_name = "expert (defaults for some hundred recordings; paper's: examples/recipes/paper.yaml)"
 
     expert_rank: str = field(
         default="64",

@@ -11,6 +11,20 @@ from peft import PeftConfig, PeftType
 from ..languages.tags import language_tag, prompt_code
 from . import peft_type  # noqa: F401  adds PeftType.CLSR
 
+# Settings of "Multilingual DistilWhisper". For those of a whole training see examples/recipes/paper.yaml.
+_PAPER = {
+    "gate_dim": 64,
+    "gate_dropout": 0.1,
+    "gate_noise": 5.0,
+    "skip_gate_prob": 0.2,
+    "gate_budget": 0.5,
+    "budget_weight": 1.0,
+    "expert_dropout": 0.3,
+    "expert_rank": None,
+    "init_weights": True,
+    "straight_through": False,
+}
+
 
 @dataclass
 class CLSRConfig(PeftConfig):
@@ -41,8 +55,8 @@ class CLSRConfig(PeftConfig):
             the end of training; with `straight_through`, it falls from this value to 0 in the first half of training.
             [`GateScheduleCallback`] (or `set_gate_progress`) updates it.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
-            Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step. Its
-            gate values count in the budget all the same.
+            Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step.
+            Its gate values count in the budget all the same.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3):
@@ -164,6 +178,23 @@ class CLSRConfig(PeftConfig):
             self._check(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)", "0 turns it off")
         for name in ("gate_noise", "budget_weight"):
             self._check(name, getattr(self, name) >= 0, "at least 0", "0 turns it off")
+
+    @classmethod
+    def paper(cls, language: str | None = None, **overrides: Any) -> CLSRConfig:
+        """
+        The settings of "Multilingual DistilWhisper" (Ferraz et al., 2024), whatever the defaults are.
+
+        Args:
+            language (`str`, *optional*): As of the class.
+            overrides: Further arguments of the class. They replace the paper's.
+
+        Example:
+
+        ```py
+        >>> model = get_peft_model(whisper, CLSRConfig.paper(language="ca"), adapter_name="ca")
+        ```
+        """
+        return cls(**{**_PAPER, "language": language, **overrides})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as they are saved. A relative path of the base model would mean nothing in another folder."""

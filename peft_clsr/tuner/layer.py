@@ -154,8 +154,8 @@ class CLSRLayer(BaseTunerLayer):
         """
         In training, give zero gradients to the parameters that `result` [..., out_features] was computed without.
 
-        These are all of a skipped module, as its gate is in no loss if the budget is in none, and, if there are several processes, those of all adapters other than
-        `adapter_name`: another process may train them.
+        These are all of a skipped module, as its gate has no gradient either where the budget is in no loss. If there
+        are several processes, those of all adapters other than `adapter_name`, too: another process may train them.
         """
         if not self.training:
             return result
