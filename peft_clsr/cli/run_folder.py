@@ -12,8 +12,10 @@ from ..files import check_output_folder, to_json, write_text
 from .train_options import TrainOptions, expert_config
 
 RESULTS = "results.json"
+# Keys in the row of a language, and the part of its `Configs` that they hold.
+CONFIG_KEYS = {"dataset_config": "dataset", "eval_config": "test"}
 # These do not affect results, or stand in the row of their language.
-_NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config"}
+_NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config", "eval_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
 
 

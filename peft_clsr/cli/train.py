@@ -10,6 +10,7 @@ from .train_options import TrainOptions, check_options, expert_config, make_trai
 
 if TYPE_CHECKING:
     from ..hub.warm_start import SavedExpert
+    from .train_splits import Configs
 
 DESCRIPTION = "train language experts: measure, train, measure again"
 
@@ -23,8 +24,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
-    from .run_folder import open_results
-    from .train_data import check_recordings, dataset_configs, prompt_codes
+    from .run_folder import CONFIG_KEYS, open_results
+    from .train_data import check_recordings, language_configs, prompt_codes
+    from .train_splits import Configs
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -42,7 +44,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         options = check_options(data, expert, lora, training)
         if training.process_index == 0:
             logging.getLogger("peft_clsr").setLevel(logging.INFO)
-        configs = dataset_configs(data, spellings)
+        configs = language_configs(data, spellings)
         check_whisper(data.student, "--student", prompts)
         if data.teacher is not None:
             check_whisper(data.teacher, "--teacher", prompts)
@@ -52,11 +54,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
                 if name is not None:
                     check_source(name.replace("{language}", language), f"--{option}", "a dataset", is_dataset=True)
         results = open_results(options)
-        for language, dataset_config in zip(data.languages, configs, strict=True):
-            earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)
-            if earlier != dataset_config:
+        for language, config in zip(data.languages, configs, strict=True):
+            row = results["languages"].get(language, {})
+            earlier = Configs(*(row.get(name, getattr(config, part)) for name, part in CONFIG_KEYS.items()))
+            if earlier != config:
+                before, now = (" and ".join(map(repr, dict.fromkeys(of))) for of in (earlier, config))
                 raise ValueError(
-                    f"{options.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
+                    f"{options.output_dir} holds results of {language} on {before}, not {now}: "
                     "choose another --output_dir, or give --overwrite to replace them"
                 )
         untrained = [index for index, code in enumerate(data.languages) if code not in results["languages"]]
@@ -86,7 +90,7 @@ def _expert_to_start_from(options: TrainOptions) -> SavedExpert | None:
 
 
 def _train_all(
-    options: TrainOptions, configs: list[str | None], results: dict[str, Any], source: SavedExpert | None
+    options: TrainOptions, configs: list[Configs], results: dict[str, Any], source: SavedExpert | None
 ) -> None:
     """Train the languages that have no results yet, and print the table."""
     from accelerate import PartialState
@@ -97,14 +101,14 @@ def _train_all(
     from .train_language import train_language
 
     data, training = options.data, options.training
-    for language, dataset_config in zip(data.languages, configs, strict=True):
+    for language, config in zip(data.languages, configs, strict=True):
         if language in results["languages"]:
             report(
                 training,
                 f"{language}: trained before with these settings, see {options.output_dir} (again: --overwrite)",
             )
             continue
-        results["languages"][language] = train_language(language, dataset_config, options, results, source)
+        results["languages"][language] = train_language(language, config, options, results, source)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)
