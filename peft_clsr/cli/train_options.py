@@ -101,6 +101,7 @@ class ExpertArguments:
     gate_dropout: float = _option(0.1, "Dropout on the gate's input, in [0, 1).")
     gate_noise: float = _option(5.0, "Highest standard deviation of the noise on gate logits.")
     budget_weight: float = _option(1.0, "Weight of the budget loss, at least 0.")
+    translate_with_shared_decoder: bool = _option(False, "The decoder takes the shared FFNs when translating.")
     exclude_modules: str | None = _option(None, "Modules without expert, as a regular expression: '.*encoder.*'.")
 
 
@@ -155,6 +156,7 @@ _RARE = (
     "eval_text_column audio_column max_train_samples most_upvoted max_eval_samples "
     "long_audio timestamps single previous_text no_speech "
     "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
+    "translate_with_shared_decoder "
     "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_steps logging_first_step "
     "save_steps "
     "warm_start"

@@ -23,6 +23,7 @@ _PAPER = {
     "expert_rank": None,
     "init_weights": True,
     "straight_through": False,
+    "translate_with_shared_decoder": True,
 }
 
 
@@ -82,6 +83,10 @@ class CLSRConfig(PeftConfig):
             estimator, Bengio et al., 2013). Each token is then trained on one path. Noise makes it try both at first;
             in the end it is trained on the path that it takes in evaluation. By default tokens are trained on blends
             of both paths, as in the paper.
+        translate_with_shared_decoder (`bool`, *optional*, defaults to `False`):
+            When a Whisper translates (`<|translate|>` in the prompt), only its encoder is routed. Its decoder takes
+            the shared FFNs, as in the reference implementation. This holds in `generate`, and in training by
+            [`DistillationTrainer`] or within [`CLSRModel.route_samples`] with labels.
         started_from (`str`, *optional*): The expert that this one started as a copy of. [`warm_start`] sets it.
 
     Raises:
@@ -133,6 +138,9 @@ class CLSRConfig(PeftConfig):
     )
     straight_through: bool = field(
         default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
+    )
+    translate_with_shared_decoder: bool = field(
+        default=False, metadata={"help": "The decoder takes the shared FFNs when a Whisper translates."}
     )
     started_from: str | None = field(
         default=None, metadata={"help": "The expert that this one started as a copy of; set by warm_start."}

@@ -124,7 +124,7 @@ class CLSRLayer(BaseTunerLayer):
 
     def routed_adapters(self) -> list[str]:
         """The adapters to route by: the active one, or those of the samples. Empty if only the base layer is used."""
-        if self.disable_adapters:
+        if self.disable_adapters or all(self.route.shared_samples(self.training) or [False]):
             return []
         names = self.route.routing.calls.current(self.training).adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))

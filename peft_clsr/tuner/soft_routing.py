@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .expert import project_by_expert
 from .gate import noise_deviation
+from .route import keep_routed
 
 if TYPE_CHECKING:
     from .layer import CLSRLayer
@@ -31,6 +32,9 @@ def choose(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
     gate_values = logits.sigmoid()
     if config.straight_through:
         gate_values = gate_values + ((logits >= 0).to(gate_values.dtype) - gate_values).detach()
+    shared_samples = route.shared_samples(is_training=True)
+    if shared_samples is not None:
+        gate_values = keep_routed(gate_values, shared_samples)
     is_trained = layer.clsr_gate_out[adapter_name].weight.requires_grad
     route.routing.add_gate_values(route.name, gate_values, config, is_trained)
     if tokens.is_skipped:

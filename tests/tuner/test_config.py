@@ -47,6 +47,7 @@ PAPER = {
     "expert_rank": None,
     "init_weights": True,
     "straight_through": False,
+    "translate_with_shared_decoder": True,
 }
 
 
@@ -63,6 +64,7 @@ def test_the_papers_settings_are_one_call_and_follow_no_default():
         expert_rank: int | None = 64
         init_weights: bool = False
         straight_through: bool = True
+        translate_with_shared_decoder: bool = False
 
     for config in (CLSRConfig.paper(language="ca"), Changed.paper("ca")):
         assert config.language == "ca"
