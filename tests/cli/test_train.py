@@ -151,6 +151,17 @@ def test_results_of_other_settings_are_not_overwritten(run, tmp_path):
     assert json.loads(results.read_text())["settings"]["gate_budget"] == 0.25
 
 
+def test_results_of_a_version_with_fewer_options_are_gone_on_with(run, tmp_path):
+    assert run()[0] == 0
+    results = tmp_path / "out" / "results.json"
+    written = json.loads(results.read_text())
+    assert written["settings"].pop("translate_with_shared_decoder") is False
+    results.write_text(json.dumps(written))
+    status, printed = run()
+    assert status == 0 and "trained before with these settings" in printed
+    assert run("--translate_with_shared_decoder", "true")[0] == 2
+
+
 def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
     (tmp_path / "out" / "ro").mkdir(parents=True)
     adapter = tmp_path / "out" / "ro" / "adapter_config.json"
