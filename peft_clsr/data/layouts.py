@@ -61,7 +61,7 @@ def read_layout(
         hint = "; --dataset_config {language} reads the folder of each language" if language in tables else ""
         raise MissingSplitError(
             f"{source} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
-            f"the split (--train_split, --validation_split, --eval_split) to one of these{hint}"
+            f"the split (--train_split, --eval_split, --validation_split) to one of these{hint}"
         )
     pairs = _read_pairs(source, language, text_column)
     return None if pairs is None else _rows_of_split(pairs, source, split)
@@ -105,7 +105,7 @@ def _rows_of_split(table: Table, folder: Path, split: str) -> tuple[Table, bool]
         raise MissingSplitError(
             f"{table.path} has no row of split {split!r}, but has "
             f"{', '.join(f'{count} of {name!r}' for name, count in Counter(names).items())}: set the split "
-            "(--train_split, --validation_split, --eval_split) to one of these"
+            "(--train_split, --eval_split, --validation_split) to one of these"
         )
     if "" in names:
         log_once(

@@ -169,7 +169,7 @@ def _split_off(table: Table, code: str, text_column: str, split: str) -> Table:
     if split not in PARTS:
         raise ValueError(
             f"{table.path} says no splits, so it is split into {', '.join(PARTS)}: set the split {split!r} "
-            "(--train_split, --validation_split, --eval_split) to one of these"
+            "(--train_split, --eval_split, --validation_split) to one of these"
         )
     texts = [row[text_column] for row in table.rows]
     how = "text, each sentence in one part"
