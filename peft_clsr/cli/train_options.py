@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from transformers import HfArgumentParser
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 if TYPE_CHECKING:
     from ..distillation.arguments import DistillationTrainingArguments
@@ -252,6 +251,8 @@ def _choose_by_validation(data: DataArguments, training: DistillationTrainingArg
     Raises:
         ValueError: an evaluation in training, and no split for it; or the strategies do not fit.
     """
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
     if data.validation_split is None:
         if training.eval_strategy != "no":
             strategy = IntervalStrategy(training.eval_strategy).value
