@@ -10,4 +10,4 @@ dataset=${DATASET:-cv-corpus-13.0-2023-03-09}
 columns=(--text_column sentence)
 [[ $dataset == mdc:* ]] || columns+=(--dataset_config '{language}')
 exec bash "$(dirname "$0")/paper.sh" --dataset "$dataset" "${columns[@]}" \
-    --max_train_samples 10000 --languages "$@"
+    --most_upvoted 10000 --languages "$@"

@@ -9,11 +9,11 @@ STUDENT=${STUDENT:-openai/whisper-small}
 TEACHER=${TEACHER:-openai/whisper-large-v2}
 : "${OUTPUT:?use fleurs.sh or common_voice.sh, which set it}"
 
-experts=(--expert_rank full --straight_through False --gate_budget 0.5 --skip_gate_prob 0.2 --expert_dropout 0.3)
+folder=$(dirname "$0")
 case $METHOD in
-    distil) method=("${experts[@]}" --teacher "$TEACHER" --teacher_cache "$OUTPUT/teacher-states") ;;
-    clsr) method=("${experts[@]}") ;;
-    lora) method=(--lora_rank 64 --lora_alpha 64 --lora_dropout 0.05) ;;
+    distil) method=(--config "$folder/paper.yaml" --teacher "$TEACHER" --teacher_cache "$OUTPUT/teacher-states") ;;
+    clsr) method=(--config "$folder/paper.yaml") ;;
+    lora) method=(--config "$folder/lora.yaml") ;;
     *)
         echo "METHOD is '$METHOD', expected distil, clsr or lora" >&2
         exit 2
@@ -34,9 +34,8 @@ bf16=$(python -c 'import torch; print(torch.cuda.is_available() and torch.cuda.i
 # shellcheck disable=SC2086
 exec accelerate launch --num_machines 1 --num_processes "$GPUS" --mixed_precision no --dynamo_backend no ${LAUNCH:-} \
     -m peft_clsr train \
-    --student "$STUDENT" --pack False "${method[@]}" --output_dir "$OUTPUT/$METHOD" \
-    --per_device_train_batch_size $((16 / GPUS)) --num_train_epochs 10 \
-    --learning_rate 1e-4 --warmup_steps 0.1 --adam_beta2 0.98 --label_smoothing_factor 0.1 \
+    --student "$STUDENT" "${method[@]}" --output_dir "$OUTPUT/$METHOD" \
+    --per_device_train_batch_size $((16 / GPUS)) \
     --bf16 "$bf16" --ddp_find_unused_parameters False \
     --per_device_eval_batch_size 16 --preprocessing_workers 4 --dataloader_num_workers 2 \
     --save_strategy epoch --save_total_limit 1 --logging_steps 25 --keep_checkpoints \

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_output_folder, to_json, write_text
-from .train_options import TrainOptions, expert_config
+from .train_options import DataArguments, ExpertArguments, TrainOptions, expert_config
 
 RESULTS = "results.json"
+# Keys in the row of a language, and the part of its `Configs` that they hold.
+CONFIG_KEYS = {"dataset_config": "dataset", "eval_config": "test"}
 # These do not affect results, or stand in the row of their language.
-_NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config"}
+_NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config", "eval_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
 _NO_SETTINGS |= {"save_on_each_node"}
 
@@ -60,6 +62,10 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
         return {"settings": settings, "languages": {}}
 
     earlier = read_results(output_dir)
+    # An option that an older version did not have was at its default.
+    defaults = {item.name: item.default for kind in (DataArguments, ExpertArguments) for item in fields(kind)}
+    missing = settings.keys() & defaults.keys() - earlier["settings"].keys()
+    earlier["settings"] |= {name: defaults[name] for name in missing}
     languages = earlier["languages"]
     if data.overwrite:
         languages = {key: row for key, row in languages.items() if key not in data.languages}

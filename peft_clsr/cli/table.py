@@ -32,7 +32,7 @@ def rate_cells(rates: Mapping[str, float], language: str) -> list[str]:
 
 def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
     """
-    The rows of one language: the base model, the teacher, and what was trained, with WER and CER in percent.
+    The rows of one language, with WER and CER in percent: the teacher as top line, the base model, what was trained.
 
     Args:
         results (`dict`): As `results.json` has it.
@@ -47,9 +47,9 @@ def results_rows(results: dict[str, Any], language: str) -> list[list[str]]:
     parameters = f"{row['trainable_parameters'] / 1e6:.2f} M ({row['trainable_share']:.1%})"
     gate_mean = f"{row['gate_mean']:.2f}" if "gate_mean" in row else ""
     names = {
+        "teacher": ("teacher, 30 s context" if cut else "teacher", "", ""),  # the top line
         "base_full_context": ("base, 30 s context", "", ""),
         "base": (f"base{cut}", "", ""),
-        "teacher": ("teacher, 30 s context" if cut else "teacher", "", ""),
         "expert": (f"with expert{cut}", parameters, gate_mean),
         "lora": (f"with LoRA{cut}", parameters, gate_mean),
     }

@@ -11,6 +11,7 @@ from .train_options import TrainOptions, check_options, expert_config, make_trai
 
 if TYPE_CHECKING:
     from ..hub.warm_start import SavedExpert
+    from .train_splits import Configs
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
-    from .run_folder import open_results
-    from .train_data import check_recordings, dataset_configs, prompt_codes
+    from .run_folder import CONFIG_KEYS, open_results
+    from .train_data import check_recordings, language_configs, prompt_codes
+    from .train_splits import Configs
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -45,7 +47,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         options = check_options(data, expert, lora, training)
         if training.process_index == 0:
             logging.getLogger("peft_clsr").setLevel(logging.INFO)
-        configs = dataset_configs(data, spellings)
+        configs = language_configs(data, spellings)
         check_whisper(data.student, "--student", prompts)
         if data.teacher is not None:
             check_whisper(data.teacher, "--teacher", prompts)
@@ -56,11 +58,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
                     check_source(name.replace("{language}", language), f"--{option}", "a dataset", is_dataset=True)
         results = _of_main_process(open_results(options))
         _check_disks(options)
-        for language, dataset_config in zip(data.languages, configs, strict=True):
-            earlier = results["languages"].get(language, {}).get("dataset_config", dataset_config)
-            if earlier != dataset_config:
+        for language, config in zip(data.languages, configs, strict=True):
+            row = results["languages"].get(language, {})
+            earlier = Configs(*(row.get(name, getattr(config, part)) for name, part in CONFIG_KEYS.items()))
+            if earlier != config:
+                before, now = (" and ".join(map(repr, dict.fromkeys(of))) for of in (earlier, config))
                 raise ValueError(
-                    f"{options.output_dir} holds results of {language} on {earlier!r}, not {dataset_config!r}: "
+                    f"{options.output_dir} holds results of {language} on {before}, not {now}: "
                     "choose another --output_dir, or give --overwrite to replace them"
                 )
         untrained = [index for index, code in enumerate(data.languages) if code not in results["languages"]]
@@ -124,7 +128,7 @@ def _expert_to_start_from(options: TrainOptions) -> SavedExpert | None:
 
 
 def _train_all(
-    options: TrainOptions, configs: list[str | None], results: dict[str, Any], source: SavedExpert | None
+    options: TrainOptions, configs: list[Configs], results: dict[str, Any], source: SavedExpert | None
 ) -> None:
     """Train the languages that have no results yet, and print the table."""
     from accelerate import PartialState
@@ -135,14 +139,14 @@ def _train_all(
     from .train_language import train_language
 
     data, training = options.data, options.training
-    for language, dataset_config in zip(data.languages, configs, strict=True):
+    for language, config in zip(data.languages, configs, strict=True):
         if language in results["languages"]:
             report(
                 training,
                 f"{language}: trained before with these settings, see {options.output_dir} (again: --overwrite)",
             )
             continue
-        results["languages"][language] = train_language(language, dataset_config, options, results, source)
+        results["languages"][language] = train_language(language, config, options, results, source)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import datasets
@@ -19,51 +20,20 @@ from ..data.rows import (
     outcomes_at_context,
     without_decoding,
 )
-from ..data.tables import load_recordings
 from ..data.windows import MIN_GAP
-from ..evaluation.error_rates import check_scorable
+from ..evaluation.normalization import leading_rate
 from ..languages.tags import prompt_code
 from ..whisper import context_seconds
 from .train_options import DataArguments, TrainOptions
+from .train_splits import Configs, load_splits
 
 if TYPE_CHECKING:
     from ..distillation.arguments import DistillationTrainingArguments
 
 
-def load_split(data: DataArguments, language: str, dataset_config: str | None, split: str) -> datasets.Dataset:
+def language_configs(data: DataArguments, spellings: dict[str, str]) -> list[Configs]:
     """
-    Load the recordings and transcripts of one language.
-
-    Args:
-        data (`DataArguments`): Says where they are.
-        language (`str`): The code.
-        dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
-        split (`str`): "train" or "eval": `data.train_split` or `data.eval_split`.
-
-    Raises:
-        ValueError: there is no such dataset or split, no row of the language, or no transcript to measure with.
-    """
-    dataset = data.dataset if split == "train" else data.eval_dataset or data.dataset
-    recordings = load_recordings(
-        dataset.replace("{language}", language),
-        language,
-        data.train_split if split == "train" else data.eval_split,
-        config=dataset_config,
-        revision=data.dataset_revision,
-        audio_column=data.audio_column,
-        text_column=data.text_column,
-        file_column=data.file_column,
-        languages=data.languages,
-        limit=data.max_train_samples if split == "train" else data.max_eval_samples,
-    )
-    if split == "eval" and data.text_column in recordings.column_names:  # else prepare_dataset() says what is wrong
-        check_scorable(recordings[data.text_column], language)
-    return recordings
-
-
-def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str | None]:
-    """
-    The dataset's configuration for each language.
+    The configurations of each language.
 
     Args:
         data (`DataArguments`): With the languages as codes.
@@ -72,10 +42,11 @@ def dataset_configs(data: DataArguments, spellings: dict[str, str]) -> list[str 
     Raises:
         ValueError: the numbers of configurations and languages do not fit.
     """
-    configs = _one_each("--dataset_config", data.dataset_config, data.languages)
+    of_dataset = _one_each("--dataset_config", data.dataset_config, data.languages)
+    of_test = _one_each("--eval_config", data.eval_config or data.dataset_config, data.languages)
     return [
-        config and config.replace("{language}", spellings[language])
-        for config, language in zip(configs, data.languages, strict=True)
+        Configs(*(config and config.replace("{language}", spellings[language]) for config in configs))
+        for *configs, language in zip(of_dataset, of_test, data.languages, strict=True)
     ]
 
 
@@ -119,14 +90,14 @@ def prompt_of(data: DataArguments, language: str) -> str:
 MAX_DROPPED = 0.1
 
 
-def check_recordings(options: TrainOptions, languages: list[str], configs: list[str | None]) -> None:
+def check_recordings(options: TrainOptions, languages: list[str], configs: list[Configs]) -> None:
     """
     Check headers and transcripts of all languages before any training, and say how many recordings can be used.
 
     Args:
         options (`TrainOptions`): Say where the recordings are.
         languages (`list[str]`): Codes of the languages to train.
-        configs (`list[str]`): The dataset's configuration for each.
+        configs (`list[Configs]`): The configurations of each.
 
     Raises:
         ValueError: nothing can be used, or more than a tenth of a language's training data cannot, without
@@ -147,12 +118,24 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
     if data.pack and not is_packed and languages:
         report(options.training, f"context: {data.max_audio_seconds} s; recordings are not packed")
     for language, config in zip(languages, configs, strict=True):
-        for split, name in (("train", "training"), ("eval", "evaluation")):
+        with options.training.main_process_first(desc="recordings"):
+            splits = load_splits(data, language, config)
+        for note in splits.notes:
+            report(options.training, f"{language}: {note}")
+        if splits.validation is not None and data.text_column in splits.validation.column_names:
+            _report_size(splits.validation[data.text_column], language, options.training)
+        for split, name, loaded in (
+            ("train", "training", splits.train),
+            ("validation", "validation", splits.validation),
+            ("eval", "evaluation", splits.test),
+        ):
+            if loaded is None:
+                continue
             context: float = cut_context(data, processor) or context_seconds(processor.feature_extractor)
             if is_packed and split == "train":
                 context -= MIN_GAP
             with options.training.main_process_first(desc="recordings"):
-                recordings = without_decoding(load_split(data, language, config, split), data.audio_column)
+                recordings = without_decoding(loaded, data.audio_column)
                 reader = row_reader(recordings, processor, language, data, split)
                 checks = check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
             outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
@@ -165,6 +148,22 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
             check_dropped(
                 counts, len(checks), list(filter(None, problems)), max_dropped(data, split), "give --allow_dropped"
             )
+
+
+# Below this many words, a standard error of WER is 3 points and more.
+MIN_WORDS = 200
+
+
+def _report_size(texts: Iterable[str | None], language: str, training: DistillationTrainingArguments) -> None:
+    """Say that few validation recordings tell checkpoints apart by chance."""
+    words = sum(len((text or "").split()) for text in texts)
+    metric = str(training.metric_for_best_model)
+    if words < MIN_WORDS and not metric.endswith("loss") and leading_rate(language) == "wer":
+        report(
+            training,
+            f"{language}: the validation recordings have {words} words, so differences of a few points between "
+            "checkpoints are chance (--metric_for_best_model loss chooses by the loss instead)",
+        )
 
 
 def cut_context(data: DataArguments, processor: WhisperProcessor) -> int | None:

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     Seq2SeqTrainer,
+    TrainerState,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     set_seed,
@@ -37,17 +38,18 @@ from ..hub.warm_start import SavedExpert, check_fit, start_from
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
 from .joined import format_times, measure_joined
-from .run_folder import checkpoints_folder, write_results
-from .train_data import cut_context, load_split, packs, prepare, prompt_of, report
+from .run_folder import CONFIG_KEYS, checkpoints_folder, write_results
+from .train_data import cut_context, packs, prepare, prompt_of, report
 from .train_options import TrainOptions, expert_config
 from .train_packed import pack_held_out, pack_recordings, planned_epochs
+from .train_splits import Configs, load_splits
 
 logger = logging.getLogger(__name__)
 
 
 def train_language(
     language: str,
-    dataset_config: str | None,
+    configs: Configs,
     options: TrainOptions,
     results: dict[str, Any],
     source: SavedExpert | None = None,
@@ -57,7 +59,7 @@ def train_language(
 
     Args:
         language (`str`): The tag.
-        dataset_config (`str`, *optional*): The configuration on the Hub, or the subfolder.
+        configs ([`Configs`]): Its configurations on the Hub, or subfolders.
         options (`TrainOptions`): All options.
         results (`dict`): The results so far, as `open_results` returned them.
         source (`SavedExpert`, *optional*): The expert to start from.
@@ -70,14 +72,14 @@ def train_language(
         OSError: a model cannot be loaded.
     """
     set_seed(options.training.seed)
-    return _LanguageTraining(language, dataset_config, options, results, source).run()
+    return _LanguageTraining(language, configs, options, results, source).run()
 
 
 class _LanguageTraining:
     def __init__(
         self,
         language: str,
-        dataset_config: str | None,
+        configs: Configs,
         options: TrainOptions,
         results: dict[str, Any],
         source: SavedExpert | None,
@@ -87,11 +89,10 @@ class _LanguageTraining:
         self.prompt = prompt_of(options.data, language)
         self.options = options
         self.results = results
-        self.row: dict[str, Any] = {"dataset_config": dataset_config}
+        self.row: dict[str, Any] = {key: getattr(configs, part) for key, part in CONFIG_KEYS.items()}
         data, training = options.data, options.training
         with training.main_process_first(desc="recordings"):
-            self.train_recordings = load_split(data, language, dataset_config, "train")
-            self.eval_recordings = load_split(data, language, dataset_config, "eval")
+            self.recordings = load_splits(data, language, configs)
         self.processor = WhisperProcessor.from_pretrained(data.student)
         self.seconds = cut_context(data, self.processor)  # None leaves it as it is
         self.is_packed = packs(data, self.processor)
@@ -119,10 +120,16 @@ class _LanguageTraining:
             if self.teacher_processor is not None:
                 set_audio_context(None, self.teacher_processor, self.seconds)
         self.eval_set, self.row["eval_items"] = prepare(
-            self.eval_recordings, self.processor, self.language, "evaluation", self.options
+            self.recordings.test, self.processor, self.language, "evaluation", self.options
         )
-        check_scorable(self.eval_set["text"], self.language)  # of what can be used, unlike in load_split()
-        train = self.train_recordings, self.processor, self.language
+        check_scorable(self.eval_set["text"], self.language)  # of what can be used, unlike in load_splits()
+        self.validation_set = None
+        if self.recordings.validation is not None:
+            validation = self.recordings.validation, self.processor, self.language, "validation"
+            prepared = prepare(*validation, self.options, self.teacher_processor)
+            self.validation_set, self.row["validation_items"] = prepared
+            check_scorable(self.validation_set["text"], self.language)
+        train = self.recordings.train, self.processor, self.language
         if self.is_packed:
             packed = pack_recordings(*train, self.options, self.teacher_processor)
             self.train_set, self.row["train_items"] = packed
@@ -130,7 +137,7 @@ class _LanguageTraining:
             prepared = prepare(*train, "training", self.options, self.teacher_processor)
             self.train_set, self.row["train_items"] = prepared
         self.held_out = without_decoding(
-            self.eval_recordings.select(self.eval_set["index"]), self.options.data.audio_column
+            self.recordings.test.select(self.eval_set["index"]), self.options.data.audio_column
         )
 
     def _measure_base(self, model: nn.Module) -> None:
@@ -237,10 +244,10 @@ class _LanguageTraining:
             "model": model,
             "args": training,
             "train_dataset": self.train_set,
-            "eval_dataset": self.eval_set,
+            "eval_dataset": self.validation_set,
             "processing_class": self.processor,
-            "compute_metrics": make_compute_metrics(self.processor, [self.language] * len(self.eval_set))
-            if training.predict_with_generate
+            "compute_metrics": make_compute_metrics(self.processor, [self.language] * len(self.validation_set))
+            if self.validation_set is not None and training.predict_with_generate
             else None,
         }
         if self.options.lora is None:
@@ -272,6 +279,21 @@ class _LanguageTraining:
         self._save_weights(trainer)  # before anything else can fail
         self.row["train_seconds"] = round(trained.metrics["train_runtime"], 1)
         self.row["train_steps"] = trainer.state.global_step
+        if self.validation_set is not None:
+            self._report_best(trainer)
+
+    def _report_best(self, trainer: Seq2SeqTrainer) -> None:
+        """Say which checkpoint is taken."""
+        state, metric = trainer.state, str(trainer.args.metric_for_best_model).removeprefix("eval_")
+        if state.best_global_step is None or state.best_metric is None:
+            return
+        self.row["best"] = {"step": state.best_global_step, metric: state.best_metric}
+        value = f"{state.best_metric:.4f}" if metric.endswith("loss") else f"{state.best_metric:.1%}"
+        report(
+            self.options.training,
+            f"{self.language}: the best of {len(_evaluations(state))} checkpoints is that of step "
+            f"{state.best_global_step} of {state.global_step}, with {metric} {value} on the validation recordings",
+        )
 
     def _save_weights(self, trainer: Seq2SeqTrainer) -> None:
         """Save the adapter; `results.json` without its results says that the folder is of this run."""
@@ -314,8 +336,8 @@ class _LanguageTraining:
         base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
         rates = {"wer": expert["wer"], "cer": expert["cer"], "base_wer": base["wer"], "base_cer": base["cer"]}
         rates |= {"utterances": expert["utterances"], "split": data.eval_split}
-        if self.row["dataset_config"]:
-            rates["config"] = self.row["dataset_config"]
+        if self.row["eval_config"]:
+            rates["config"] = self.row["eval_config"]
         name = (data.eval_dataset or data.dataset).replace("{language}", self.language)
         test_set = Path(name).resolve().name if Path(name).exists() else name  # no path of this machine
         save_language(
@@ -327,3 +349,7 @@ class _LanguageTraining:
             gate_means=means,
         )
         write_folder_card(self.options.output_dir)
+
+
+def _evaluations(state: TrainerState) -> list[dict[str, float]]:
+    return [log for log in state.log_history if "eval_loss" in log]

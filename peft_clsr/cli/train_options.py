@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 if TYPE_CHECKING:
     from ..distillation.arguments import DistillationTrainingArguments
 
+PROMPT_TOKENS = 4  # <|startoftranscript|><|ca|><|transcribe|><|notimestamps|>
 logger = logging.getLogger(__name__)
 
 
@@ -46,12 +47,18 @@ class DataArguments:
         None, "Branch, tag or commit on the Hub; refs/convert/parquet if the dataset is a script."
     )
     train_split: str = _option("train", "Split to train on.")
-    eval_split: str = _option("test", "Held-out split to measure on.")
+    validation_split: str | None = _option(None, "Split that chooses the best checkpoint: validation.")
+    eval_split: str = _option("test", "Held-out split to measure on, once.")
     eval_dataset: str | None = _option(None, "Dataset to measure on; by default --dataset.")
+    eval_config: list[str] | None = _option(None, "Its configuration; by default --dataset_config.")
+    eval_revision: str | None = _option(None, "Its revision; by default --dataset_revision.")
+    eval_audio_column: str | None = _option(None, "Its column of the audio; by default --audio_column.")
+    eval_text_column: str | None = _option(None, "Its column of the transcripts; by default --text_column.")
     audio_column: str = _option("audio", "Column of the audio (Hub datasets).")
     file_column: str | None = _option(None, "Column of file names in a table. By default file_name, or path.")
     text_column: str = _option("transcription", "Column of the transcripts.")
     max_train_samples: int | None = _option(None, "Use only the first so many recordings to train on.")
+    most_upvoted: int | None = _option(None, "Train on so many recordings with most up_votes (Common Voice).")
     max_eval_samples: int | None = _option(None, "Use only the first so many recordings to measure on.")
     pack: bool = _option(True, "Join recordings to windows of 30 s to train on.")
     timestamps: float = _option(0.5, "Share of windows with timestamps.")
@@ -80,7 +87,7 @@ class ExpertArguments:
     the paper's.
     """
 
-    _argument_group_name = "expert (defaults for some hundred recordings; the paper's: examples/recipes)"
+    _argument_group_name = "expert (defaults for some hundred recordings; paper's: examples/recipes/paper.yaml)"
 
     expert_rank: str = field(
         default="64",
@@ -94,6 +101,7 @@ class ExpertArguments:
     gate_dropout: float = _option(0.1, "Dropout on the gate's input, in [0, 1).")
     gate_noise: float = _option(5.0, "Highest standard deviation of the noise on gate logits.")
     budget_weight: float = _option(1.0, "Weight of the budget loss, at least 0.")
+    translate_with_shared_decoder: bool = _option(False, "The decoder takes the shared FFNs when translating.")
     exclude_modules: str | None = _option(None, "Modules without expert, as a regular expression: '.*encoder.*'.")
 
 
@@ -144,11 +152,13 @@ _TRAINING = {
 TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() if default is not None}
 # Options of the other groups that the short help leaves out.
 _RARE = (
-    "prompt_language dataset_revision train_split eval_split eval_dataset audio_column max_train_samples "
-    "max_eval_samples "
+    "prompt_language dataset_revision train_split eval_split eval_dataset eval_config eval_revision eval_audio_column "
+    "eval_text_column audio_column max_train_samples most_upvoted max_eval_samples "
     "long_audio timestamps single previous_text no_speech "
     "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
-    "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_first_step save_steps "
+    "translate_with_shared_decoder "
+    "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_steps logging_first_step "
+    "save_steps "
     "warm_start"
 ).split()
 
@@ -220,6 +230,11 @@ def check_options(
                 f"{name} divides the model over processes, and this command measures and saves it on one: start it "
                 "with accelerate launch --multi_gpu, or train by a script with DistillationTrainer"
             )
+    if data.most_upvoted is not None and data.max_train_samples is not None:
+        raise ValueError(
+            "--most_upvoted and --max_train_samples both say which recordings to train on: leave out one of the two"
+        )
+    _choose_by_validation(data, training)
     if expert.exclude_modules is not None:
         try:
             re.compile(expert.exclude_modules)
@@ -236,12 +251,48 @@ def check_options(
     return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
 
 
+def _choose_by_validation(data: DataArguments, training: DistillationTrainingArguments) -> None:
+    """
+    Let the trainer evaluate on the validation split, after each epoch by default, and end with the best checkpoint.
+
+    Raises:
+        ValueError: an evaluation in training, and no split for it; or the strategies do not fit.
+    """
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+    if data.validation_split is None:
+        if training.eval_strategy != "no":
+            strategy = IntervalStrategy(training.eval_strategy).value
+            raise ValueError(
+                f"--eval_strategy {strategy} evaluates in training, and --eval_split is for the end: give "
+                "--validation_split validation, which is taken from the training split if there is none"
+            )
+        return
+    if data.validation_split == data.eval_split and data.eval_dataset is None:
+        raise ValueError(
+            f"--validation_split and --eval_split are both {data.eval_split!r}: the best checkpoint would be chosen "
+            "on what it is then measured on; name another split, such as validation"
+        )
+    if training.eval_strategy == "no":
+        training.eval_strategy = IntervalStrategy.EPOCH
+    training.save_strategy = SaveStrategy(IntervalStrategy(training.eval_strategy).value)
+    if training.eval_strategy == "steps":
+        training.save_steps = training.eval_steps = training.eval_steps or training.save_steps
+    training.save_total_limit = training.save_total_limit or 1  # the best one and the last
+    training.load_best_model_at_end = True
+    training.metric_for_best_model = training.metric_for_best_model or "error_rate"
+    training.greater_is_better = bool(training.greater_is_better)
+    training.predict_with_generate = not training.metric_for_best_model.endswith("loss")
+    if data.max_new_tokens is not None and training.generation_max_length is None:
+        training.generation_max_length = data.max_new_tokens + PROMPT_TOKENS
+
+
 def _check_numbers(data: DataArguments, training: DistillationTrainingArguments) -> None:
     """Raise a `ValueError` for a number that cannot be used, whose error would come after the work has begun."""
     at_least_1 = {
         name: getattr(arguments, name)
         for arguments, names in (
-            (data, ("max_train_samples", "max_eval_samples", "max_new_tokens", "max_audio_seconds")),
+            (data, ("max_train_samples", "most_upvoted", "max_eval_samples", "max_new_tokens", "max_audio_seconds")),
             (training, ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")),
         )
         for name in names

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .encodings import decode_text
 from .segments import END_COLUMN, START_COLUMN
-from .split import PARTS
+from .split import PARTS, MissingSplitError
 from .subtitle_files import TIMED_ENDINGS, files_by_name, find_timed_texts, read_timed_texts
 from .table_files import NO_AUDIO, read_recordings
 from .table_reader import TABLE_SUFFIXES, Table, join_tables, log_once
@@ -41,7 +41,8 @@ def read_layout(
         are neither tables nor pairs.
 
     Raises:
-        ValueError: a table or text cannot be read, or there is no such split.
+        MissingSplitError: there is no such split.
+        ValueError: a table or text cannot be read.
         OSError: a file cannot be opened.
     """
     if source.is_file():  # of any ending: Excel's "Unicode text" is a .txt with tabs
@@ -58,9 +59,9 @@ def read_layout(
         return None
     if tables:
         hint = "; --dataset_config {language} reads the folder of each language" if language in tables else ""
-        raise ValueError(
+        raise MissingSplitError(
             f"{source} has neither {split}/metadata.csv nor {split}.tsv, but has {', '.join(sorted(tables))}: set "
-            f"the split (--train_split, --eval_split) to one of these{hint}"
+            f"the split (--train_split, --eval_split, --validation_split) to one of these{hint}"
         )
     pairs = _read_pairs(source, language, text_column)
     return None if pairs is None else _rows_of_split(pairs, source, split)
@@ -101,10 +102,10 @@ def _rows_of_split(table: Table, folder: Path, split: str) -> tuple[Table, bool]
             return table, True
     rows = [row for row, name in enumerate(names) if name.casefold() == split.casefold()]
     if not rows:
-        raise ValueError(
+        raise MissingSplitError(
             f"{table.path} has no row of split {split!r}, but has "
             f"{', '.join(f'{count} of {name!r}' for name, count in Counter(names).items())}: set the split "
-            "(--train_split, --eval_split) to one of these"
+            "(--train_split, --eval_split, --validation_split) to one of these"
         )
     if "" in names:
         log_once(

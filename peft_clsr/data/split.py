@@ -13,7 +13,11 @@ PARTS = ("train", "validation", "test")
 _HELD_OUT = 0.1  # share of the recordings for validation, and for test
 
 
-def split_by_text(texts: Sequence[str]) -> list[str]:
+class MissingSplitError(ValueError):
+    """A dataset has no split of the name that is asked for."""
+
+
+def split_by_text(texts: Sequence[str], parts: Sequence[str] = PARTS) -> list[str]:
     """
     Split recordings into 80 % to train on, 10 % for validation and 10 % for test.
 
@@ -21,13 +25,14 @@ def split_by_text(texts: Sequence[str]) -> list[str]:
     alone, not on their order or on a seed. So runs with other seeds are measured on the same recordings.
 
     Args:
-        texts (`Sequence[str]`): Transcripts. Recordings without one are in "train".
+        texts (`Sequence[str]`): Transcripts. Recordings without one are in the first part.
+        parts (`Sequence[str]`, *optional*): The first has what the others, of 10 % each, leave.
 
     Returns:
-        `list[str]`: "train", "validation" or "test" for each.
+        `list[str]`: the part of each.
 
     Raises:
-        ValueError: there are fewer than three sentences.
+        ValueError: there are fewer sentences than parts.
 
     Example:
 
@@ -38,61 +43,61 @@ def split_by_text(texts: Sequence[str]) -> list[str]:
     """
     keys = [_key(text) for text in texts]
     sizes = Counter(filter(None, keys))
-    if len(sizes) < len(PARTS):
+    if len(sizes) < len(parts):
         raise ValueError(
-            f"{len(sizes)} different sentences cannot be split into {', '.join(PARTS)}: record more, or make the "
+            f"{len(sizes)} different sentences cannot be split into {', '.join(parts)}: record more, or make the "
             "parts yourself, in a column 'split'"
         )
     wanted = max(1, round(_HELD_OUT * sizes.total()))
     # In the order of their hashes; a sentence that is more than a part comes last.
     order = sorted(sizes, key=lambda key: (sizes[key] > wanted, hashlib.sha256(key.encode()).digest()))
-    parts: dict[str, str] = {}
-    for part in ("test", "validation"):
+    part_of: dict[str, str] = {}
+    for place in range(len(parts) - 1, 0, -1):
         size = 0
-        while size < wanted and len(order) > 1 + (part == "test"):
+        while size < wanted and len(order) > place:
             key = order.pop(0)
-            parts[key] = part
+            part_of[key] = parts[place]
             size += sizes[key]
-    return [parts.get(key, "train") for key in keys]
+    return [part_of.get(key, parts[0]) for key in keys]
 
 
 def split_segments(
-    recordings: Sequence[Hashable], starts: Sequence[str], texts: Sequence[str]
+    recordings: Sequence[Hashable], starts: Sequence[str], texts: Sequence[str], parts: Sequence[str] = PARTS
 ) -> tuple[list[str], str]:
     """
     Split segments into 80 % to train on, 10 % for validation and 10 % for test. They are heard with their neighbours.
 
-    So each recording is in one part, by its text. Fewer than three recordings are cut in time instead: the last
-    segments of each are for test.
+    So each recording is in one part, by its text. Fewer recordings than parts are cut in time instead: the last
+    segments of each are for the last part.
 
     Args:
         recordings (`Sequence[Hashable]`): The recording of each segment.
         starts (`Sequence[str]`): Its start, as [`parse_time`] reads it.
         texts (`Sequence[str]`): Its transcript.
+        parts (`Sequence[str]`, *optional*): As of [`split_by_text`].
 
     Returns:
-        `(list[str], str)`: "train", "validation" or "test" for each, and how they were split, for a message.
+        `(list[str], str)`: the part of each, and how they were split, for a message.
 
     Raises:
-        ValueError: a recording of fewer than three has fewer than three segments.
+        ValueError: there are fewer recordings than parts, and one has fewer segments than parts.
     """
     members: dict[Hashable, list[int]] = {}
     for segment, recording in enumerate(recordings):
         members.setdefault(recording, []).append(segment)
-    if len(members) >= len(PARTS):
+    if len(members) >= len(parts):
         spoken = [" ".join(texts[segment] for segment in segments) for segments in members.values()]
-        part = dict(zip(members, split_by_text(spoken), strict=True))
+        part = dict(zip(members, split_by_text(spoken, parts), strict=True))
         return [part[recording] for recording in recordings], "recording"
-    parts = ["train"] * len(texts)
+    part_of = [parts[0]] * len(texts)
     for recording, segments in members.items():
-        if len(segments) < len(PARTS):
-            raise ValueError(f"{recording} has {len(segments)} segments, too few for {', '.join(PARTS)}: record more")
+        if len(segments) < len(parts):
+            raise ValueError(f"{recording} has {len(segments)} segments, too few for {', '.join(parts)}: record more")
         order = sorted(segments, key=lambda segment: _time(starts[segment]))
         held_out = max(1, round(_HELD_OUT * len(order)))
         for place, segment in enumerate(reversed(order)):
-            if place < 2 * held_out:
-                parts[segment] = "test" if place < held_out else "validation"
-    return parts, "time, the end of each recording for test"
+            part_of[segment] = parts[max(0, len(parts) - 1 - place // held_out)]
+    return part_of, f"time, the end of each recording for {parts[-1]}"
 
 
 def _time(start: str) -> float:

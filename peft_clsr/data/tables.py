@@ -16,7 +16,7 @@ from .language_rows import dataset_of_language, table_of_language, write_tags
 from .layouts import read_layout, read_texts_beside
 from .rows import OTHER_TEXT_COLUMN, PLACE_COLUMN, TEXT_COLUMN
 from .segments import START_COLUMN
-from .split import PARTS, split_by_text, split_segments
+from .split import PARTS, MissingSplitError, split_by_text, split_segments
 from .table_files import FILE_COLUMNS, read_recordings
 from .table_reader import Table, log_once
 
@@ -169,7 +169,7 @@ def _split_off(table: Table, code: str, text_column: str, split: str) -> Table:
     if split not in PARTS:
         raise ValueError(
             f"{table.path} says no splits, so it is split into {', '.join(PARTS)}: set the split {split!r} "
-            "(--train_split, --eval_split) to one of these"
+            "(--train_split, --eval_split, --validation_split) to one of these"
         )
     texts = [row[text_column] for row in table.rows]
     how = "text, each sentence in one part"
@@ -227,7 +227,8 @@ def _load_dataset(
             hint = "; a workbook is not read: save its sheet as 'CSV UTF-8' in the folder"
         elif "Unknown split" in reason:
             hint = "; parts of a split are splits, too: --train_split 'train[:90%]' --eval_split 'train[90%:]'"
-        raise ValueError(
+        kind = MissingSplitError if "Unknown split" in reason else ValueError
+        raise kind(
             f"no split {split!r} of dataset {str(folder)!r} ({reason}): expected a table metadata.csv in the folder, "
             f"a folder with {split}/metadata.csv, one with {split}.tsv and clips/, recordings with a text file each, "
             "or a dataset that datasets.load_dataset reads, here or on the Hub; check the names of the dataset, its "

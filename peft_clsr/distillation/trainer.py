@@ -380,7 +380,7 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
             self._batches_to_count = []
         adapter_names = self._adapter_names(dict(inputs), inputs["labels"])
         # Around the backward pass too: gradient checkpointing runs the forward again there.
-        with self._tuner.route_samples(adapter_names):
+        with self._tuner.route_samples(adapter_names, inputs["labels"]):
             loss = super().training_step(model, inputs, *args, **kwargs)
         if not self.is_deepspeed_enabled:
             self._finite.end_batch(inputs["labels"])

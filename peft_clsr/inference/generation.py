@@ -22,7 +22,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -42,7 +42,7 @@ from ..tuner.adapter_names import BASE
 from ..tuner.broader import first_time, warn_of_broader_adapters
 from ..tuner.layer import CLSRLayer
 from ..tuner.route import RoutingState
-from ..tuner.samples import use_adapter_per_sample
+from ..tuner.samples import shared_decoder_samples, use_adapter_per_sample
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from .label_prompt import prompt_of_labels
 from .language_tokens import LanguageTokens
@@ -219,9 +219,19 @@ def _with_prompt_routing(generate: Callable) -> Callable:
         if getattr(config, "do_sample", False) and features is not None:  # a window of Whisper's `generate`
             processors = kwargs.get("logits_processor")
             kwargs["generation_config"], kwargs["logits_processor"] = draw_by_recording(config, processors, features)
-        return generate(self, *args, **kwargs)
+        with nullcontext() if routing is None or prompts is None else _translation(self, routing, prompts):
+            return generate(self, *args, **kwargs)
 
     return generate_by_prompt
+
+
+def _translation(model: nn.Module, routing: RoutingState, prompts: torch.Tensor) -> AbstractContextManager:
+    """Within this context, decoders of samples that translate take the shared FFNs, if their adapter says so."""
+    adapters, active = _adapters(model, routing)
+    names = routing.adapter_names or [active] * len(prompts)
+    if len(names) != len(prompts):
+        return nullcontext()  # the forward raises, with the remedy
+    return routing.calls.enter(shared_decoder=shared_decoder_samples(model, adapters, names, prompts))
 
 
 def warn_of_unused_adapter(model: nn.Module, languages: Iterable[str], by_prompt_language: bool = False) -> None:

@@ -27,6 +27,8 @@ class Call:
         adapter_names (`list[str]`, *optional*): Adapter of each sample. `None`: the active adapter.
         labels (`torch.Tensor`, *optional*): Labels of a batch whose forward gets none.
         recorded (`dict[str, torch.Tensor]`, *optional*): Filled with the gate values of each module.
+        shared_decoder (`list[bool]`, *optional*):
+            For each sample, True if its decoder takes the shared FFNs alone. `None`: for no sample.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Call:
         adapter_names: list[str] | None = None,
         labels: torch.Tensor | None = None,
         recorded: dict[str, torch.Tensor] | None = None,
+        shared_decoder: list[bool] | None = None,
     ) -> None:
         self.adapter_names, self.labels, self.recorded = adapter_names, labels, recorded
+        self.shared_decoder = shared_decoder
 
     def replace(self, **changes: Any) -> Call:
         return Call(**{**vars(self), **changes})

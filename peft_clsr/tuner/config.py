@@ -11,6 +11,21 @@ from peft import PeftConfig, PeftType
 from ..languages.tags import language_tag, prompt_code
 from . import peft_type  # noqa: F401  adds PeftType.CLSR
 
+# Settings of "Multilingual DistilWhisper". For those of a whole training see examples/recipes/paper.yaml.
+_PAPER = {
+    "gate_dim": 64,
+    "gate_dropout": 0.1,
+    "gate_noise": 5.0,
+    "skip_gate_prob": 0.2,
+    "gate_budget": 0.5,
+    "budget_weight": 1.0,
+    "expert_dropout": 0.3,
+    "expert_rank": None,
+    "init_weights": True,
+    "straight_through": False,
+    "translate_with_shared_decoder": True,
+}
+
 
 @dataclass
 class CLSRConfig(PeftConfig):
@@ -42,6 +57,7 @@ class CLSRConfig(PeftConfig):
             [`GateScheduleCallback`] (or `set_gate_progress`) updates it.
         skip_gate_prob (`float`, *optional*, defaults to 0.2):
             Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step.
+            Its gate values count in the budget all the same.
         gate_budget (`float`, *optional*, defaults to 0.5): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
         expert_dropout (`float`, *optional*, defaults to 0.3):
@@ -67,6 +83,10 @@ class CLSRConfig(PeftConfig):
             estimator, Bengio et al., 2013). Each token is then trained on one path. Noise makes it try both at first;
             in the end it is trained on the path that it takes in evaluation. By default tokens are trained on blends
             of both paths, as in the paper.
+        translate_with_shared_decoder (`bool`, *optional*, defaults to `False`):
+            When a Whisper translates (`<|translate|>` in the prompt), only its encoder is routed. Its decoder takes
+            the shared FFNs, as in the reference implementation. This holds in `generate`, and in training by
+            [`DistillationTrainer`] or within [`CLSRModel.route_samples`] with labels.
         started_from (`str`, *optional*): The expert that this one started as a copy of. [`warm_start`] sets it.
 
     Raises:
@@ -119,6 +139,9 @@ class CLSRConfig(PeftConfig):
     straight_through: bool = field(
         default=False, metadata={"help": "Gates are 0 or 1 in training too, with the gradient of their sigmoid."}
     )
+    translate_with_shared_decoder: bool = field(
+        default=False, metadata={"help": "The decoder takes the shared FFNs when a Whisper translates."}
+    )
     started_from: str | None = field(
         default=None, metadata={"help": "The expert that this one started as a copy of; set by warm_start."}
     )
@@ -163,6 +186,23 @@ class CLSRConfig(PeftConfig):
             self._check(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)", "0 turns it off")
         for name in ("gate_noise", "budget_weight"):
             self._check(name, getattr(self, name) >= 0, "at least 0", "0 turns it off")
+
+    @classmethod
+    def paper(cls, language: str | None = None, **overrides: Any) -> CLSRConfig:
+        """
+        The settings of "Multilingual DistilWhisper" (Ferraz et al., 2024), whatever the defaults are.
+
+        Args:
+            language (`str`, *optional*): As of the class.
+            overrides: Further arguments of the class. They replace the paper's.
+
+        Example:
+
+        ```py
+        >>> model = get_peft_model(whisper, CLSRConfig.paper(language="ca"), adapter_name="ca")
+        ```
+        """
+        return cls(**{**_PAPER, "language": language, **overrides})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as they are saved. A relative path of the base model would mean nothing in another folder."""

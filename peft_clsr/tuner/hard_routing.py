@@ -13,6 +13,7 @@ import torch
 
 from ..whisper import module_side
 from .expert import add_low_rank, can_overwrite_output, project, project_by_expert, project_into
+from .route import keep_routed
 
 if TYPE_CHECKING:
     from .layer import CLSRLayer
@@ -30,6 +31,9 @@ def choose(layer: CLSRLayer, x: torch.Tensor, adapter_names: list[str]) -> None:
         choice = layer.gate_logits(x, adapter_names[0]) >= 0
     else:
         choice = _choose_by_sample(layer, x, sample_names, adapter_names)
+    shared_samples = route.shared_samples(layer.training)
+    if shared_samples is not None:
+        choice = keep_routed(choice, shared_samples)
     if route.routing.is_collecting:
         config = layer.clsr_config[adapter_names[0]]
         # In training these gates are frozen, and the budget is for those that are trained.

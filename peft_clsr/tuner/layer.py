@@ -124,7 +124,7 @@ class CLSRLayer(BaseTunerLayer):
 
     def routed_adapters(self) -> list[str]:
         """The adapters to route by: the active one, or those of the samples. Empty if only the base layer is used."""
-        if self.disable_adapters:
+        if self.disable_adapters or all(self.route.shared_samples(self.training) or [False]):
             return []
         names = self.route.routing.calls.current(self.training).adapter_names
         names = self.active_adapters if names is None else list(dict.fromkeys(names))
@@ -154,8 +154,8 @@ class CLSRLayer(BaseTunerLayer):
         """
         In training, give zero gradients to the parameters that `result` [..., out_features] was computed without.
 
-        These are all of a skipped module and, if there are several processes, those of all adapters other than
-        `adapter_name`: another process may train them.
+        These are all of a skipped module, as its gate has no gradient either where the budget is in no loss. If there
+        are several processes, those of all adapters other than `adapter_name`, too: another process may train them.
         """
         if not self.training:
             return result

@@ -21,7 +21,7 @@ from .layer import MERGE_ERROR, CLSRLayer, InputLinear, OutputLinear, check_one_
 from .matching import check_ffns, is_output_projection, is_projection
 from .progress import set_gate_progress
 from .route import FFNRoute, RoutingState
-from .samples import use_adapter_per_sample
+from .samples import shared_decoder_samples, use_adapter_per_sample
 from .training_checks import TrainingChecks
 from .wrapping import is_wrapping
 
@@ -197,12 +197,16 @@ class CLSRModel(BaseTuner):
                 the same, because a batch has one language.
             labels (`torch.Tensor`, *optional*):
                 [batch, tokens], -100 for padding. They say which decoder tokens count in the gate budget; needed if
-                the forward gets decoder inputs instead of labels.
+                the forward gets decoder inputs instead of labels. They also say which samples translate, for
+                `translate_with_shared_decoder`.
 
         Raises:
             ValueError: several adapters in training mode.
         """
-        with use_adapter_per_sample(self.model, self.routing, adapter_names, labels):
+        shared = None
+        if labels is not None:
+            shared = shared_decoder_samples(self.model, self.peft_config, adapter_names, labels)
+        with use_adapter_per_sample(self.model, self.routing, adapter_names, labels, shared):
             yield
 
     @property
@@ -278,7 +282,7 @@ class CLSRModel(BaseTuner):
 
         The mean is over the gate values of all tokens of all routed modules, encoder and decoder together. Padding is
         left out, by `attention_mask` in the encoder and by `labels` (or `decoder_attention_mask`) in the decoder. A
-        skipped gate counts as zeros.
+        skipped module counts with the gate values that it would have used.
 
         Returns:
             `torch.Tensor`: scalar float32, with its graph in training.

@@ -75,6 +75,11 @@ class FFNRoute:
         """The paths of the tokens in the running forward of this thread."""
         return self._tokens.get()
 
+    def shared_samples(self, is_training: bool) -> list[bool] | None:
+        """True for each sample whose tokens take the shared FFN here, as their decoder does; `None`: no sample."""
+        shared = self.routing.calls.current(is_training).shared_decoder
+        return shared if shared is not None and module_side(self.name) == "decoder" else None
+
     def start(self) -> TokenPaths:
         """Start a forward: no path is chosen yet."""
         return self._tokens.start()
@@ -216,12 +221,14 @@ class RoutingState:
         inputs = {**inputs, "labels": self._find_labels(module, args, kwargs)}
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
         config, device = gate_values_of_modules[0][2], gate_values_of_modules[0][1].device
-        adapter_names = self.adapter_names
+        adapter_names, shared_decoder = self.adapter_names, self.calls.current().shared_decoder
         samples = 1 if adapter_names is None else len(adapter_names)
         sums, counts = torch.zeros(samples, device=device), torch.zeros(samples, device=device)
         for name, gate_values, _ in gate_values_of_modules:
             mask = _token_mask(name, gate_values, is_encoder_decoder, inputs)
             mask = torch.ones_like(gate_values) if mask is None else mask
+            if shared_decoder is not None and module_side(name) == "decoder":
+                mask = keep_routed(mask, shared_decoder)
             sums = sums + (gate_values * mask).reshape(samples, -1).sum(dim=1).to(device)
             counts = counts + mask.reshape(samples, -1).sum(dim=1).to(device)
         gates.sums, gates.counts = sums, counts
@@ -235,6 +242,12 @@ class RoutingState:
     def _find_labels(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
         labels = self.calls.current().labels
         return labels if labels is not None else _named_inputs(module, args, kwargs).get("labels")
+
+
+def keep_routed(values: torch.Tensor, shared: list[bool]) -> torch.Tensor:
+    """`values` [..., tokens], 0 for the tokens of `shared` samples. Those of a sample's beams are contiguous."""
+    is_routed = torch.tensor([not one for one in shared], device=values.device).unsqueeze(-1)
+    return (values.reshape(len(shared), -1) * is_routed).view(values.shape)
 
 
 def _named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

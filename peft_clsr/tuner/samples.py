@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.utils import ModulesToSaveWrapper
@@ -13,10 +13,17 @@ from torch import nn
 from .adapter_names import BASE
 from .route import RoutingState
 
+if TYPE_CHECKING:
+    from .config import CLSRConfig
+
 
 @contextmanager
 def use_adapter_per_sample(
-    model: nn.Module, routing: RoutingState, adapter_names: list[str], labels: torch.Tensor | None = None
+    model: nn.Module,
+    routing: RoutingState,
+    adapter_names: list[str],
+    labels: torch.Tensor | None = None,
+    shared_decoder: list[bool] | None = None,
 ) -> Iterator[None]:
     """
     Within this context, route each sample of a batch by its own adapter; see [`CLSRModel.route_samples`].
@@ -24,6 +31,7 @@ def use_adapter_per_sample(
     Args:
         model (`nn.Module`): The base model.
         routing (`RoutingState`): The state of the model.
+        shared_decoder (`list[bool]`, *optional*): Of [`shared_decoder_samples`].
     """
     if model.training and len(set(adapter_names)) > 1:
         raise ValueError(
@@ -32,8 +40,34 @@ def use_adapter_per_sample(
         )
     if not torch.compiler.is_compiling():
         _route_modules_to_save(model, routing)
-    with routing.calls.enter(adapter_names=list(adapter_names), labels=labels):
+    with routing.calls.enter(adapter_names=list(adapter_names), labels=labels, shared_decoder=shared_decoder):
         yield
+
+
+def shared_decoder_samples(
+    model: nn.Module, adapters: Mapping[str, CLSRConfig], adapter_names: Sequence[str | None], tokens: torch.Tensor
+) -> list[bool] | None:
+    """
+    Find the samples whose decoder takes the shared FFNs: they translate, and their adapter's
+    `translate_with_shared_decoder` is set.
+
+    Args:
+        model (`nn.Module`): The base model.
+        adapters (`Mapping[str, CLSRConfig]`): Its adapters by name.
+        adapter_names (`Sequence[str]`): The adapter of each sample.
+        tokens (`torch.Tensor`): int64 [samples, tokens]: prompts, or labels that begin with them.
+
+    Returns:
+        `list[bool]` or `None`: True for such a sample; `None` if there is none.
+    """
+    generation_config = getattr(model, "generation_config", None)
+    token = (getattr(generation_config, "task_to_id", None) or {}).get("translate")
+    chosen = {name for name, config in adapters.items() if config.translate_with_shared_decoder}
+    if token is None or chosen.isdisjoint(adapter_names):
+        return None
+    translates = (tokens == token).any(dim=1).tolist()
+    shared = [flag and name in chosen for flag, name in zip(translates, adapter_names, strict=True)]
+    return shared if any(shared) else None
 
 
 def _route_modules_to_save(model: nn.Module, routing: RoutingState) -> None:

@@ -9,21 +9,22 @@ import torch.nn.functional as F
 
 from .expert import project_by_expert
 from .gate import noise_deviation
+from .route import keep_routed
 
 if TYPE_CHECKING:
     from .layer import CLSRLayer
 
 
 def choose(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
-    """Set `gate` or `is_skipped` of the layer's `TokenPaths` for the tokens of `x` [..., in_features]."""
+    """
+    Set `gate` or `is_skipped` of the layer's `TokenPaths` for the tokens of `x` [..., in_features].
+
+    A skipped module keeps its gate values in the budget, with their gradient, as in the reference implementation.
+    """
     config, route, tokens = layer.clsr_config[adapter_name], layer.route, layer.route.tokens
     is_compiling = torch.compiler.is_compiling()
     # torch's generator, because gradient checkpointing restores its state; on the CPU, to avoid a device sync.
-    if not is_compiling and torch.rand((), device="cpu").item() < config.skip_gate_prob:
-        tokens.is_skipped = True
-        zeros = torch.zeros(x.shape[:-1], device=x.device)
-        route.routing.add_gate_values(route.name, zeros, config, is_trained=False)
-        return
+    tokens.is_skipped = not is_compiling and torch.rand((), device="cpu").item() < config.skip_gate_prob
     logits = layer.gate_logits(F.dropout(x, config.gate_dropout), adapter_name)
     deviation = noise_deviation(route.routing.gate_progress, config.gate_noise, config.straight_through)
     if deviation:
@@ -31,11 +32,16 @@ def choose(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> None:
     gate_values = logits.sigmoid()
     if config.straight_through:
         gate_values = gate_values + ((logits >= 0).to(gate_values.dtype) - gate_values).detach()
+    shared_samples = route.shared_samples(is_training=True)
+    if shared_samples is not None:
+        gate_values = keep_routed(gate_values, shared_samples)
+    is_trained = layer.clsr_gate_out[adapter_name].weight.requires_grad
+    route.routing.add_gate_values(route.name, gate_values, config, is_trained)
+    if tokens.is_skipped:
+        return
     if is_compiling and config.skip_gate_prob:  # a branch on a random number would break the graph
         gate_values = gate_values * (torch.rand((), device=x.device) >= config.skip_gate_prob)
     tokens.gate = gate_values.unsqueeze(-1)
-    is_trained = layer.clsr_gate_out[adapter_name].weight.requires_grad
-    route.routing.add_gate_values(route.name, gate_values, config, is_trained)
 
 
 def project_input(layer: CLSRLayer, x: torch.Tensor, adapter_name: str) -> torch.Tensor:

@@ -41,6 +41,9 @@ from peft_clsr.cli.table import results_rows
 from peft_clsr.cli.train_data import row_reader
 from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
 from peft_clsr.cli.train_packed import planned_epochs
+from peft_clsr.cli.train_splits import held_out
+from peft_clsr.data.split import MissingSplitError
+from peft_clsr.data.votes import most_upvoted
 
 
 @pytest.fixture
@@ -146,6 +149,17 @@ def test_results_of_other_settings_are_not_overwritten(run, tmp_path):
     assert results.read_bytes() == before
     assert run("--gate_budget", 0.25, "--overwrite")[0] == 0
     assert json.loads(results.read_text())["settings"]["gate_budget"] == 0.25
+
+
+def test_results_of_a_version_with_fewer_options_are_gone_on_with(run, tmp_path):
+    assert run()[0] == 0
+    results = tmp_path / "out" / "results.json"
+    written = json.loads(results.read_text())
+    assert written["settings"].pop("translate_with_shared_decoder") is False
+    results.write_text(json.dumps(written))
+    status, printed = run()
+    assert status == 0 and "trained before with these settings" in printed
+    assert run("--translate_with_shared_decoder", "true")[0] == 2
 
 
 def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
@@ -307,7 +321,15 @@ def test_lora_starts_from_the_smoothed_loss_of_the_base(run, student, recordings
 def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
     """And evaluates by generation, as experts do."""
     options = ("--save_steps", 1, "--predict_with_generate", "--eval_strategy", "steps", "--eval_steps", 1)
-    options += ("--generation_max_length", 8, "--keep_checkpoints")
+    options += (
+        "--generation_max_length",
+        8,
+        "--keep_checkpoints",
+        "--validation_split",
+        "validation",
+        "--save_total_limit",
+        2,
+    )
     assert run(*options, method=LORA)[0] == 0
     out = tmp_path / "out"
     whole = load_file(out / "ro" / "adapter_model.safetensors")
@@ -873,3 +895,153 @@ def test_a_warm_start_that_cannot_be_is_refused_before_the_work(run, experts, tm
     status, printed = run("--warm_start", source.format(experts=experts), *options, method=method)
     assert status == 2 and re.search(message, printed), printed
     assert "base model: " not in printed and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------- what chooses, what is measured
+
+
+def write_table(folder, split, rows, columns="file_name,transcription"):
+    """A table of noise; `rows` have the cells after the file name."""
+    (folder / split).mkdir(parents=True)
+    lines = [columns]
+    for i, row in enumerate(rows):
+        soundfile.write(folder / split / f"{i}.wav", noise(0.5, seed=i), 16000)
+        lines.append(f"{i}.wav,{row}")
+    (folder / split / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+SELECTION = ("--validation_split", "validation", "--max_new_tokens", 8, "--keep_checkpoints")
+
+
+def spy_on_best(monkeypatch, better):
+    """Let checkpoint `better` (1 or 2) have the lower error rate. Returns the sizes of the evaluated sets."""
+    sizes = []
+
+    def metrics(self, prediction):
+        sizes.append(len(prediction.label_ids))
+        return {"error_rate": 0.25 if len(sizes) == better else 0.5}
+
+    monkeypatch.setattr("peft_clsr.evaluation.metrics.ErrorRateMetrics.__call__", metrics)
+    return sizes
+
+
+@pytest.mark.parametrize("method", [("--gate_dim", 8), LORA], ids=["expert", "lora"])
+@pytest.mark.parametrize("better", [1, 2])
+def test_the_best_checkpoint_by_the_validation_split_is_kept(run, recordings, tmp_path, monkeypatch, method, better):
+    write_table(recordings, "validation", ["trei", "patru", "cinci"])
+    sizes = spy_on_best(monkeypatch, better)
+    options = ("--eval_strategy", "steps", "--eval_steps", 1, "--save_total_limit", 2, "--learning_rate", 0.1)
+    status, printed = run(*SELECTION, *options, method=method)
+    assert status == 0, printed
+    assert sizes == [3, 3]  # the validation split, not the two recordings of test
+    assert f"the best of 2 checkpoints is that of step {better} of 2, with error_rate 25.0%" in printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert row["best"] == {"step": better, "error_rate": 0.25} and row["base"]["utterances"] == 2
+    checkpoints = tmp_path / "out" / "checkpoints" / "ro"
+    kept = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
+    of_steps = [load_adapter_of(checkpoints / f"checkpoint-{step}") for step in (1, 2)]
+    assert any(not torch.equal(of_steps[0][name], of_steps[1][name]) for name in kept)
+    assert all(torch.equal(of_steps[better - 1][name], kept[name]) for name in kept)
+
+
+def load_adapter_of(checkpoint):
+    (file,) = checkpoint.rglob("adapter_model.safetensors")
+    return load_file(file)
+
+
+def test_without_a_validation_split_a_part_of_the_training_recordings_chooses(run, tmp_path):
+    status, printed = run(*SELECTION, "--metric_for_best_model", "loss")
+    assert status == 0, printed
+    assert "has neither validation/metadata.csv" in printed and "but has test, train" in printed
+    assert "1 of 4 training recordings are held out for validation, by text, each sentence in one part" in printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert (row["train_items"]["kept"], row["validation_items"]["kept"], row["eval_items"]["kept"]) == (3, 1, 2)
+    assert row["best"].keys() == {"step", "loss"} and row["best"]["step"] == row["train_steps"] == 2
+
+
+def test_few_validation_words_are_named(run):
+    status, printed = run(*SELECTION)
+    assert status == 0, printed
+    assert "ro: the validation recordings have 2 words, so differences of a few points" in printed
+
+
+def test_long_recordings_are_held_out_whole(tiny_processor):
+    rows = [{"audio": f"{i // 3}.wav", "start": str(i % 3), "transcription": f"text {i}"} for i in range(12)]
+    missing = MissingSplitError("no dev")
+    data = DataArguments("s", "d", ["ro"], validation_split="dev")
+    for count, size, how in ((12, 3, "recording"), (3, 1, "time, the end of each recording for dev")):
+        recordings = datasets.Dataset.from_list(rows[:count])
+        train, validation, note = held_out(recordings, data, missing)
+        assert len(validation) == size and f"({missing}), so {size} of {count}" in note and note.endswith(how)
+        if count == 12:
+            assert not set(train["audio"]) & set(validation["audio"])
+        assert sorted([*train["transcription"], *validation["transcription"]]) == sorted(recordings["transcription"])
+    with pytest.raises(ValueError, match="no dev; and of the training recordings none can be held out: 1 different"):
+        held_out(datasets.Dataset.from_list([{"audio": "0.wav", "transcription": "da"}]), data, missing)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--eval_strategy", "epoch"), "--eval_strategy epoch evaluates in training"),
+        (("--validation_split", "test"), "--validation_split and --eval_split are both 'test'"),
+        (("--most_upvoted", 0), "--most_upvoted is 0, expected at least 1"),
+        (("--most_upvoted", 5, "--max_train_samples", 5), "leave out one of the two"),
+        (("--most_upvoted", 5), "no column 'up_votes', which Common Voice's tables have, but"),
+        (("--eval_text_column", "sentence"), "has no column 'sentence', but"),
+        (("--eval_config", "a", "b"), "2 values of --eval_config for 1 languages"),
+    ],
+)
+def test_wrong_choices_of_recordings_are_named_before_the_work(run, tmp_path, options, named):
+    status, printed = run(*options)
+    assert status == 2 and named in printed, printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_recordings_with_most_up_votes_are_trained_on(run, recordings, tmp_path):
+    shutil.rmtree(recordings / "train")
+    votes = [(2, 0), (9, 1), (10, 0), (2, 0), (9, 0)]  # as text, 9 would be above 10
+    rows = [f"propoziția {i},{up},{down}" for i, (up, down) in enumerate(votes)]
+    write_table(recordings, "train", rows, "file_name,transcription,up_votes,down_votes")
+    status, printed = run("--most_upvoted", 4)
+    assert status == 0 and "ro: 4 of 5 recordings taken, those with most up-votes" in printed, printed
+    assert results_of(tmp_path / "out")["languages"]["ro"]["train_items"]["kept"] == 4
+    table = load_recordings(recordings, "ro", "train")
+    for number, texts in ((1, [2]), (2, [2, 4]), (4, [0, 1, 2, 4]), (9, [0, 1, 2, 3, 4])):
+        taken = most_upvoted(table, number, "table")["transcription"]
+        assert taken[:] == [f"propoziția {i}" for i in texts]
+    with pytest.raises(ValueError, match="table, row 0: up_votes is '', expected a whole number"):
+        most_upvoted(datasets.Dataset.from_list([{"up_votes": ""}]), 1, "table")
+
+
+def test_training_on_one_dataset_and_testing_on_another_with_other_columns(run, recordings, tmp_path):
+    """As Common Voice (tables) and FLEURS (Parquet, a folder for each configuration)."""
+    shutil.rmtree(recordings / "test")
+    for path in (recordings / "train").glob("*.csv"):
+        path.write_text(path.read_text().replace("transcription", "sentence"))
+    rows = []
+    for i in range(3):
+        soundfile.write(tmp_path / "one.wav", noise(0.5, seed=i), 16000)
+        sound = {"bytes": (tmp_path / "one.wav").read_bytes(), "path": f"{i}.wav"}
+        rows.append({"sound": sound, "transcription": f"fraza {i}", "sentence": "not this", "language": "Romanian"})
+    fleurs = datasets.Dataset.from_list(rows).cast_column("sound", datasets.Audio(16000, decode=False))
+    (tmp_path / "fleurs" / "ro_ro" / "test").mkdir(parents=True)
+    fleurs.to_parquet(tmp_path / "fleurs" / "ro_ro" / "test" / "0000.parquet")
+    options = ("--eval_dataset", tmp_path / "fleurs", "--eval_config", "ro_ro", "--eval_text_column", "transcription")
+    options += ("--eval_audio_column", "sound", "--text_column", "sentence")
+    status, printed = run(*options)
+    assert status == 0, printed
+    row = results_of(tmp_path / "out")["languages"]["ro"]
+    assert (row["dataset_config"], row["eval_config"]) == (None, "ro_ro")
+    assert row["train_items"]["kept"] == 4 and row["expert"]["utterances"] == 3
+    (language,) = read_languages(tmp_path / "out")
+    assert language.results.keys() == {"fleurs"} and language.results["fleurs"]["config"] == "ro_ro"
+    status, printed = run(*options[:2], "--eval_config", "ro", *options[4:])
+    assert status == 2 and "holds results of ro on None and 'ro_ro', not None and 'ro'" in printed
+
+
+def test_the_teacher_is_the_top_line_of_the_table(run, student):
+    status, printed = run("--teacher", student, "--max_new_tokens", 8)
+    assert status == 0, printed
+    models = [line.split("|")[3].strip() for line in printed.splitlines() if line.startswith("| ro ")]
+    assert models[:3] == ["teacher", "base", "with expert"]

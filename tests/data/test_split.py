@@ -39,3 +39,12 @@ def test_recordings_without_text_are_in_no_held_out_part():
 def test_too_few_sentences_are_refused():
     with pytest.raises(ValueError, match="2 different sentences cannot be split into train, validation, test"):
         split_by_text(["da", "Da!", "nu"])
+
+
+def test_a_tenth_can_be_held_out_of_the_training_recordings():
+    texts = [f"text {i}" for i in range(50)]
+    parts = split_by_text(texts, ("train", "dev"))
+    assert (parts.count("train"), parts.count("dev")) == (45, 5)
+    assert sorted(split_by_text(["da", "nu"], ("train", "dev"))) == ["dev", "train"]
+    with pytest.raises(ValueError, match="1 different sentences cannot be split into train, dev"):
+        split_by_text(["da", "Da!"], ("train", "dev"))

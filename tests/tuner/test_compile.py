@@ -73,6 +73,22 @@ def test_training_is_one_graph_with_the_same_gradients(model):
         torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-5, rtol=1e-4)
 
 
+@one_graph_in_training
+def test_compiled_skips_keep_their_gates_in_the_budget(tiny_whisper):
+    model = randomize(clsr(tiny_whisper(init_std=0.2), skip_gate_prob=1 - 1e-9), scale=0.3).train()
+    inputs = make_inputs(model)
+    gradients = []
+    for function in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        outputs = function(**inputs)
+        outputs.loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+        gradients[-1]["loss"] = outputs.loss.detach()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+        assert "expert" in name or gradient.abs().max() > 0, name
+
+
 def test_generation_with_a_compiled_forward_gives_the_same_tokens(model):
     features = make_inputs(model)["input_features"]
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "cache_implementation": "static"}

@@ -1,11 +1,17 @@
 """Bad input: each error names the value, and leaves everything as it was."""
 
+from dataclasses import dataclass, fields
+from pathlib import Path
+
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+import yaml
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from peft_clsr import CLSRConfig
+from peft_clsr.cli.config_file import arguments_in_file
+from peft_clsr.cli.train_options import expert_config, make_train_parser
 
 
 class MLP(nn.Module):
@@ -27,6 +33,72 @@ def test_defaults_are_the_papers():
     assert (config.skip_gate_prob, config.gate_budget, config.budget_weight) == (0.2, 0.5, 1.0)
     assert (config.expert_dropout, config.expert_rank, config.init_weights) == (0.3, None, True)
     assert config.max_audio_seconds is None
+
+
+# Of the paper's experts and gates. They stay, whatever the defaults become.
+PAPER = {
+    "gate_dim": 64,
+    "gate_dropout": 0.1,
+    "gate_noise": 5.0,
+    "skip_gate_prob": 0.2,
+    "gate_budget": 0.5,
+    "budget_weight": 1.0,
+    "expert_dropout": 0.3,
+    "expert_rank": None,
+    "init_weights": True,
+    "straight_through": False,
+    "translate_with_shared_decoder": True,
+}
+
+
+def test_the_papers_settings_are_one_call_and_follow_no_default():
+    @dataclass
+    class Changed(CLSRConfig):
+        gate_dim: int = 8
+        gate_dropout: float = 0.0
+        gate_noise: float = 1.0
+        skip_gate_prob: float = 0.0
+        gate_budget: float = 0.9
+        budget_weight: float = 0.1
+        expert_dropout: float = 0.0
+        expert_rank: int | None = 64
+        init_weights: bool = False
+        straight_through: bool = True
+        translate_with_shared_decoder: bool = False
+
+    for config in (CLSRConfig.paper(language="ca"), Changed.paper("ca")):
+        assert config.language == "ca"
+        assert {name: getattr(config, name) for name in PAPER} == PAPER
+    config = CLSRConfig.paper("ca-valencia", prompt_language="ca", expert_rank=32, gate_budget=0.75)
+    assert (config.prompt_language, config.expert_rank, config.gate_budget, config.gate_noise) == ("ca", 32, 0.75, 5.0)
+    with pytest.raises(TypeError, match="gate_nois"):
+        CLSRConfig.paper("ca", gate_nois=1.0)
+
+
+def test_every_setting_of_the_method_is_among_the_papers():
+    """A new field belongs to the paper's settings, or to those that say what is trained, and where."""
+    of_the_model = {"language", "prompt_language", "max_audio_seconds", "started_from", "modules_to_save"}
+    of_the_model |= {"target_modules", "output_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+    own = {field.name for field in fields(CLSRConfig)} - {field.name for field in fields(PeftConfig)}
+    assert own - of_the_model == set(PAPER)
+
+
+def test_the_commands_file_has_the_papers_settings():
+    path = Path(__file__).parents[2] / "examples" / "recipes" / "paper.yaml"
+    parser = make_train_parser("peft-clsr train", everything=True)
+    needed = ["--student", "s", "--dataset", "d", "--languages", "ca", "--output_dir", "o"]
+    data, expert, _, training = parser.parse_args_into_dataclasses(needed + arguments_in_file(str(path), parser)[1])
+    config = CLSRConfig(**expert_config(expert))
+    assert {name: getattr(config, name) for name in PAPER} == PAPER
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert written.keys() >= PAPER.keys() - {"init_weights"}  # none is left to a default
+    assert (training.kd_loss, training.kd_weight, training.ce_weight, training.temperature) == ("js", 2.0, 1.0, 1.0)
+    assert (training.learning_rate, training.num_train_epochs, training.per_device_train_batch_size) == (1e-4, 10, 16)
+    assert (training.warmup_steps, training.adam_beta2, training.label_smoothing_factor) == (0.1, 0.98, 0.1)
+    assert not data.pack
+    lora = yaml.safe_load(path.with_name("lora.yaml").read_text(encoding="utf-8"))
+    shared = {name: value for name, value in lora.items() if not name.startswith("lora_")}
+    assert shared == {name: written[name] for name in shared} and len(shared) == 7
 
 
 @pytest.mark.parametrize("language", ["ca", "catalan", "Catalan", "uk", "yue", None])
