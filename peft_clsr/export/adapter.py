@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -15,9 +16,15 @@ from ..languages.tags import language_tag
 from ..tuner.model import CLSRModel
 from .plain_ffn import routed_projections
 
+logger = logging.getLogger(__name__)
+
 
 def find_adapter(model: Any, language: str) -> tuple[str, str]:
-    """The name of a language's adapter, and the language's tag. Raises errors for a model without CLSR adapters."""
+    """
+    The name of a language's adapter, and the language's tag. Raises errors for a model without CLSR adapters.
+
+    Warns of what no export keeps.
+    """
     if not isinstance(model, PeftModel) or not isinstance(model.get_base_model(), WhisperForConditionalGeneration):
         inside = f" around a {type(model.get_base_model()).__name__}" if isinstance(model, PeftModel) else ""
         raise TypeError(
@@ -33,6 +40,11 @@ def find_adapter(model: Any, language: str) -> tuple[str, str]:
         )
     name = adapter_of_language(model.peft_config, language)
     config: Any = model.peft_config[name]
+    if config.translate_with_shared_decoder:
+        logger.warning(
+            f"the adapter {name!r} has translate_with_shared_decoder, which an export does not keep: when it "
+            "translates, its decoder takes the expert, too. Translate with PyTorch, or with the base model"
+        )
     return name, config.language or language_tag(language)
 
 

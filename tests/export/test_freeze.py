@@ -332,6 +332,12 @@ def test_bad_input_is_refused_and_changes_nothing(routed, freeze, kwargs, error,
     assert_same_state(model, before)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_export_says_that_translations_take_the_expert(routed, freeze, caplog, shared):
+    freeze(routed([EXPERT] * 4, translate_with_shared_decoder=shared))
+    assert ("has translate_with_shared_decoder, which an export does not keep" in caplog.text) is shared
+
+
 def test_a_dataset_that_does_not_fit_is_refused(routed, freeze, dataset, tiny_whisper, tiny_processor):
     with pytest.raises(ValueError, match="dataset is empty"):
         freeze(routed([EXPERT] * 4), dataset=dataset.select([]))
