@@ -197,9 +197,7 @@ def load_run(run: Run, setup: Setup, seconds: float) -> tuple[Result, nn.Module,
     return results, model, processor
 
 
-def read_split(
-    setup: Setup, language: str, split: str, size: int | None = None, fold: int = -1
-) -> datasets.Dataset:
+def read_split(setup: Setup, language: str, split: str, size: int | None = None, fold: int = -1) -> datasets.Dataset:
     """The first `size` recordings of a split, undecoded: "audio", "transcription", "language", "translation"."""
     tables = []
     for name, kept in parts(split, fold) if fold >= 0 else [(split, slice(None))]:
@@ -379,7 +377,7 @@ def measure(
 
 
 def measure_joined(run: Run, setup: Setup, model: nn.Module, processor: Any, language: str) -> dict[str, Any]:
-    """The errors on the fold's test recordings, joined as `peft-clsr train` does; each is an utterance of about 60 s."""
+    """The errors on the fold's test recordings, joined to recordings of a minute as `peft-clsr train` does."""
     rows = read_split(setup, language, "test", fold=run.fold)
     reader = RowReader.of(
         rows,

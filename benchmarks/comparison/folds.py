@@ -1,8 +1,8 @@
 """
 The second round's recordings: three folds of texts.
 
-The recordings of a language are divided by text into folds. A run of fold f is tested on fold f, validated on the first
-recordings of the next fold, and trained on all others. So each recording is in the test of one fold.
+The recordings of a language are divided by text into folds. A run of fold f is tested on fold f, validated on the
+first recordings of the next fold, and trained on all others. So each recording is in the test of one fold.
 """
 
 from __future__ import annotations

@@ -266,7 +266,8 @@ def _read_table(folder: Path, modified: int) -> dict[RunKey, tuple[dict[str, str
         lines[tuple(str(details[name]) for name in KEY)] = line
     table = {}
     with open(folder / TABLE, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        for read in csv.DictReader(file):
+            row = dict.fromkeys(COLUMNS, "") | read  # a table may be older than a setting
             key = key_of(row)
             if key in table:
                 raise ValueError(f"{folder / TABLE} has two rows of {' '.join(map(str, key))}: remove one")

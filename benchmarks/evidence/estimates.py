@@ -46,7 +46,9 @@ def resamples(language: str, split: str, sizes: tuple[int, ...]) -> list[np.ndar
             for fold, size in enumerate(sizes):
                 here = drawn[:, place] == fold
                 parts[fold][here] += _multinomial(generator, size, int(here.sum()))
-    return [np.concatenate([np.ones((1, size), dtype=np.int64), part]) for size, part in zip(sizes, parts, strict=True)]
+    return [
+        np.concatenate([np.ones((1, size), dtype=np.int64), part]) for size, part in zip(sizes, parts, strict=True)
+    ]
 
 
 def _multinomial(generator: np.random.Generator, size: int, draws: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import Result, ResultStore
 
 from .estimates import Counts, counts_of, difference, rate
-from .grid import CANDIDATES, METHODS, TUNING_FOLD, TUNING_LANGUAGES, UNCHANGED, Grid, Method
+from .grid import CANDIDATES, METHODS, TUNING_FOLD, TUNING_LANGUAGES, UNCHANGED, Grid
 
 SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
 BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
@@ -200,9 +200,7 @@ def tuning_section(grid: Grid) -> list[str]:
     for name in CANDIDATES:
         for candidate in CANDIDATES[name]:
             found = [
-                grid.store.read(run)
-                for run in grid.candidates(name)
-                if (run.learning_rate, run.rank) == candidate
+                grid.store.read(run) for run in grid.candidates(name) if (run.learning_rate, run.rank) == candidate
             ]
             rates = [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
             if not all(map(math.isnan, rates)):
@@ -214,8 +212,8 @@ def tuning_section(grid: Grid) -> list[str]:
                 label = next(method.label for method in METHODS if method.name == name)
                 rows.append([label, format_tuning(candidate), *columns, mark])
     text = (
-        f"WER in validation, %, fold {TUNING_FOLD}. The lowest mean of both languages is chosen; of equal ones the first. "
-        "Test recordings have no part in it. Taught rows have the settings of the untaught."
+        f"WER in validation, %, fold {TUNING_FOLD}. The lowest mean of both languages is chosen; of equal ones the "
+        "first. Test recordings have no part in it. Taught rows have the settings of the untaught."
     )
     return ["## Tuning", "", text, "", *table(["method", "learning rate, rank", *TUNING_LANGUAGES, ""], rows)]
 
@@ -278,10 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     numbers = rates(rows, languages)
     both = both_domains(rows, languages)
     intro = (
-        f"Made by `python -m benchmarks.evidence.report`. Intervals are of 95 %, from {DRAWS:,} draws of a hierarchical "
-        "bootstrap: folds, which are trainings, and utterances within them. Three trainings are few: an interval of one "
-        "language is rather too narrow. The mean over languages rests on three trainings of each. Out of domain is a "
-        "human voice in Russian, and a synthetic one elsewhere."
+        f"Made by `python -m benchmarks.evidence.report`. Intervals are of 95 %, from {DRAWS:,} draws of a "
+        "hierarchical bootstrap: folds, which are trainings, and utterances within them. Three trainings are few: an "
+        "interval of one language is rather too narrow. The mean over languages rests on three trainings of each. "
+        "Out of domain is a human voice in Russian, and a synthetic one elsewhere."
     )
     lines = ["# Second round: tables", "", intro, "", *rates_section(numbers, languages), *both_section(both)]
     lines += [*runs_section(rows, missing), *tuning_section(grid)]

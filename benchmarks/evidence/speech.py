@@ -56,7 +56,7 @@ MAX_CHARACTERS_PER_SECOND = 25.0  # faster than the speaker reads: such an annou
 
 def read_announcements(packages: Path) -> dict[str, tuple[Path, str]]:
     """
-    Read the announcements that can be used: two words or more, no brackets or digits, at most 12 s.
+    Read the announcements that can be used, each text once: two words or more, no brackets or digits, at most 12 s.
 
     Args:
         packages (`Path`): Has the unpacked packages.
@@ -66,15 +66,18 @@ def read_announcements(packages: Path) -> dict[str, tuple[Path, str]]:
     """
     texts = next((packages / ANNOUNCEMENTS).rglob("core-sounds-ru.txt.gz"))
     audio = {path.stem: path for path in (packages / ANNOUNCEMENTS_AUDIO).rglob("*.g722")}
-    announcements = {}
+    announcements, texts_read = {}, set()
     for line in gzip.decompress(texts.read_bytes()).decode().splitlines():
         name, separator, text = line.partition(":")
         text = " ".join(text.split())
         if line.startswith(";") or not separator or name not in audio or re.search(r"[][()<>\d]", text):
             continue
+        if text in texts_read:
+            continue
         seconds = audio[name].stat().st_size * 2 / RATE  # a byte has two samples
         if len(text.split()) >= 2 and seconds <= MAX_ANNOUNCEMENT and len(text) / seconds <= MAX_CHARACTERS_PER_SECOND:
             announcements[name] = audio[name], text
+            texts_read.add(text)
     return dict(sorted(announcements.items()))
 
 
@@ -120,9 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="languages to write")
-    parser.add_argument("--list", action="store_true", help="make the lists in benchmarks/splits/folds again")
+    add = parser.add_argument
+    add("--cache_dir", type=Path, default=Path(".cache"), help="folder to fetch into")
+    add("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="languages to write")
+    add("--list", action="store_true", help="make the lists in benchmarks/splits/folds again")
     arguments = parser.parse_args()
     cache = arguments.cache_dir
     fetch_whisper(cache / "whisper-base")
