@@ -90,12 +90,7 @@ def synthesized(packages: Path, language: str) -> OtherDomain:
 
 
 def write_language(
-    stamps: Path,
-    language: str,
-    target: Path,
-    other_domain: OtherDomain | None,
-    lists: Path = SPLITS,
-    max_seconds: float = AUDIO_SECONDS,
+    stamps: Path, language: str, target: Path, other_domain: OtherDomain | None, lists: Path, max_seconds: float
 ) -> None:
     """
     Write the splits of a language, as listed, to the folder `target`.
@@ -105,8 +100,8 @@ def write_language(
         language (`str`): The language.
         target (`Path`): Folder to make.
         other_domain (`OtherDomain`, *optional*): Makes the audio of a row out of domain.
-        lists (`Path`, *optional*): Folder of the lists.
-        max_seconds (`float`, *optional*): Of a recording, when the lists were made.
+        lists (`Path`): Folder of the lists.
+        max_seconds (`float`): Of a recording, when the lists were made.
 
     Raises:
         FetchError: a recording or message is missing, or differs from the listed one.
@@ -179,7 +174,7 @@ def main() -> None:
         if arguments.list:
             write_list(SPLITS / f"{language}.csv", list_language(stamps, cache / "packages", language))
         spoken = synthesized(cache / "packages", language) if language in LANGUAGES else None
-        write_language(stamps, language, cache / "compare" / language, spoken)
+        write_language(stamps, language, cache / "compare" / language, spoken, SPLITS, AUDIO_SECONDS)
 
 
 if __name__ == "__main__":
