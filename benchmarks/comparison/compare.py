@@ -132,8 +132,8 @@ def make_setup(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
 
 def make_pool(jobs: int, setup: Setup) -> ProcessPoolExecutor:
     """Processes that do runs."""
-    # They inherit this: too many threads cost far more time than they save.
-    os.environ["OMP_NUM_THREADS"] = str(setup.threads)
+    # They inherit this: too many threads cost far more time than they save, and bars of several processes mix.
+    os.environ |= {"OMP_NUM_THREADS": str(setup.threads), "TQDM_DISABLE": "1"}
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 

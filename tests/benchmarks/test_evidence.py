@@ -205,7 +205,8 @@ def pretended(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "execute", execute)
     monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `main` sets it
+    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
+        monkeypatch.setenv(name, "1")
     (tmp_path / "data").mkdir()
     folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
 
