@@ -59,13 +59,14 @@ class Run:
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
-    """Language, method, teacher, seed, and the settings that differ from the method's defaults."""
+    """Language, method, teacher, seed, and the settings that differ from the defaults of the method and the round."""
+    defaults = METHOD_SETTINGS.get(settings["method"], {}) | (FOLD_SETTINGS if settings.get("fold", -1) >= 0 else {})
     parts = [settings["language"], settings["method"], f"seed{settings['seed']}"]
     if settings["teacher"] is not None:
         parts.insert(2, f"kd-{settings['teacher'].replace('/', '--')}")  # a Hub id, written as in the Hub's cache
     for item in fields(Run)[4:]:
         value = settings.get(item.name, item.default)
-        if value != METHOD_SETTINGS.get(settings["method"], {}).get(item.name, item.default):
+        if value != defaults.get(item.name, item.default):
             parts.append(f"{item.name}={value:g}" if isinstance(value, float) else f"{item.name}={value}")
     return "_".join(parts)
 

@@ -169,7 +169,10 @@ def both_section(numbers: dict[str, Any]) -> list[str]:
         for label, entry in numbers.items()
     ]
     header = ["%, and differences in points", *(name[:3].upper() + name[3:] for name in names)]
-    text = "Mean over languages, and over single recordings and those out of domain. Below 0, the row is better."
+    text = (
+        "Mean over languages, and over single recordings and those out of domain. Differences are over the folds that "
+        "both rows have; below 0, the row is better."
+    )
     return ["## Mean of both domains", "", text, "", *table(header, rows)]
 
 
@@ -222,38 +225,41 @@ def tuning_section(grid: Grid) -> list[str]:
 
 
 def draw(numbers: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
-    """The mean WER of each method: single and joined recordings on the left, out of domain on the right."""
-    shown = [row for row in rows if "mean" in numbers["test"][row.label]][::-1]
-    figure = Figure(figsize=(10, 1.2 + 0.42 * len(shown)), layout="constrained")
+    """The mean WER of each trained row: single and joined recordings on the left, out of domain on the right."""
+    shown = [row for row in rows if row.label != UNCHANGED.label and "mean" in numbers["test"][row.label]][::-1]
+    figure = Figure(figsize=(10, 1.6 + 0.4 * len(shown)), layout="constrained")
+    figure.suptitle("Language experts (orange) and other trainings (gray): WER, mean over languages, 95 % intervals")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, splits, title in (
         (left, ("test", "joined"), "Readers and subject as in training"),
         (right, (OUT_OF_DOMAIN,), "Another voice, another subject"),
     ):
         for split in splits:
+            joined = split == "joined"
             for place, row in enumerate(shown):
-                cell = numbers[split][row.label].get("mean", {}).get("wer")
+                cell = numbers[split][row.label].get("mean")
                 if cell is None:
                     continue
-                value, low, high = (100 * cell[name] for name in ("value", "low", "high"))
-                settings = row.every()[0]["settings"]
-                color = "tab:orange" if settings["method"] in ROUTED else "tab:gray"
-                first = place == len(shown) - 1
-                axes.plot([low, high], [place, place], color=color, linewidth=1.5, alpha=0.6)
+                value, low, high = (100 * cell["wer"][name] for name in ("value", "low", "high"))
+                color = "tab:orange" if row.every()[0]["settings"]["method"] in ROUTED else "tab:gray"
+                height = place - 0.25 * joined
+                axes.plot([low, high], [height, height], color=color, linewidth=1.5, alpha=0.6)
                 axes.plot(
                     value,
-                    place,
-                    marker="o" if split != "joined" else "D",
-                    markerfacecolor="white" if split == "joined" else color,
+                    height,
+                    marker="D" if joined else "o",
+                    markerfacecolor="white" if joined else color,
                     color=color,
                     linestyle="none",
-                    label=SPLITS[split] if first else None,
+                    label=SPLITS[split] if place == 0 else None,
                 )
-        axes.set_title(title)
-        axes.set_xlabel("WER, %, mean over languages: further left is better")
+        unchanged = numbers[splits[0]].get(UNCHANGED.label, {}).get("mean")
+        axes.set_title(title + (f"\n{UNCHANGED.label}: {percent(unchanged['wer']['value'])} %" if unchanged else ""))
+        axes.set_xlabel("WER, %: left is better")
         axes.grid(axis="x", alpha=0.3)
+        if shown:
+            axes.legend()
     left.set_yticks(range(len(shown)), [row.label for row in shown])
-    left.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
