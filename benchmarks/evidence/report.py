@@ -257,9 +257,9 @@ def draw(numbers: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
         axes.set_title(title + (f"\n{UNCHANGED.label}: {percent(unchanged['wer']['value'])} %" if unchanged else ""))
         axes.set_xlabel("WER, %: left is better")
         axes.grid(axis="x", alpha=0.3)
-        if shown:
-            axes.legend()
     left.set_yticks(range(len(shown)), [row.label for row in shown])
+    if shown:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
