@@ -48,7 +48,7 @@ from peft_clsr.whisper import context_seconds
 from .errors import evaluation_of
 from .folds import LANGUAGES as FOLD_LANGUAGES
 from .folds import WINDOWS, parts
-from .methods import ALL_LANGUAGES, BASE, FINETUNED, LORAS, ROUTED, ZERO_SHOT
+from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, LORAS, ZERO_SHOT
 from .runs import Run, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
 from .store import Result, ResultStore
@@ -137,7 +137,7 @@ def build_model(run: Run, setup: Setup, seconds: float) -> nn.Module:
         return get_peft_model(
             model, LoraConfig(r=run.rank, lora_alpha=run.rank, lora_dropout=0.05, target_modules=targets)
         )
-    if run.method in ROUTED:
+    if run.method in EXPERTS:
         config = CLSRConfig(
             language=run.language,
             expert_rank=run.rank,
@@ -269,7 +269,7 @@ def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str,
             "disable_tqdm": True,
         }
         collator = DataCollatorSpeechSeq2SeqWithPadding(processor, teacher_processor=columns.get("teacher_processor"))
-        if run.method in ROUTED:
+        if run.method in EXPERTS:
             trainer = DistillationTrainer(
                 model=model,
                 args=DistillationTrainingArguments(**settings, kd_loss=run.kd_loss, kd_weight=run.kd_weight),
@@ -370,7 +370,7 @@ def measure(
             if run.fold >= 0 and split == "test":
                 key = f"{language} joined" if run.language == ALL_LANGUAGES else "joined"
                 evaluations[key] = measure_joined(run, setup, model, processor, language)
-            if run.method in ROUTED and (run.fold < 0 or split == "test"):
+            if run.method in EXPERTS and (run.fold < 0 or split == "test"):
                 means = gate_means(model, dataset, collator, batch_size=EVAL_BATCH)
                 gates[key] = {name: round(mean, 4) for name, mean in means.items()}
     return evaluations, gates

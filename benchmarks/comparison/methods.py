@@ -6,10 +6,11 @@ Candidate = tuple[float | None, int | None]  # learning rate and rank
 
 ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
 STRAIGHT = "straight"  # straight-through gates; its experts are low-rank, except in the group "rank"
+ROUTED = (CLSR, LOW_RANK, STRAIGHT)
 # Of the second round: LoRA on attention's projections too, and experts, of low rank and full size.
 LORA_ATTENTION, EXPERT, FULL_EXPERT = "lora-attention", "expert", "full-expert"
 LORAS = {LORA: ["fc1", "fc2"], LORA_ATTENTION: ["fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj"]}
-ROUTED = (CLSR, LOW_RANK, STRAIGHT, EXPERT, FULL_EXPERT)
+EXPERTS = (*ROUTED, EXPERT, FULL_EXPERT)
 METHODS = {
     ZERO_SHOT: "zero-shot",
     FULL: "full fine-tuning",
@@ -17,9 +18,6 @@ METHODS = {
     CLSR: "CLSR",
     LOW_RANK: "low-rank CLSR",
     STRAIGHT: "CLSR, straight-through",
-    LORA_ATTENTION: "LoRA, attention too",
-    EXPERT: "experts",
-    FULL_EXPERT: "full experts",
 }
 # docs/demo.md: gates start on the expert's side, so that an expert is a LoRA that learns to let go.
 STARTS_ON_EXPERT = {

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.comparison.estimates import DRAWS, interval
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
-from benchmarks.comparison.methods import ROUTED
+from benchmarks.comparison.methods import EXPERTS
 from benchmarks.comparison.report import NONE, format_interval, format_range, format_tuning, percent, table
 from benchmarks.comparison.runs import teacher_run
 from benchmarks.comparison.speech import OUT_OF_DOMAIN
@@ -241,7 +241,7 @@ def draw(numbers: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
                 if cell is None:
                     continue
                 value, low, high = (100 * cell["wer"][name] for name in ("value", "low", "high"))
-                color = "tab:orange" if row.every()[0]["settings"]["method"] in ROUTED else "tab:gray"
+                color = "tab:orange" if row.every()[0]["settings"]["method"] in EXPERTS else "tab:gray"
                 height = place - 0.25 * joined
                 axes.plot([low, high], [height, height], color=color, linewidth=1.5, alpha=0.6)
                 axes.plot(
