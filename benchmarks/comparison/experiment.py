@@ -367,12 +367,12 @@ def measure(
             key = f"{language} {split}" if run.language == ALL_LANGUAGES else split
             transcripts = transcribe(model, processor, dataset, language, batch_size=EVAL_BATCH, max_new_tokens=tokens)
             evaluations[key] = count_errors(transcripts, dataset["text"], language)
-            if run.fold >= 0 and split == "test":
-                key = f"{language} joined" if run.language == ALL_LANGUAGES else "joined"
-                evaluations[key] = measure_joined(run, setup, model, processor, language)
-            if run.method in EXPERTS and (run.fold < 0 or split == "test"):
+            if run.method in EXPERTS and (run.fold < 0 or split == "validation"):  # takes as long as transcribing
                 means = gate_means(model, dataset, collator, batch_size=EVAL_BATCH)
                 gates[key] = {name: round(mean, 4) for name, mean in means.items()}
+        if run.fold >= 0:
+            key = f"{language} joined" if run.language == ALL_LANGUAGES else "joined"
+            evaluations[key] = measure_joined(run, setup, model, processor, language)
     return evaluations, gates
 
 
