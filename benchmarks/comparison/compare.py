@@ -23,10 +23,13 @@ itself, fully fine-tuned on all languages, is trained first. Results are collect
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -44,9 +47,25 @@ MEASURED_AGAIN = {"untouched": (measure_untouched, "untouched"), "gates": (measu
 GROUPS = (*TRAINED_GROUPS, *MEASURED_AGAIN)
 
 
-def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], setup: Setup) -> list[str]:
+def run_all(
+    pool: ProcessPoolExecutor,
+    task: Any,
+    runs: list[Run],
+    setup: Setup,
+    until: float = math.inf,
+    after: Callable[[], Any] = lambda: None,
+) -> list[str]:
     """
     Do the runs in the given order, each once, and print a line for each. A failed run does not stop the others.
+
+    Args:
+        pool (`ProcessPoolExecutor`): Does them.
+        task (`Callable`): Takes a run and the setup, and returns the line.
+        runs (`list[Run]`): The runs.
+        setup (`Setup`): Given to each.
+        until (`float`, *optional*): No run is added then, in seconds of `time.monotonic`. Those that the pool has
+            taken are finished: one more than it has processes.
+        after (`Callable`, *optional*): Called after each run.
 
     Returns:
         `list[str]`: The names of failed runs. Their exceptions are printed.
@@ -54,6 +73,12 @@ def run_all(pool: ProcessPoolExecutor, task: Any, runs: list[Run], setup: Setup)
     futures = {pool.submit(task, run, setup): run for run in dict.fromkeys(runs)}
     failed = []
     for done, future in enumerate(as_completed(futures), 1):
+        if time.monotonic() >= until:
+            for other in futures:
+                other.cancel()
+        if future.cancelled():
+            continue
+        after()
         if future.exception() is not None:
             failed.append(futures[future].name)
             traceback.print_exception(future.exception())
@@ -70,6 +95,46 @@ def check(failed: list[str]) -> None:
     """
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed, call this again to repeat them: {', '.join(failed)}")
+
+
+def add_setup_arguments(parser: argparse.ArgumentParser, name: str, results: str) -> None:
+    """
+    Add the options that `make_setup` reads.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The command's.
+        name (`str`): Name of the folders of speech and of work.
+        results (`str`): Folder of the tables.
+    """
+    add = parser.add_argument
+    add("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
+    add("--data_dir", type=Path, default=Path(".cache", name), help="folder that speech wrote")
+    add("--results_dir", type=Path, default=Path(results), help="tables, a folder for each student")
+    add("--work_dir", type=Path, default=Path("runs", name), help="weights, and results that are not collected yet")
+    add("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="precision of training, by autocast")
+    add("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    add("--max_steps", type=int, default=-1, help="stop trainings after so many steps, for a trial")
+    add("--max_utterances", type=int, help="use only the first utterances of each split, for a trial")
+
+
+def make_setup(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Setup:
+    """The setup of a command's runs. Ends the command if the speech is missing, or a trial would mix with results."""
+    if not arguments.data_dir.is_dir():
+        parser.error(f"--data_dir {arguments.data_dir} does not exist: the module speech beside this makes it")
+    is_trial = arguments.max_steps != -1 or arguments.max_utterances is not None
+    for name in ("results_dir", "work_dir"):
+        if is_trial and getattr(arguments, name) == parser.get_default(name):
+            parser.error(f"--max_steps and --max_utterances are for a trial: give it a --{name} of its own")
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    store = ResultStore(arguments.results_dir, arguments.work_dir, Path(arguments.student).name)
+    return Setup(arguments.student, arguments.data_dir, store, arguments.precision, threads, arguments.max_utterances)
+
+
+def make_pool(jobs: int, setup: Setup) -> ProcessPoolExecutor:
+    """Processes that do runs."""
+    # They inherit this: too many threads cost far more time than they save, and bars of several processes mix.
+    os.environ |= {"OMP_NUM_THREADS": str(setup.threads), "TQDM_DISABLE": "1"}
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
 def main() -> None:
@@ -90,38 +155,16 @@ def main() -> None:
         "--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="languages of the group main"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of all groups but tuning")
-    parser.add_argument("--student", default=".cache/whisper-base", help="Whisper to improve: folder or Hub id")
+    add_setup_arguments(parser, "compare", "benchmarks/results")
     parser.add_argument(
         "--teacher",
         default=FINETUNED,
         help=f"'{FINETUNED}': the student, fine-tuned on all languages; '{BASE}': the unchanged student at 30 s; "
         "or a folder or Hub id",
     )
-    parser.add_argument("--data_dir", type=Path, default=Path(".cache/compare"), help="folder that speech wrote")
-    parser.add_argument(
-        "--results_dir", type=Path, default=Path("benchmarks/results"), help="tables, a folder for each student"
-    )
-    parser.add_argument(
-        "--work_dir", type=Path, default=Path("runs/compare"), help="weights, and results that are not collected yet"
-    )
-    parser.add_argument(
-        "--precision", choices=["bfloat16", "float32"], default="bfloat16", help="precision of training, by autocast"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
-    parser.add_argument("--max_steps", type=int, default=-1, help="stop trainings after so many steps, for a trial")
-    parser.add_argument("--max_utterances", type=int, help="use only the first utterances of each split, for a trial")
     arguments = parser.parse_args()
-    if not arguments.data_dir.is_dir():
-        parser.error(
-            f"--data_dir {arguments.data_dir} does not exist: python -m benchmarks.comparison.speech makes it"
-        )
-    is_trial = arguments.max_steps != -1 or arguments.max_utterances is not None
-    for name in ("results_dir", "work_dir"):
-        if is_trial and getattr(arguments, name) == parser.get_default(name):
-            parser.error(f"--max_steps and --max_utterances are for a trial: give it a --{name} of its own")
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    store = ResultStore(arguments.results_dir, arguments.work_dir, Path(arguments.student).name)
-    setup = Setup(arguments.student, arguments.data_dir, store, arguments.precision, threads, arguments.max_utterances)
+    setup = make_setup(parser, arguments)
+    store = setup.store
     grid = Grid(
         store,
         arguments.teacher,
@@ -160,9 +203,7 @@ def main() -> None:
         store.collect(studies | dict.fromkeys(here, "main"))
         check(failed)
 
-    # Spawned processes inherit this: too many threads cost far more time than they save.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with make_pool(arguments.jobs, setup) as pool:
         if "tuning" in arguments.groups:
             train(["tuning"])
         train([group for group in TRAINED_GROUPS if group in arguments.groups and group != "tuning"])

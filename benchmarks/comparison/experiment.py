@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     set_seed,
@@ -33,19 +34,28 @@ from peft_clsr import (
     PlainCollator,
     cache_teacher_states,
     gate_means,
+    pack_utterances,
     prepare_dataset,
     set_audio_context,
     transcribe,
 )
+from peft_clsr.cli.joined import JoinedRecordings, transcribe_joined
+from peft_clsr.data.labels import MAX_LABEL_LENGTH
+from peft_clsr.data.rows import RowReader
 from peft_clsr.evaluation.normalization import normalize_text
+from peft_clsr.whisper import context_seconds
 
 from .errors import evaluation_of
-from .methods import ALL_LANGUAGES, BASE, FINETUNED, LORA, ROUTED, ZERO_SHOT
+from .folds import LANGUAGES as FOLD_LANGUAGES
+from .folds import WINDOWS, parts
+from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, LORAS, ZERO_SHOT
 from .runs import Run, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
 from .store import Result, ResultStore
 
 MAX_NEW_TOKENS = 64  # bounds the time lost on a model that repeats itself
+MAX_NEW_TOKENS_OF_LONG = 160  # of the second round, whose longest reference has 131
+OTHER_RECORDINGS = 4  # of another language, compared bit by bit with the unchanged student
 EVAL_BATCH = 25
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -88,6 +98,8 @@ def execute(run: Run, setup: Setup) -> str:
         result |= train(run, setup, model, processor)
         save_weights(model, setup.store.weights(run))
     result["evaluations"], result["gates"] = measure(run, setup, model, processor)
+    if run.fold >= 0 and run.language != ALL_LANGUAGES:
+        result["others_untouched"] = others_untouched(run, setup, model, processor)
     result["seconds"] = round(time.monotonic() - started, 1)
     setup.store.write(run, result)
     rates = ", ".join(f"{split} {rates['wer']:.1%}" for split, rates in result["evaluations"].items())
@@ -111,6 +123,8 @@ def build_model(run: Run, setup: Setup, seconds: float) -> nn.Module:
     if seconds < FULL_CONTEXT:
         set_audio_context(model, None, seconds)
     model.model.encoder.embed_positions.requires_grad_(False)  # fixed sinusoids in OpenAI's Whisper
+    if run.spec_augment:
+        model.config.update({"apply_spec_augment": True, "mask_feature_prob": 0.05})
     if run.decoder_layers is not None:
         decoder = model.model.decoder
         kept = torch.linspace(0, len(decoder.layers) - 1, run.decoder_layers).round().int().tolist()
@@ -118,10 +132,12 @@ def build_model(run: Run, setup: Setup, seconds: float) -> nn.Module:
         for index, layer in enumerate(decoder.layers):  # its place in the cache of keys and values
             layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = index
         model.config.decoder_layers = model.config.num_hidden_layers = run.decoder_layers
-    if run.method == LORA:
-        lora = LoraConfig(r=run.rank, lora_alpha=run.rank, lora_dropout=0.05, target_modules=["fc1", "fc2"])
-        return get_peft_model(model, lora)
-    if run.method in ROUTED:
+    if run.method in LORAS:
+        targets = LORAS[run.method]
+        return get_peft_model(
+            model, LoraConfig(r=run.rank, lora_alpha=run.rank, lora_dropout=0.05, target_modules=targets)
+        )
+    if run.method in EXPERTS:
         config = CLSRConfig(
             language=run.language,
             expert_rank=run.rank,
@@ -181,24 +197,43 @@ def load_run(run: Run, setup: Setup, seconds: float) -> tuple[Result, nn.Module,
     return results, model, processor
 
 
+def read_split(setup: Setup, language: str, split: str, size: int | None = None, fold: int = -1) -> datasets.Dataset:
+    """The first `size` recordings of a split, undecoded: "audio", "transcription", "language", "translation"."""
+    tables = []
+    for name, kept in parts(split, fold) if fold >= 0 else [(split, slice(None))]:
+        folder = setup.data_dir / language / name
+        table = datasets.Dataset.from_csv(str(folder / "metadata.csv"), keep_default_na=False)
+        table = table.add_column("audio", [str(folder / file) for file in table["file_name"]])
+        tables.append(table.select(range(len(table))[kept]))
+    table = datasets.concatenate_datasets(tables)
+    limits = [limit for limit in (size, setup.max_utterances) if limit is not None]
+    return table.select(range(min([len(table), *limits])))
+
+
 def load_split(
-    setup: Setup, language: str, split: str, processor: Any, size: int | None = None, **kwargs: Any
+    setup: Setup, language: str, split: str, processor: Any, size: int | None = None, fold: int = -1, **kwargs: Any
 ) -> datasets.Dataset:
     """
-    The first `size` utterances of a split as features and labels, with a column "translation".
+    The recordings of `read_split` as features and labels, with a column "translation".
 
     Raises:
         ValueError: an utterance cannot be used, see `prepare_dataset`.
     """
-    folder = setup.data_dir / language / split
-    table = datasets.Dataset.from_csv(str(folder / "metadata.csv"), keep_default_na=False)
-    limits = [limit for limit in (size, setup.max_utterances) if limit is not None]
-    table = table.select(range(min([len(table), *limits])))
-    table = table.add_column("audio", [str(folder / name) for name in table["file_name"]])
+    table = read_split(setup, language, split, size, fold)
     prepared, _ = prepare_dataset(table, processor, **kwargs)
     if len(prepared) != len(table):
-        raise ValueError(f"{len(table) - len(prepared)} utterances of {folder} cannot be used: make the folder again")
+        raise ValueError(
+            f"{len(table) - len(prepared)} utterances of {setup.data_dir / language / split} cannot be used: make "
+            "the folder again"
+        )
     return prepared.add_column("translation", table["translation"])
+
+
+def languages_of(run: Run) -> Sequence[str]:
+    """The languages that a run is trained and measured on."""
+    if run.language != ALL_LANGUAGES:
+        return [run.language]
+    return LANGUAGES if run.fold < 0 else FOLD_LANGUAGES
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -208,13 +243,11 @@ def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str,
     """Trains the model. Returns the training's cost and log."""
     teacher, teacher_processor = load_teacher(run, setup)
     columns = {} if teacher is None else {"teacher_processor": teacher_processor}
-    languages = LANGUAGES if run.language == ALL_LANGUAGES else [run.language]
-    train_set = datasets.concatenate_datasets(
-        [load_split(setup, language, "train", processor, run.train_size, **columns) for language in languages]
-    )
+    train_set, utterances = training_set(run, setup, processor, **columns)
     with tempfile.TemporaryDirectory() as folder:
         if teacher is not None:
-            teacher = cache_teacher_states(train_set, teacher, teacher_processor, Path(folder) / "states")
+            epochs = {} if run.fold < 0 else {"epochs": run.epochs}  # windows are drawn anew in each epoch
+            teacher = cache_teacher_states(train_set, teacher, teacher_processor, Path(folder) / "states", **epochs)
             train_set = teacher.dataset
         settings = {
             "output_dir": folder,
@@ -236,7 +269,7 @@ def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str,
             "disable_tqdm": True,
         }
         collator = DataCollatorSpeechSeq2SeqWithPadding(processor, teacher_processor=columns.get("teacher_processor"))
-        if run.method in ROUTED:
+        if run.method in EXPERTS:
             trainer = DistillationTrainer(
                 model=model,
                 args=DistillationTrainingArguments(**settings, kd_loss=run.kd_loss, kd_weight=run.kd_weight),
@@ -246,6 +279,8 @@ def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str,
                 data_collator=collator,
                 processing_class=processor,
             )
+            if run.kd_decay:
+                trainer.add_callback(KDDecay(run.kd_weight))
         else:
             trainer = Seq2SeqTrainer(
                 model=model,
@@ -255,12 +290,38 @@ def train(run: Run, setup: Setup, model: nn.Module, processor: Any) -> dict[str,
             )
         trained = trainer.train()
     return {
-        "train_utterances": len(train_set),
+        "train_utterances": utterances,
         "train_steps": trainer.state.global_step,
         "train_seconds": round(trained.metrics["train_runtime"], 1),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
+
+
+def training_set(run: Run, setup: Setup, processor: Any, **columns: Any) -> tuple[Any, int]:
+    """The examples of a training: utterances, or windows of the second round. And the number of utterances."""
+    languages = languages_of(run)
+    if run.fold < 0:
+        prepared = datasets.concatenate_datasets(
+            [load_split(setup, language, "train", processor, run.train_size, **columns) for language in languages]
+        )
+        return prepared, len(prepared)
+    rows = datasets.concatenate_datasets(
+        [read_split(setup, language, "train", run.train_size, run.fold) for language in languages]
+    ).select_columns(["audio", "transcription", "language"])
+    seconds = context_seconds(processor.feature_extractor)
+    windows = pack_utterances(rows, processor, seed=run.seed, max_seconds=seconds, **WINDOWS, **columns)
+    return windows, len(rows)
+
+
+class KDDecay(TrainerCallback):
+    """The weight of the distillation falls linearly to 0 over the training."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.kd_weight = self.weight * (1 - state.global_step / state.max_steps)
 
 
 def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
@@ -276,7 +337,7 @@ def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
     teacher = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
     processor = WhisperProcessor.from_pretrained(name)
     if run.teacher == FINETUNED:
-        load_weights(teacher, setup.store.weights(teacher_run(run.max_steps)))
+        load_weights(teacher, setup.store.weights(teacher_run(run.max_steps, run.fold)))
     if seconds < FULL_CONTEXT:
         set_audio_context(teacher, processor, seconds)
     return teacher.to(DEVICE, torch.bfloat16 if setup.precision == "bfloat16" else torch.float32), processor
@@ -299,18 +360,52 @@ def measure(
         model.to(torch.bfloat16)
     evaluations, gates = {}, {}
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
-    for language in LANGUAGES if run.language == ALL_LANGUAGES else [run.language]:
+    tokens = MAX_NEW_TOKENS if run.fold < 0 else MAX_NEW_TOKENS_OF_LONG
+    for language in languages_of(run):
         for split in ("validation", "test", OUT_OF_DOMAIN):
-            dataset = load_split(setup, language, split, processor)
+            dataset = load_split(setup, language, split, processor, fold=run.fold)
             key = f"{language} {split}" if run.language == ALL_LANGUAGES else split
-            transcripts = transcribe(
-                model, processor, dataset, language, batch_size=EVAL_BATCH, max_new_tokens=MAX_NEW_TOKENS
-            )
+            transcripts = transcribe(model, processor, dataset, language, batch_size=EVAL_BATCH, max_new_tokens=tokens)
             evaluations[key] = count_errors(transcripts, dataset["text"], language)
-            if run.method in ROUTED:
+            if run.method in EXPERTS and (run.fold < 0 or split == "validation"):  # takes as long as transcribing
                 means = gate_means(model, dataset, collator, batch_size=EVAL_BATCH)
                 gates[key] = {name: round(mean, 4) for name, mean in means.items()}
+        if run.fold >= 0:
+            key = f"{language} joined" if run.language == ALL_LANGUAGES else "joined"
+            evaluations[key] = measure_joined(run, setup, model, processor, language)
     return evaluations, gates
+
+
+def measure_joined(run: Run, setup: Setup, model: nn.Module, processor: Any, language: str) -> dict[str, Any]:
+    """The errors on the fold's test recordings, joined to recordings of a minute as `peft-clsr train` does."""
+    rows = read_split(setup, language, "test", fold=run.fold)
+    reader = RowReader.of(
+        rows,
+        tokenizer=processor.tokenizer,
+        language=language,
+        task="transcribe",
+        audio_column="audio",
+        text_column="transcription",
+        language_column="language",
+        max_label_length=MAX_LABEL_LENGTH,
+    )
+    joined = JoinedRecordings(rows, reader)
+    transcripts = transcribe_joined(model, processor, joined, language, EVAL_BATCH, f"{language} joined")
+    return count_errors([transcript.text for transcript in transcripts], joined.texts, language)
+
+
+def others_untouched(run: Run, setup: Setup, model: nn.Module, processor: Any) -> bool:
+    """True if another language's logits and tokens are those of the unchanged student, bit by bit."""
+    language = next(other for other in FOLD_LANGUAGES if other != run.language)
+    rows = load_split(setup, language, "test", processor, OTHER_RECORDINGS, run.fold)
+    features = torch.as_tensor(rows.with_format("numpy")["input_features"][:], device=DEVICE, dtype=model.dtype)
+    base = WhisperForConditionalGeneration.from_pretrained(setup.student, dtype=model.dtype).to(DEVICE)
+    settings = {"max_new_tokens": 32, "return_dict_in_generate": True, "output_logits": True}
+    settings |= {"language": language, "task": "transcribe"}
+    theirs, ours = (each.eval().generate(features, **settings) for each in (base, model))
+    return torch.equal(theirs.sequences, ours.sequences) and all(
+        torch.equal(one, other) for one, other in zip(theirs.logits, ours.logits, strict=True)
+    )
 
 
 def count_errors(predictions: Sequence[str], references: Sequence[str], language: str) -> dict[str, Any]:

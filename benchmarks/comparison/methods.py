@@ -7,6 +7,10 @@ Candidate = tuple[float | None, int | None]  # learning rate and rank
 ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
 STRAIGHT = "straight"  # straight-through gates; its experts are low-rank, except in the group "rank"
 ROUTED = (CLSR, LOW_RANK, STRAIGHT)
+# Of the second round: LoRA on attention's projections too, and experts, of low rank and full size.
+LORA_ATTENTION, EXPERT, FULL_EXPERT = "lora-attention", "expert", "full-expert"
+LORAS = {LORA: ["fc1", "fc2"], LORA_ATTENTION: ["fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj"]}
+EXPERTS = (*ROUTED, EXPERT, FULL_EXPERT)
 METHODS = {
     ZERO_SHOT: "zero-shot",
     FULL: "full fine-tuning",
@@ -15,9 +19,20 @@ METHODS = {
     LOW_RANK: "low-rank CLSR",
     STRAIGHT: "CLSR, straight-through",
 }
+# docs/demo.md: gates start on the expert's side, so that an expert is a LoRA that learns to let go.
+STARTS_ON_EXPERT = {
+    "straight_through": True,
+    "gate_noise": 0.0,
+    "gate_budget": 1.0,
+    "budget_weight": 0.1,
+    "skip_gate_prob": 0.0,
+    "expert_dropout": 0.05,
+}
 # Settings of a method that differ from the paper: gates are hard in training too, and experts are held back less.
 METHOD_SETTINGS = {
     STRAIGHT: {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05},
+    EXPERT: STARTS_ON_EXPERT,
+    FULL_EXPERT: STARTS_ON_EXPERT,
 }
 # Teachers: the student's base trained on all languages, or the base unchanged at 30 s.
 FINETUNED, BASE = "finetuned", "base"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from .folds import FOLD_SETTINGS
 from .methods import ALL_LANGUAGES, FULL, METHOD_SETTINGS
 from .speech import AUDIO_SECONDS
 
@@ -17,7 +18,8 @@ class Run:
     """
     The settings that decide a run's results.
 
-    Most are those of `DistillationTrainingArguments`, `CLSRConfig` and `LoraConfig`.
+    Most are those of `DistillationTrainingArguments`, `CLSRConfig` and `LoraConfig`. Defaults are of the first round;
+    `folds.FOLD_SETTINGS` has those that the second round shares.
     """
 
     method: str
@@ -26,7 +28,7 @@ class Run:
     teacher: str | None = None
     learning_rate: float | None = None
     rank: int | None = None
-    train_size: int = 400
+    train_size: int | None = 400  # utterances; all if None
     epochs: int = 3
     batch_size: int = 8
     audio_seconds: float = AUDIO_SECONDS
@@ -41,6 +43,9 @@ class Run:
     straight_through: bool = False
     decoder_layers: int | None = None  # layers of the student's decoder to keep; all by default
     max_steps: int = -1
+    fold: int = -1  # of the second round: packed windows, all of the other folds; -1: the splits of the first round
+    kd_decay: bool = False  # the weight of the distillation falls to 0
+    spec_augment: bool = False
 
     @property
     def name(self) -> str:
@@ -54,13 +59,14 @@ class Run:
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
-    """Language, method, teacher, seed, and the settings that differ from the method's defaults."""
+    """Language, method, teacher, seed, and the settings that differ from the defaults of the method and the round."""
+    defaults = METHOD_SETTINGS.get(settings["method"], {}) | (FOLD_SETTINGS if settings.get("fold", -1) >= 0 else {})
     parts = [settings["language"], settings["method"], f"seed{settings['seed']}"]
     if settings["teacher"] is not None:
         parts.insert(2, f"kd-{settings['teacher'].replace('/', '--')}")  # a Hub id, written as in the Hub's cache
     for item in fields(Run)[4:]:
         value = settings.get(item.name, item.default)
-        if value != METHOD_SETTINGS.get(settings["method"], {}).get(item.name, item.default):
+        if value != defaults.get(item.name, item.default):
             parts.append(f"{item.name}={value:g}" if isinstance(value, float) else f"{item.name}={value}")
     return "_".join(parts)
 
@@ -76,6 +82,9 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def teacher_run(max_steps: int = -1) -> Run:
-    """The run that trains the teacher "finetuned"."""
-    return Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, max_steps=max_steps)
+def teacher_run(max_steps: int = -1, fold: int = -1) -> Run:
+    """The run that trains the teacher "finetuned", of the first round or of a fold of the second."""
+    run = Run(FULL, ALL_LANGUAGES, learning_rate=5e-5, max_steps=max_steps)
+    if fold < 0:
+        return run
+    return replace(run, fold=fold, **FOLD_SETTINGS | {"epochs": 6, "batch_size": 2, "spec_augment": True})

@@ -17,6 +17,7 @@ import argparse
 import csv
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import soundfile
@@ -43,6 +44,8 @@ SPLIT_SIZES = {"test": 100, "validation": 60, "train": None}  # by the order of 
 UNTOUCHED_UTTERANCES = 60
 OUT_OF_DOMAIN = "out_of_domain"
 OUT_OF_DOMAIN_UTTERANCES = 100
+# Writes the audio of a listed row to a path. Returns its text, `None` if it is not there, and its SHA-256.
+OtherDomain = Callable[[dict[str, str], Path], tuple[str | None, str]]
 
 
 def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str, str]]:
@@ -73,9 +76,32 @@ def list_language(stamps: Path, packages: Path, language: str) -> list[dict[str,
     return rows
 
 
-def write_language(stamps: Path, packages: Path, language: str, target: Path) -> None:
+def synthesized(packages: Path, language: str) -> OtherDomain:
+    """The messages of a language, spoken by espeak-ng."""
+    messages = read_messages(packages, language)
+
+    def speak(row: dict[str, str], path: Path) -> tuple[str | None, str]:
+        text = messages.get(row["sha256"])
+        if text is not None:
+            synthesize(text, row["name"].removesuffix(".wav").partition("_")[2], path)
+        return text, row["sha256"]
+
+    return speak
+
+
+def write_language(
+    stamps: Path, language: str, target: Path, other_domain: OtherDomain | None, lists: Path, max_seconds: float
+) -> None:
     """
     Write the splits of a language, as listed, to the folder `target`.
+
+    Args:
+        stamps (`Path`): The unpacked recordings.
+        language (`str`): The language.
+        target (`Path`): Folder to make.
+        other_domain (`OtherDomain`, *optional*): Makes the audio of a row out of domain.
+        lists (`Path`): Folder of the lists.
+        max_seconds (`float`): Of a recording, when the lists were made.
 
     Raises:
         FetchError: a recording or message is missing, or differs from the listed one.
@@ -85,10 +111,9 @@ def write_language(stamps: Path, packages: Path, language: str, target: Path) ->
         return
     texts = {}
     recordings = {recording_name(path, stamps): path for path in stamps.rglob("*.ogg")}
-    for recording, text in choose_recordings(stamps, language, AUDIO_SECONDS)[0]:
+    for recording, text in choose_recordings(stamps, language, max_seconds)[0]:
         texts[recording_name(recording, stamps)] = text
-    messages = read_messages(packages, language) if language in LANGUAGES else {}
-    with open(SPLITS / f"{language}.csv", encoding="utf-8", newline="") as file:
+    with open(lists / f"{language}.csv", encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
     with scratch_folder(target) as scratch:
         (scratch / "spoken").mkdir()
@@ -97,9 +122,8 @@ def write_language(stamps: Path, packages: Path, language: str, target: Path) ->
             for row in tqdm([row for row in listed if row["split"] == split], desc=f"{language} {split}"):
                 name = row["name"]
                 if split == OUT_OF_DOMAIN:
-                    path, text, digest = scratch / "spoken" / name, messages.get(row["sha256"]), row["sha256"]
-                    if text is not None:
-                        synthesize(text, name.removesuffix(".wav").partition("_")[2], path)
+                    path = scratch / "spoken" / name
+                    text, digest = other_domain(row, path)
                 else:
                     path, text = recordings.get(name), texts.get(name)
                     digest = path and hashlib.sha256(path.read_bytes()).hexdigest()
@@ -115,6 +139,15 @@ def write_language(stamps: Path, packages: Path, language: str, target: Path) ->
                 paths.append(path)
             write_split(scratch / "dataset" / split, rows, paths)
         (scratch / "dataset").rename(target)
+
+
+def write_list(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write the list of a language's utterances."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def english_description(recording: Path) -> str:
@@ -139,13 +172,9 @@ def main() -> None:
         fetch_package(package, cache / "packages" / package)
     for language in (*LANGUAGES, *UNTOUCHED_LANGUAGES):
         if arguments.list:
-            rows = list_language(stamps, cache / "packages", language)
-            SPLITS.mkdir(exist_ok=True)
-            with open(SPLITS / f"{language}.csv", "w", encoding="utf-8", newline="") as file:
-                table = csv.DictWriter(file, rows[0], lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
-        write_language(stamps, cache / "packages", language, cache / "compare" / language)
+            write_list(SPLITS / f"{language}.csv", list_language(stamps, cache / "packages", language))
+        spoken = synthesized(cache / "packages", language) if language in LANGUAGES else None
+        write_language(stamps, language, cache / "compare" / language, spoken, SPLITS, AUDIO_SECONDS)
 
 
 if __name__ == "__main__":

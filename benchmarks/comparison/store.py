@@ -33,7 +33,7 @@ KEY = ("study", "language", "method", "seed", "settings_hash")
 SETTINGS = tuple(item.name for item in fields(Run) if item.name not in KEY)
 OPTIONAL = {item.name for item in fields(Run) if "None" in item.type}
 COSTS = ("train_utterances", "train_steps", "trained_parameters", "train_seconds", "seconds")
-RATED_SPLITS = ("validation", "test", "out_of_domain")
+RATED_SPLITS = ("validation", "test", "out_of_domain", "joined")
 RATES = {f"{split}_{rate}": (split, rate) for split in RATED_SPLITS for rate in ("wer", "cer")}
 MACHINE = ("device", "cores", "threads", "torch", "transformers", "peft", "accelerate")
 COLUMNS = (*KEY, *SETTINGS, "precision", *RATES, *COSTS, *MACHINE)
@@ -266,7 +266,8 @@ def _read_table(folder: Path, modified: int) -> dict[RunKey, tuple[dict[str, str
         lines[tuple(str(details[name]) for name in KEY)] = line
     table = {}
     with open(folder / TABLE, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        for read in csv.DictReader(file):
+            row = dict.fromkeys(COLUMNS, "") | read  # a table may be older than a setting
             key = key_of(row)
             if key in table:
                 raise ValueError(f"{folder / TABLE} has two rows of {' '.join(map(str, key))}: remove one")

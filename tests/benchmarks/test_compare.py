@@ -283,7 +283,8 @@ def test_a_failed_run_stops_no_other_and_is_named_at_the_end(capsys):
 @pytest.fixture
 def call_main(tmp_path, monkeypatch):
     """Runs compare.py's `main` with the given arguments."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `main` sets it
+    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
+        monkeypatch.setenv(name, "1")
     folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
 
     def call(*arguments):

@@ -183,6 +183,11 @@ def write_list(rows):
         table.writerows(rows)
 
 
+def write_romanian(stamps, folder):
+    messages = speech.synthesized(folder / "packages", "ro")
+    speech.write_language(stamps, "ro", folder / "compare" / "ro", messages, speech.SPLITS, speech.AUDIO_SECONDS)
+
+
 def test_a_list_has_each_text_in_one_split_and_as_many_messages_as_asked(stamps, lists, tmp_path):
     rows = speech.list_language(stamps, tmp_path / "packages", "ro")
     assert Counter(row["split"] for row in rows) == {"test": 3, "validation": 2, "train": 5, "out_of_domain": 5}
@@ -206,7 +211,7 @@ def test_a_data_set_is_what_is_listed(stamps, lists, tmp_path):
     write_list(speech.list_language(stamps, tmp_path / "packages", "ro"))
     lists.clear()
     target = tmp_path / "compare" / "ro"
-    speech.write_language(stamps, tmp_path / "packages", "ro", target)
+    write_romanian(stamps, tmp_path)
     tables = {}
     for folder in target.iterdir():
         with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
@@ -232,7 +237,7 @@ def test_a_data_set_is_what_is_listed(stamps, lists, tmp_path):
 
     before = target.stat().st_mtime_ns
     (speech.SPLITS / "ro.csv").unlink()
-    speech.write_language(stamps, tmp_path / "packages", "ro", target)  # is already there
+    write_romanian(stamps, tmp_path)  # is already there
     assert target.stat().st_mtime_ns == before
 
 
@@ -245,7 +250,7 @@ def test_another_recording_or_message_than_the_listed_one_is_refused_and_nothing
     wrong["sha256"] = sha256("another")
     write_list(rows)
     with pytest.raises(FetchError, match=f"ro, {split}: {re.escape(wrong['name'])} is missing .* not the one listed"):
-        speech.write_language(stamps, tmp_path / "packages", "ro", tmp_path / "compare" / "ro")
+        write_romanian(stamps, tmp_path)
     assert list((tmp_path / "compare").iterdir()) == []
 
 
@@ -253,7 +258,7 @@ def test_a_listed_recording_that_is_not_there_is_refused(stamps, lists, tmp_path
     write_list(speech.list_language(stamps, tmp_path / "packages", "ro"))
     (stamps / "plants" / "05_desc_ro.ogg").unlink()
     with pytest.raises(FetchError, match="plants__05_desc_ro.ogg is missing"):
-        speech.write_language(stamps, tmp_path / "packages", "ro", tmp_path / "compare" / "ro")
+        write_romanian(stamps, tmp_path)
     assert list((tmp_path / "compare").iterdir()) == []
 
 

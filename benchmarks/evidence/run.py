@@ -1,0 +1,87 @@
+"""
+Train and measure the runs of the second round.
+
+    python -m benchmarks.evidence.speech                         # the recordings, once
+    python -m benchmarks.evidence.run --jobs 2                   # the grid; runs with results are not trained again
+    python -m benchmarks.evidence.run --jobs 2 --budget_minutes 240 --groups main
+
+Groups, in this order, each tuned first:
+- `main`: the unchanged model, full fine-tuning, LoRA and experts;
+- `kd`: experts with a teacher, and with a weight of the distillation that falls to 0;
+- `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
+
+All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
+student, fully fine-tuned on all languages with SpecAugment, without the test texts of the fold. A stopped command can
+be repeated. It runs on a GPU if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+
+from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
+from benchmarks.comparison.experiment import execute
+from benchmarks.comparison.folds import FOLDS, LANGUAGES
+from benchmarks.comparison.methods import ALL_LANGUAGES, ZERO_SHOT
+from benchmarks.comparison.runs import Run
+
+from .grid import CANDIDATES, GRID_LANGUAGES, GROUPS, Grid
+
+METHODS = (ZERO_SHOT, *CANDIDATES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of runs")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods of the groups")
+    add("--languages", nargs="+", choices=LANGUAGES, default=list(GRID_LANGUAGES), help="languages")
+    add("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="folds")
+    add("--budget_minutes", type=float, default=math.inf, help="start no runs after so many minutes")
+    add_setup_arguments(parser, "evidence", "benchmarks/results/evidence")
+    arguments = parser.parse_args()
+    setup = make_setup(parser, arguments)
+    store = setup.store
+    grid = Grid(store, arguments.languages, arguments.folds, arguments.methods, arguments.max_steps)
+    until = time.monotonic() + 60 * arguments.budget_minutes
+    studies: dict[Run, str] = {}
+
+    def is_missing(run: Run) -> bool:
+        """True if the run has no results, or is a teacher without weights."""
+        is_teacher = run.language == ALL_LANGUAGES
+        return store.read(run) is None or (is_teacher and not store.weights(run).exists())
+
+    def do(study: str, runs: list[Run]) -> bool:
+        """Do runs that have no results. Returns False if the time was over before all were done."""
+        studies.update({run: study for run in runs if run not in studies})
+        store.collect(studies)
+        missing = [run for run in runs if is_missing(run)]
+        if time.monotonic() < until:
+            check(run_all(pool, execute, missing, setup, until, lambda: store.collect(studies)))
+        left = [run for run in runs if is_missing(run)]
+        if left:
+            print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
+        return not left
+
+    def do_group(group: str) -> bool:
+        if not do("tuning", grid.tuning(group)):
+            return False
+        runs = grid.runs(group)
+        taught = {run.fold for run in runs if run.teacher is not None and is_missing(run)}
+        return do("teacher", [run for run in grid.teachers(group) if run.fold in taught]) and do(group, runs)
+
+    with make_pool(arguments.jobs, setup) as pool:
+        all(do_group(group) for group in arguments.groups)
+    print(f"results: {store.table_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,446 @@
+"""The second round: folds, the order of its runs, what a run trains and measures, intervals, and the report."""
+
+import csv
+import gzip
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SPECIAL_TOKENS, build_tokenizer
+from safetensors.torch import load_file
+from transformers import WhisperFeatureExtractor, WhisperProcessor
+from transformers.utils import logging
+
+from benchmarks.comparison import compare, experiment
+from benchmarks.comparison.errors import evaluation_of
+from benchmarks.comparison.experiment import KDDecay, Setup, execute, read_split
+from benchmarks.comparison.folds import LANGUAGES, parts
+from benchmarks.comparison.runs import Run, teacher_run
+from benchmarks.comparison.store import ResultStore, read_table
+from benchmarks.evidence import estimates, grid, report, run, speech
+
+SECONDS = 2.0  # of context, in place of 30 s
+
+
+# ------------------------------------------------------------------------------------------------------- recordings
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_committed_list_has_each_recording_in_one_fold(language):
+    with open(speech.LISTS / f"{language}.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sizes = Counter(row["split"] for row in rows)
+    assert sizes.pop("out_of_domain") == (233 if language == "ru" else 100)
+    assert set(sizes) == {"fold0", "fold1", "fold2"} and max(sizes.values()) - min(sizes.values()) <= 1
+    assert min(sizes.values()) > 150
+    for column in ("name", "sha256"):
+        assert len({row[column] for row in rows}) == len(rows)
+    assert all(re.fullmatch("[0-9a-f]{64}", row["sha256"]) for row in rows)
+
+
+@pytest.mark.parametrize("fold", [0, 1, 2])
+def test_a_run_is_tested_validated_and_trained_on_different_recordings(fold):
+    folds = {f"fold{number}": [f"{number}-{place}" for place in range(100)] for number in range(3)}
+    test, validation, train = (
+        [row for name, kept in parts(split, fold) for row in folds[name][kept]]
+        for split in ("test", "validation", "train")
+    )
+    assert test == folds[f"fold{fold}"]  # so each recording is in the test of one fold
+    assert len(validation) == 60
+    assert Counter(test + validation + train) == Counter(row for rows in folds.values() for row in rows)
+
+
+def test_texts_that_are_the_same_are_in_one_fold(tmp_path, monkeypatch):
+    folder = tmp_path / "stamps"
+    folder.mkdir()
+    for number in range(12):
+        text = f"O floare numărul {number}" if number else "O floare numarul 1."  # the text of another, normalized
+        (folder / f"{number:02}.txt").write_text(f"Flower\nro.utf8={text}\n", encoding="utf-8")
+        soundfile.write(folder / f"{number:02}_desc_ro.ogg", np.full(16000 * 5, 0.1), 16000)
+    monkeypatch.setattr(speech, "read_messages", lambda packages, language: dict.fromkeys("abc", "text"))
+    rows = speech.list_language(folder, tmp_path, "ro")
+    assert Counter(row["split"] for row in rows) == {"fold0": 4, "fold1": 4, "fold2": 3, "out_of_domain": 3}
+    assert len({row["name"] for row in rows} & {"00_desc_ro.ogg", "01_desc_ro.ogg"}) == 1
+
+
+def test_announcements_are_sentences_without_what_nobody_says(tmp_path):
+    texts = {
+        "busy": "Все линии  заняты.",
+        "again": "Все линии заняты.",
+        "one": "Спасибо",
+        "tone": "[ascending tones]",
+        "digit": "Нажмите 1 сейчас",
+        "long": "Очень длинное объявление",
+        "fast": "Слишком много слов для такой короткой записи",
+        "silent": "Нет такой записи",
+    }
+    folder = tmp_path / speech.ANNOUNCEMENTS
+    folder.mkdir()
+    lines = "; Core Sounds\n" + "".join(f"{name}: {text}\n" for name, text in texts.items())
+    (folder / "core-sounds-ru.txt.gz").write_bytes(gzip.compress(lines.encode()))
+    audio = tmp_path / speech.ANNOUNCEMENTS_AUDIO
+    audio.mkdir()
+    for name in texts.keys() - {"silent"}:
+        seconds = {"long": 13, "fast": 1}.get(name, 2)
+        (audio / f"{name}.g722").write_bytes(bytes(8000 * seconds))
+    assert speech.read_announcements(tmp_path) == {"busy": (audio / "busy.g722", "Все линии заняты.")}
+
+    row = {"name": "busy.wav"}
+    text, digest = speech.announced(tmp_path)(row, tmp_path / "busy.wav")
+    assert (text, digest) == ("Все линии заняты.", hashlib.sha256(bytes(16000)).hexdigest())
+    info = soundfile.info(tmp_path / "busy.wav")
+    assert (info.samplerate, info.channels) == (16000, 1) and info.duration == pytest.approx(2, abs=0.05)
+    assert speech.announced(tmp_path)({"name": "other.wav"}, tmp_path / "other.wav") == (None, "")
+
+
+# ------------------------------------------------------------------------------------------------------- the grid
+
+
+def made_up_evaluation(wer, utterances=4):
+    errors = round(1000 * wer)
+    return evaluation_of([[errors, 0, 0, 1000, errors, 1000]] * utterances)
+
+
+def made_up_results(made, wer=None):
+    """In validation and test WER falls with the learning rate. The teacher has all languages."""
+    rate = 1 / (1 + 100 * (made.learning_rate or 0)) if wer is None else wer
+    splits = {split: made_up_evaluation(rate) for split in ("validation", "test", "joined", "out_of_domain")}
+    if made.language == "all":
+        splits = {f"{language} {split}": value for language in LANGUAGES for split, value in splits.items()}
+    result = {
+        "settings": asdict(made) | {"student": "whisper-base"},
+        "machine": {},
+        "evaluations": splits,
+        "gates": {},
+    }
+    if made.method != "zero-shot":
+        result |= {"trained_parameters": 10, "train_utterances": 4, "train_steps": 2, "train_seconds": 60.0}
+    return result | {"seconds": 90.0, "others_untouched": made.method in ("zero-shot", "expert")}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ResultStore(tmp_path / "results", tmp_path / "work", "whisper-base")
+
+
+@pytest.fixture
+def tuned(store):
+    made = grid.Grid(store)
+    for group in grid.GROUPS:
+        for each in made.tuning(group):
+            store.write(each, made_up_results(each))
+    return made
+
+
+def test_each_method_has_as_many_passes_and_is_tuned_on_validation_in_one_fold(store):
+    made = grid.Grid(store)
+    tuning = [each for group in grid.GROUPS for each in made.tuning(group)]
+    assert {(each.epochs, each.batch_size, each.train_size, each.audio_seconds) for each in tuning} == {
+        (4, 1, None, 30)
+    }
+    assert {(each.language, each.fold, each.teacher) for each in tuning} == {("ro", 0, None), ("be", 0, None)}
+    tried = Counter(each.method for each in dict.fromkeys(tuning))
+    assert tried == {name: 2 * len(candidates) for name, candidates in grid.CANDIDATES.items()}
+    assert len(grid.CANDIDATES["lora"]) == len(grid.CANDIDATES["expert"])
+
+
+def test_the_lowest_validation_wer_chooses_for_taught_rows_too(tuned):
+    assert tuned.chosen("lora") == (4e-3, 32)
+    other = next(each for each in tuned.candidates("lora") if each.rank == 64)
+    for language in ("ro", "be"):
+        tuned.store.write(replace(other, language=language), made_up_results(other, 0.01))
+    assert tuned.chosen("lora") == (2e-3, 64)
+    taught = [each for each in tuned.runs("kd") if each.teacher == "finetuned"]
+    assert {(each.learning_rate, each.rank) for each in taught} == {tuned.chosen("expert")}
+    assert Counter(each.kd_decay for each in taught) == {False: 9, True: 9}
+    tuned.store.results_file(other).unlink()
+    with pytest.raises(ValueError, match=f"{other.name} has no results"):
+        tuned.chosen("lora")
+
+
+def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned):
+    runs = tuned.runs("main")
+    assert [each.fold for each in runs] == sorted(each.fold for each in runs)
+    assert [(each.language, each.method) for each in runs[:5]] == [
+        ("ro", "zero-shot"),
+        ("ro", "full"),
+        ("ro", "lora"),
+        ("ro", "expert"),
+        ("be", "zero-shot"),
+    ]
+    assert len(runs) == len(set(runs)) == 4 * 3 * 3
+    expert = runs[3]
+    assert (expert.straight_through, expert.gate_noise, expert.gate_budget, expert.budget_weight) == (True, 0, 1, 0.1)
+    papers = next(each for each in tuned.runs("more") if each.method == "clsr")
+    assert (papers.straight_through, papers.gate_noise, papers.gate_budget, papers.skip_gate_prob) == (
+        False,
+        5,
+        0.5,
+        0.2,
+    )
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """Calls the command, but nothing is trained. Returns the runs that were executed, in order."""
+    executed = []
+
+    def execute(made, setup):
+        assert made.teacher is None or setup.store.weights(teacher_run(made.max_steps, made.fold)).exists()
+        executed.append(made)
+        path = setup.store.weights(made)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        setup.store.write(made, made_up_results(made))
+        return made.name
+
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
+        monkeypatch.setenv(name, "1")
+    (tmp_path / "data").mkdir()
+    folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
+
+    def call(*arguments):
+        executed.clear()
+        monkeypatch.setattr(sys, "argv", ["run.py", *folders, *map(str, arguments)])
+        run.main()
+        return list(executed)
+
+    return call
+
+
+def test_the_command_does_what_is_missing_teachers_before_those_they_teach(pretended, store):
+    arguments = ("--groups", "main", "kd", "--languages", "ro", "--folds", 0, 2)
+    executed = pretended(*arguments)
+    teachers = [each for each in executed if each.language == "all"]
+    assert teachers == [teacher_run(fold=0), teacher_run(fold=2)]
+    # Tuning; main without the 3 runs that are tuning's; teachers; taught.
+    assert len(executed) == len(set(executed)) == 22 + (8 - 3) + 2 + 4
+    assert pretended(*arguments) == []
+    assert len(read_table(store.table_dir)) == 33  # collected as they come
+
+    # Weights are only on the machine that trained them.
+    store.weights(teachers[1]).unlink()
+    assert pretended(*arguments) == []
+    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == teachers[1]
+
+
+def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, capsys):
+    arguments = ("--groups", "main", "--languages", "ro", "--folds", 0)
+    assert pretended(*arguments, "--budget_minutes", 0) == []
+    assert "tuning: the time is over; 22 runs are left. The same command goes on there." in capsys.readouterr().out
+    assert len(pretended(*arguments)) == 22 + 4 - 3
+
+
+def test_a_budget_ends_between_runs(monkeypatch):
+    clock, done, called = [0.0], [], []
+    monkeypatch.setattr(compare.time, "monotonic", lambda: clock[0])
+
+    def task(made, setup):
+        done.append(made.seed)
+        clock[0] += 1.0
+        return "done"
+
+    with ThreadPoolExecutor(1) as pool:
+        runs = [Run("full", "ro", seed=seed) for seed in range(1000)]
+        assert compare.run_all(pool, task, runs, None, until=2.0, after=lambda: called.append(1)) == []
+    assert 2 <= len(done) < 1000 and len(called) == len(done)
+
+
+# -------------------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture
+def setup(tiny_whisper, tmp_path, monkeypatch):
+    """A student of a context of 2 s, and noise as `speech.py` lays it out."""
+    times = [f"<|{position / 50:.2f}|>" for position in range(int(50 * SECONDS) + 1)]
+    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *times])
+    model = tiny_whisper(
+        init_std=0.5, max_source_positions=int(50 * SECONDS), max_target_positions=448, vocab_size=len(tokenizer)
+    )
+    model.generation_config.max_length = 12
+    for part in (model, WhisperProcessor(WhisperFeatureExtractor(chunk_length=int(SECONDS)), tokenizer)):
+        part.save_pretrained(tmp_path / "student")
+    generator = np.random.default_rng(0)
+    for language in ("ro", "ca"):
+        for split in ("fold0", "fold1", "fold2", "out_of_domain"):
+            folder = tmp_path / "data" / language / split
+            folder.mkdir(parents=True)
+            lines = ["file_name,transcription,language,translation"]
+            for place in range(4):
+                soundfile.write(folder / f"{place}.wav", generator.normal(0, 0.1, 6000 + 1000 * place), 16000)
+                lines.append(f"{place}.wav,floare {split} {place},{language},Flower")
+            (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, value in (("FULL_CONTEXT", SECONDS), ("MAX_NEW_TOKENS_OF_LONG", 8), ("FOLD_LANGUAGES", ("ro", "ca"))):
+        monkeypatch.setattr(experiment, name, value)
+    monkeypatch.setattr("benchmarks.comparison.folds.VALIDATION", 2)
+    monkeypatch.setitem(experiment.WINDOWS, "timestamps", 0.0)
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    store = ResultStore(tmp_path / "results", tmp_path / "work", "student")
+    yield Setup(str(tmp_path / "student"), tmp_path / "data", store, "float32", 1, None)
+    torch.set_num_threads(threads)
+    logging.set_verbosity(verbosity)
+    datasets.enable_progress_bars()
+
+
+def small(made, **changes):
+    return replace(made, audio_seconds=SECONDS, epochs=2, **changes)
+
+
+def test_a_fold_is_read_from_its_folders(setup):
+    def texts(split, fold):
+        return read_split(setup, "ro", split, fold=fold)["transcription"][:]
+
+    assert texts("test", 1) == [f"floare fold1 {place}" for place in range(4)]
+    assert texts("validation", 1) == ["floare fold2 0", "floare fold2 1"]
+    assert texts("train", 1) == ["floare fold2 2", "floare fold2 3", *(f"floare fold0 {place}" for place in range(4))]
+    assert len(texts("out_of_domain", 1)) == 4
+
+
+@pytest.mark.parametrize("name", ["zero-shot", "full", "lora", "lora-attention", "expert"])
+def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain(name, setup):
+    method = next(method for method in grid.METHODS if method.name == name)
+    rank = None if name in ("full", "zero-shot") else 4
+    made = small(grid.Grid(setup.store).run(method, "ro", 1, (1e-2, rank)))
+    execute(made, setup)
+    result = setup.store.read(made)
+    assert set(result["evaluations"]) == {"validation", "test", "joined", "out_of_domain"}
+    assert [len(result["evaluations"][split]["utterances"]) for split in ("validation", "test", "joined")] == [2, 4, 1]
+    words = {split: sum(row[3] for row in result["evaluations"][split]["utterances"]) for split in ("test", "joined")}
+    assert words == {"test": 12, "joined": 12}
+    assert result["others_untouched"] == (name in ("zero-shot", "expert"))
+    assert set(result["gates"]) == ({"validation"} if name == "expert" else set())
+    if name == "zero-shot":
+        return
+    assert result["train_utterances"] == 6 and result["train_steps"] >= 4
+    weights = load_file(setup.store.weights(made))
+    assert any("q_proj" in weight for weight in weights) == (name in ("full", "lora-attention"))
+    assert result["trained_parameters"] == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch):
+    teacher = teacher_run(fold=1)
+    assert teacher.spec_augment and teacher.epochs > 4
+    masked = []
+    real = experiment.WhisperForConditionalGeneration.forward
+
+    def forward(model, *args, **kwargs):
+        masked.append(model.training and model.config.apply_spec_augment)
+        return real(model, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.WhisperForConditionalGeneration, "forward", forward)
+        monkeypatch.setattr(experiment, "teacher_run", lambda max_steps, fold: small(teacher_run(max_steps, fold)))
+        execute(small(teacher), setup)
+    assert any(masked)
+    result = setup.store.read(small(teacher))
+    assert result["train_utterances"] == 2 * 6
+    assert set(result["evaluations"]) == {
+        f"{language} {split}"
+        for language in ("ro", "ca")
+        for split in ("validation", "test", "joined", "out_of_domain")
+    }
+    method = next(method for method in grid.METHODS if method.kd_decay)
+    made = small(grid.Grid(setup.store).run(method, "ro", 1, (1e-2, 4)))
+    execute(replace(made, epochs=15), setup)
+    (first, *_) = setup.store.read(replace(made, epochs=15))["log"]
+    assert first["kd_loss"] > 0
+
+
+def test_the_weight_of_the_distillation_falls_to_nothing():
+    class Arguments:
+        kd_weight = 2.0
+
+    class State:
+        max_steps = 4
+
+    arguments, weights = Arguments(), []
+    for step in range(4):
+        State.global_step = step
+        KDDecay(2.0).on_step_begin(arguments, State, None)
+        weights.append(arguments.kd_weight)
+    assert weights == [2.0, 1.5, 1.0, 0.5]
+
+
+# ----------------------------------------------------------------------------------------------------- the report
+
+
+def random_counts(rate, sizes=(30, 30, 30), seed=0):
+    generator = np.random.default_rng(seed)
+    counts = {}
+    for fold, size in enumerate(sizes):
+        errors = generator.binomial(5, rate[fold] if isinstance(rate, list) else rate, size)
+        counts[fold] = np.stack([errors, 0 * errors, 0 * errors, 0 * errors + 5, errors, 0 * errors + 20], axis=1)
+    return counts
+
+
+def width(counts, split="test"):
+    low, high = np.quantile(estimates.rate(counts, "ro", split, "wer")[1:], [0.025, 0.975])
+    return high - low
+
+
+def test_a_rate_pools_the_folds_and_its_interval_covers_trainings_and_utterances():
+    alike, unlike = random_counts(0.3), random_counts([0.1, 0.3, 0.5])
+    pooled = np.concatenate(list(alike.values())).sum(axis=0)
+    assert estimates.rate(alike, "ro", "test", "wer")[0] == pooled[0] / pooled[3]
+    assert estimates.rate(alike, "ro", "test", "cer")[0] == pooled[4] / pooled[5]
+    # By utterances alone it would be about 2 * 1.96 * sqrt(0.3 * 0.7 / 450) = 0.085.
+    assert 0.05 < width(alike) < 0.15
+    assert width(unlike) > 0.25  # the trainings differ
+    assert width({fold: unlike[1] for fold in range(3)}, "out_of_domain") == pytest.approx(
+        width({0: unlike[1]}, "out_of_domain"), rel=0.2
+    )
+
+
+def test_a_difference_is_paired_and_of_the_folds_that_both_have():
+    counts = random_counts([0.1, 0.3, 0.5])
+    worse = {fold: each + np.array([1, 0, 0, 0, 1, 0]) for fold, each in counts.items()}
+    assert np.allclose(estimates.difference(worse, counts, "ro", "test", "wer"), 0.2)
+    del worse[1]
+    assert np.allclose(estimates.difference(worse, counts, "ro", "test", "wer"), 0.2)
+    assert estimates.difference({}, counts, "ro", "test", "wer") is None
+    with pytest.raises(ValueError, match="not measured on the same utterances of ro, fold 0, 'test'"):
+        estimates.difference({0: counts[0][:5]}, counts, "ro", "test", "wer")
+
+
+def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, tmp_path):
+    store = tuned.store
+    runs = [each for group in ("main", "kd") for each in tuned.runs(group)]
+    left_out = next(each for each in runs if (each.method, each.language, each.fold) == ("full", "ru", 2))
+    for each in [*runs, teacher_run(fold=0)]:
+        if each != left_out:
+            store.write(each, made_up_results(each, {"zero-shot": 0.9, "lora": 0.5, "expert": 0.4}.get(each.method)))
+    every = {**dict.fromkeys(runs, "main"), teacher_run(fold=0): "teacher"}
+    store.collect(every | {each: "tuning" for group in grid.GROUPS for each in tuned.tuning(group)})
+    for folder in ("one", "two"):
+        report.main(["--results_dir", str(store.results_dir), "--output_dir", str(tmp_path / folder)])
+    names = ["second-round.json", "second-round.md", "second-round.png"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    numbers = json.loads((tmp_path / "one" / "second-round.json").read_text())
+    assert numbers["rates"]["joined"]["experts"]["be"]["folds"] == [0, 1, 2]
+    assert numbers["rates"]["test"]["full fine-tuning"]["ru"]["folds"] == [0, 1]
+    assert numbers["both domains"]["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
+    tables = (tmp_path / "one" / "second-round.md").read_text()
+    assert "| experts | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 [40.0, 40.0] |" in tables
+    assert "full fine-tuning: ru 2;" in tables and "LoRA, attention too: ro" in tables
+    assert "| experts | ro 3, be 3, ru 3 | 0.004, rank 32 | 0.0 M | 1.0 | 9 of 9 |" in tables
+    assert "| LoRA | 0.004, rank 32 |" in tables and "| chosen |" in tables
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no results of methods: python -m benchmarks.evidence.run makes them"):
+        report.main(["--results_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
