@@ -257,8 +257,10 @@ def command(exported, files):
     def start(count, *options):
         command = [sys.executable, "-m", "peft_clsr", "transcribe", files, "--runtime", "onnx", "--model", exported()]
         command += ["--output_format", "json", "--output_dir", files / f"out{count}", "--num_processes", count]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*map(str, [*command, *options])], env=environment, start_new_session=True, **pipes)
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, also by what they start.
+        settings["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen([*map(str, [*command, *options])], env=environment, **settings)
 
     return start
 
