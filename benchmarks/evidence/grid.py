@@ -48,7 +48,7 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What differs from the defaults of `Run`."""
+        """Settings of [`Run`] that differ from its defaults."""
         own = METHOD_SETTINGS.get(self.name, {}) | FOLD_SETTINGS
         return own | {"teacher": FINETUNED if self.taught else None, "kd_decay": self.kd_decay}
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed cannot train is refused. `tests/scripts/train_distributed.py --zero_stage 2` trains with it."""
+"""DeepSpeed is refused where it cannot train. `tests/scripts/train_distributed.py --zero_stage 2` trains with it."""
 
 import pytest
 
