@@ -25,7 +25,7 @@ SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --outp
 	--max_steps 6 --max_train_samples 32 --max_eval_samples 8
 
 # Two workers of one thread each: the tests are many and small.
-PYTEST_ARGS ?= -q -n 2 --dist loadgroup
+PYTEST_ARGS ?= -q -n 2
 
 # The oldest transformers and PEFT that setup.cfg allows, and the newest that the registry has, each with its own
 # requirements. All other versions are those of constraints.txt.

@@ -11,8 +11,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from scripts.train_distributed import build_student, build_whisper
 
-pytestmark = pytest.mark.xdist_group("processes")  # one worker, which makes what they share once
-
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_distributed.py"
 FSDP2 = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
 FSDP2 += ("--fsdp_transformer_layer_cls_to_wrap", "WhisperEncoderLayer,WhisperDecoderLayer")

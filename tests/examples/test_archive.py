@@ -24,8 +24,6 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from peft_clsr import transcribe_waveforms
 
-pytestmark = pytest.mark.xdist_group("archive")  # one worker, which makes what they share once
-
 PAGE = Path(__file__).parents[2] / "examples" / "transcribe_archive.py"
 TIMESTAMPS = [f"<|{position / 50:.2f}|>" for position in range(51)]
 LANGUAGES = ("ca", "Romanian", "fr", None)  # French has no expert

@@ -28,8 +28,6 @@ from peft_clsr.inference.exported import ExportedExpert
 from peft_clsr.inference.onnx_whisper import OnnxWhisper
 from peft_clsr.inference.token_rules import TokenRules
 
-pytestmark = pytest.mark.xdist_group("onnx")  # one worker, which makes what they share once
-
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):

@@ -14,8 +14,6 @@ from helpers import noise
 
 from peft_clsr import export_model
 
-pytestmark = pytest.mark.xdist_group("openvino")  # one worker, which makes what they share once
-
 IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}  # by default, CPUs with instructions for bfloat16 use them
 
 

@@ -25,8 +25,6 @@ pytest.importorskip("ray.serve")
 openai = pytest.importorskip("openai")
 psutil = pytest.importorskip("psutil")
 
-pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes what they share once
-
 KEY = "a secret"
 REPLICAS, BATCH_SIZE, QUEUE = 2, 4, 16
 
