@@ -25,13 +25,11 @@ from transformers.utils import logging
 
 from benchmarks.timing import format_ratio, ratio, time_steps
 from peft_clsr import error_rates, load_recordings, read_audio
+from peft_clsr.export.ctranslate2 import ONE_ATTEMPT, PROMPT_TOKENS
 from peft_clsr.inference.exported import ExportedExpert
 from peft_clsr.inference.onnx_whisper import OnnxWhisper
 
 RATE = 16_000  # Hz
-ONE_ATTEMPT = {"temperature": 0, "without_timestamps": True, "condition_on_previous_text": False} | dict.fromkeys(
-    ("compression_ratio_threshold", "log_prob_threshold", "no_speech_threshold")
-)
 Transcribe = Callable[[np.ndarray], str]
 
 
@@ -99,8 +97,13 @@ def softwares(arguments: argparse.Namespace, language: str) -> dict[str, Transcr
         frozen = WhisperModel(str(path), device="cpu", compute_type=precision, cpu_threads=threads)
 
         def transcribe(samples: np.ndarray, frozen: WhisperModel = frozen) -> str:
-            # CTranslate2 halves this number, with the prompt of 4 tokens.
-            settings = {"language": language, "beam_size": 1, "max_new_tokens": 2 * limit - 4, **ONE_ATTEMPT}
+            # CTranslate2 halves this number, with the prompt.
+            settings = {
+                "language": language,
+                "beam_size": 1,
+                "max_new_tokens": 2 * limit - PROMPT_TOKENS,
+                **ONE_ATTEMPT,
+            }
             return "".join(segment.text for segment in frozen.transcribe(samples, **settings)[0]).strip()
 
         found[f"faster-whisper, frozen, {precision}"] = transcribe

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..evaluation.transcripts import transcribe
+from ..export.ctranslate2 import ONE_ATTEMPT
 from ..export.export_model import export_model
 from ..export.openvino_graphs import transcribe_with_genai
 from ..inference.exported import ExportedExpert
@@ -22,7 +24,7 @@ def export(arguments: argparse.Namespace) -> int:
     inputs = load_inputs(arguments, lambda *_: None)
     expected = transcribe(inputs.model, inputs.processor, inputs.dataset, inputs.code, **inputs.limits)
     rows: list[tuple[str, dict[str, Any]]] = [("with the expert, PyTorch", inputs.rates(expected))]
-    lines = []
+    lines, waveforms = [], inputs.waveforms()
     for precision in dict.fromkeys(arguments.precision):
         if arguments.format == "onnx":  # all in one folder
             name, folder, run = "ONNX Runtime", arguments.output_dir, _transcribe_with_onnx
@@ -30,7 +32,7 @@ def export(arguments: argparse.Namespace) -> int:
             name, folder, run = "OpenVINO", arguments.output_dir / precision, transcribe_with_genai
         settings = {"processor": inputs.processor, "format": arguments.format, "precision": precision}
         export_model(inputs.model, inputs.code, folder, **settings)
-        heard = run(folder, precision, inputs.waveforms(), arguments.max_new_tokens)
+        heard = run(folder, precision, waveforms, arguments.max_new_tokens)
         name = f"{name}, {precision}"
         rows.append((name, inputs.rates(heard)))
         equal = sum(text == other for text, other in zip(heard, expected, strict=True))
@@ -46,11 +48,7 @@ def export(arguments: argparse.Namespace) -> int:
 def _transcribe_with_onnx(
     folder: Path, precision: str, waveforms: Sequence[np.ndarray], max_new_tokens: int
 ) -> list[str]:
-    """Transcribe greedily. One attempt without times, as `transcribe` does, so that only the graphs differ."""
-    from tqdm import tqdm
-
+    """Transcribe greedily, as `transcribe` does, so that only the graphs differ."""
     whisper = OnnxWhisper(ExportedExpert.open(folder), precision)
-    settings: dict[str, Any] = {"without_timestamps": True, "temperature": 0, "max_new_tokens": max_new_tokens}
-    settings |= dict.fromkeys(("compression_ratio_threshold", "log_prob_threshold", "no_speech_threshold"))
     bar = tqdm(waveforms, desc=f"ONNX Runtime, {precision}", unit="utt")
-    return [whisper.transcribe(waveform, **settings).text for waveform in bar]
+    return [whisper.transcribe(waveform, max_new_tokens=max_new_tokens, **ONE_ATTEMPT).text for waveform in bar]

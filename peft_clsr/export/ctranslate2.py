@@ -14,6 +14,15 @@ from transformers import PreTrainedModel, WhisperProcessor
 from ..extras import require
 
 PROMPT_TOKENS = 4
+# One attempt without times, whatever the thresholds would say, as `transcribe` decodes with transformers.
+ONE_ATTEMPT: dict[str, Any] = {
+    "temperature": 0,
+    "without_timestamps": True,
+    "condition_on_previous_text": False,
+    "compression_ratio_threshold": None,
+    "log_prob_threshold": None,
+    "no_speech_threshold": None,
+}
 MAX_NEW_TOKENS = 224  # faster-whisper allows the decoder's 448 positions, and CTranslate2 uses half of them
 
 
@@ -67,13 +76,8 @@ def transcribe_with_faster_whisper(
             samples,
             language=language,
             beam_size=1,
-            temperature=0,  # one attempt, whatever the thresholds below would say
-            compression_ratio_threshold=None,
-            log_prob_threshold=None,
-            no_speech_threshold=None,
-            condition_on_previous_text=False,
-            without_timestamps=True,
             max_new_tokens=2 * max_new_tokens - PROMPT_TOKENS,  # CTranslate2 halves this number, with the prompt
+            **ONE_ATTEMPT,
         )
         texts.append("".join(segment.text for segment in segments).strip())
     return texts
