@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ class Recognizer:
         if self._adapter(language) is None:
             return Result(self._run(waveform, code, progress, "Base model"), None, None)
         with self.model.disable_adapter():
-            base = self._run(waveform, code, progress, "Base model")
+            base = replace(self._run(waveform, code, progress, "Base model"), adapter=None)
         expert = self._run(waveform, language, progress, "Expert")
         seconds = expert.seconds
         gates = read_gates(
