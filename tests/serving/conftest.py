@@ -7,6 +7,7 @@ import soundfile
 from expert_models import LANGUAGES, models  # noqa: F401
 from helpers import noise, write_container
 
+
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     """Sixteen recordings, shorter and longer than the context, each in a language. One has no expert."""
