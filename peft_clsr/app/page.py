@@ -20,13 +20,15 @@ from ..evaluation.normalization import normalize_text
 from ..extras import require
 from ..inference.recordings import find_recordings, split_readable
 from ..inference.subtitles import format_transcript
-from ..languages.tags import language_name
+from ..languages.tags import closest_tags, language_name
 from .html import CSS, differences, download_html, plain_words, text_html, waveform_html
 from .recognizer import Recognizer, Result
 
 # Files of an upload that was never read, such as after a lost connection, go after an hour.
 _FORGOTTEN = (600, 3600)
 _MAX_FILE = "500mb"
+# Visitors whose recordings are in memory, 115 MB for half an hour. The oldest are forgotten first.
+_MAX_SESSIONS = 50
 _LEGEND = (
     "Green: the expert's gates are open, in words by the decoder, in the waveform by the encoder. Underlined: the two "
     "differ, but for case and punctuation."
@@ -95,6 +97,7 @@ def launch_page(
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=_MAX_FILE,
+            state_session_capacity=_MAX_SESSIONS,
             footer_links=[],
             theme=gr.themes.Default(font="system-ui", font_mono="monospace"),  # others are fetched from Google
             css=CSS,
@@ -120,7 +123,7 @@ def make_page(recognizer: Recognizer, examples: Sequence[Example] = ()) -> Any:
     def loaded(path: Path) -> tuple[Any, ...]:
         try:
             waveform = recognizer.read(path, lambda message: gr.Warning(escape(message)))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise failed(error) from error
         about = _about(path.name, len(waveform) / recognizer.rate)
         return (waveform, path.name), about, waveform_html(waveform), "", "", "", ""
@@ -135,8 +138,8 @@ def make_page(recognizer: Recognizer, examples: Sequence[Example] = ()) -> Any:
 
     def read_example(index: int) -> tuple[Any, ...]:
         example = examples[index]
-        known = {tag for _, tag in choices}
-        return example.language if example.language in known else "", example.reference, *loaded(example.path)
+        tags = closest_tags(example.language, [tag for _, tag in choices if tag]) if example.language else []
+        return next(iter(tags), choices[0][1]), example.reference, *loaded(example.path)
 
     def transcribe(
         recording: tuple[np.ndarray, str] | None,

@@ -78,6 +78,9 @@ class Recognizer:
         """
         try:
             audio = {"bytes": path.read_bytes(), "path": path.name}
+        except OSError as error:  # its message has the folder
+            raise ValueError(f"{path.name} cannot be read ({error.strerror}): give the file again") from error
+        try:
             waveform = read_audio(audio, self.rate, end=self.max_seconds + 1)
         except TruncatedAudioError as error:
             warn(str(error))
