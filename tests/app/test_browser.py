@@ -82,7 +82,7 @@ def page(app, browser):
     page.set_default_timeout(60_000)
     others, errors = [], []
     page.on("request", lambda request: others.append(request.url) if is_elsewhere(request.url, app[0]) else None)
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))
     page.goto(app[0])
     expect(page.locator("#start")).to_be_visible()
     yield page
