@@ -185,7 +185,10 @@ def make_page(recognizer: Recognizer, examples: Sequence[Example] = ()) -> Any:
                 start = gr.Button("Transcribe", variant="primary", elem_id="start")
         about, wave = gr.HTML(elem_id="about"), gr.HTML(elem_id="wave", min_height=100)
         with gr.Row():
-            base, expert = gr.HTML(elem_id="base", min_width=280), gr.HTML(elem_id="expert", min_width=280)
+            with gr.Column(min_width=280):  # a column goes below the other on a narrow screen
+                base = gr.HTML(elem_id="base")
+            with gr.Column(min_width=280):
+                expert = gr.HTML(elem_id="expert")
         legend, srt = gr.HTML(elem_id="legend"), gr.HTML(elem_id="srt")
         results = [about, wave, base, expert, legend, srt]
         shown = [recording, *results]
