@@ -89,7 +89,7 @@ def read_gates(
         here = positions[first : round(end * POSITIONS_PER_SECOND)]
         here[:] = encoder[: len(here)]
         # The input before a token predicts it.
-        words += split_words(processor.tokenizer, tokens, decoder[len(prompt) - 1 :], transcript.language)
+        words += split_words(processor.tokenizer, tokens, decoder[len(prompt) - 1 :].tolist(), transcript.language)
         on_window(end)
     return Gates(positions, words)
 

@@ -36,9 +36,9 @@ def differences(words: Sequence[Word], others: Sequence[Word], language: str) ->
     Returns:
         `tuple`: for each word of the first and of the second, True if the other has another word there or none.
     """
-    sides = [[normalize_text(word.text, language) for word in side] for side in (words, others)]
-    different = [[bool(text) for text in side] for side in sides]
-    for block in SequenceMatcher(None, *sides, autojunk=False).get_matching_blocks():
+    first, second = ([normalize_text(word.text, language) for word in side] for side in (words, others))
+    different = [[bool(text) for text in side] for side in (first, second)]
+    for block in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
         for flags, start in zip(different, (block.a, block.b), strict=True):
             flags[start : start + block.size] = [False] * block.size
     return different[0], different[1]

@@ -55,7 +55,9 @@ class Recognizer:
         self.only = [language_tag(language) for language in languages]
         self.max_seconds = max_seconds
         loaded, self.processor = load_with_experts(model, adapters, self.only or [None])
-        self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.model = loaded.eval()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device)  # type: ignore[arg-type]
         self.rate = self.processor.feature_extractor.sampling_rate
         self.adapters = clsr_adapters(self.model)
 
