@@ -188,6 +188,7 @@ def test_an_example_brings_its_language_and_text(page):
 def test_a_narrow_screen_needs_no_scrolling_sideways(page):
     page.set_viewport_size({"width": 360, "height": 740})
     page.locator("#examples").get_by_text("example.flac").click()
+    expect(page.locator("#reference textarea")).to_have_value("Bon dia")
     page.locator("#start").click()
     expect(page.locator("#expert h3")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
