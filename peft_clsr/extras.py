@@ -28,6 +28,7 @@ _EXTRAS = {
     "openvino_genai": "openvino",
     "openvino_tokenizers": "openvino",
     "fastapi": "serve",
+    "gradio": "app",
     "python_multipart": "serve",
     "ray": "serve",
 }

@@ -14,7 +14,7 @@ from .help import HelpFormatter
 
 PROG = "peft-clsr"
 # Each is a module of this folder with DESCRIPTION, make_parser() and run(). None imports torch before it works.
-COMMANDS = ("train", "compare", "transcribe", "serve", "pseudo-label", "export", "convert", "push", "languages")
+COMMANDS = ("train", "compare", "transcribe", "app", "serve", "pseudo-label", "export", "convert", "push", "languages")
 
 
 def main(argv: list[str] | None = None) -> int:

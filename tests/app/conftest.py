@@ -1,0 +1,1 @@
+from expert_models import models  # noqa: F401
