@@ -10,7 +10,7 @@ TEST_ENV := $(VENV)/.installed-test
 # The demo: a Romanian expert for whisper-base, on 2 CPU cores. `make demo DEMO_EXTRA="--seed 1"` adds options.
 DEMO_LANGUAGE ?= ro
 DEMO_DATA := --student $(CACHE)/whisper-base --dataset $(CACHE)/tuxpaint-$(DEMO_LANGUAGE) --languages $(DEMO_LANGUAGE)
-# How the recipe was found: docs/demo.md.
+# How the recipe was found: docs/explanation/demo.md.
 DEMO_RECIPE ?= --expert_rank 32 --straight_through True --gate_noise 0 --gate_budget 1 --budget_weight 0.1 --skip_gate_prob 0 \
 	--expert_dropout 0.05 --single 0.2 --timestamps 0.5 --previous_text 0.1 --no_speech 0.05 --learning_rate 2e-3 --num_train_epochs 4 \
 	--per_device_train_batch_size 1 --lr_scheduler_type linear --warmup_steps 0.1 --adam_beta2 0.98 \
@@ -122,7 +122,7 @@ bench-infer: fetch
 bench-silence: fetch
 	$(BIN)/python -m benchmarks.silence --cache_dir $(CACHE) $(BENCH_ARGS)
 
-# The paper's comparison: docs/results.md. Finished runs are not repeated. COMPARE_ARGS="--groups tuning main --seeds 0"
+# The paper's comparison: docs/results/index.md. Finished runs are not repeated. COMPARE_ARGS="--groups tuning main --seeds 0"
 # runs a part of it.
 COMPARE_ARGS ?= --jobs 2
 
@@ -131,7 +131,7 @@ compare: $(TEST_ENV)
 	$(BIN)/python -m benchmarks.comparison.compare $(COMPARE_ARGS)
 	$(BIN)/python -m benchmarks.comparison.report
 
-# The second round: docs/results.md. EVIDENCE_ARGS="--jobs 2 --groups main --budget_minutes 240" runs a part of it.
+# The second round: docs/results/index.md. EVIDENCE_ARGS="--jobs 2 --groups main --budget_minutes 240" runs a part of it.
 EVIDENCE_ARGS ?= --jobs 2
 
 evidence: $(TEST_ENV)

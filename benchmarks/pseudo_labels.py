@@ -33,7 +33,7 @@ from peft_clsr import (
 )
 
 DATA = ("transcribed", "pseudo-labelled", "all transcribed")
-# docs/demo.md: gates that start on the expert
+# docs/explanation/demo.md: gates that start on the expert
 GATES = {"straight_through": True, "gate_noise": 0, "gate_budget": 1, "budget_weight": 0.1, "skip_gate_prob": 0}
 GATES |= {"expert_dropout": 0.05}
 TRAINING = {"per_device_train_batch_size": 1, "label_smoothing_factor": 0.1}

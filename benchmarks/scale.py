@@ -1,5 +1,5 @@
 """
-Measure the pieces of docs/scale.md: a service of many languages on a Whisper of any size.
+Measure the pieces of docs/explanation/scale.md: a service of many languages on a Whisper of any size.
 
     python -m benchmarks.scale                        # the shape of whisper-large-v3, random weights: 8 GB of memory
     python -m benchmarks.scale --layers 6 --width 512 --heads 8 --mel_bins 80    # of whisper-base

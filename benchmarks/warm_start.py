@@ -28,7 +28,7 @@ from examples.demo.fetch import FetchError
 from peft_clsr import pack_utterances, warm_start
 
 STARTS = ("cold", "warm")
-# docs/training.md, "Gates in short trainings"
+# docs/how-to/train.md, "Gates in short trainings"
 GATES = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
 BATCH_SIZE = 2  # windows of 30 s
 # The values that tell a run from others in the file of results.

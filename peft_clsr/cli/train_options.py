@@ -83,7 +83,7 @@ class ExpertArguments:
     """
     The expert and its gates, see [`CLSRConfig`].
 
-    The defaults suit some hundred recordings (docs/training.md, "Gates in short trainings"). Those of `CLSRConfig` are
+    The defaults suit some hundred recordings (docs/how-to/train.md, "Gates in short trainings"). Those of `CLSRConfig` are
     the paper's.
     """
 
