@@ -63,17 +63,15 @@ def read_rows(grid: Grid) -> tuple[list[Row], list[str]]:
     """The rows with results, and what is missing."""
     rows, missing = [], []
     for method in METHODS:
-        choice = (None, None)
-        if method != UNCHANGED:
-            try:
-                choice = grid.chosen(method.name)
-            except ValueError:
-                missing.append(f"{method.label}: tuning")
-                continue
+        try:
+            tuned = grid.tuned(method)
+        except ValueError:
+            missing.append(f"{method.label}: tuning")
+            continue
         row, absent = Row(method.label), []
         for language in LANGUAGES:
             for fold in range(FOLDS):
-                result = grid.store.read(grid.run(method, language, fold, choice))
+                result = grid.store.read(grid.run(method, language, fold, tuned))
                 if result is not None:
                     row.results.setdefault(language, {})[fold] = result
                 elif language in grid.languages:

@@ -7,7 +7,7 @@ Train and measure the runs of the second round.
 
 Groups, in this order, each tuned first:
 - `main`: the unchanged model, full fine-tuning, LoRA and experts;
-- `kd`: experts with a teacher, and with a weight of the distillation that falls to 0;
+- `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
 - `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
@@ -26,7 +26,7 @@ from benchmarks.comparison.compare import add_setup_arguments, check, make_pool,
 from benchmarks.comparison.experiment import execute
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.methods import ALL_LANGUAGES, ZERO_SHOT
-from benchmarks.comparison.runs import Run
+from benchmarks.comparison.runs import Run, teacher_run
 
 from .grid import CANDIDATES, GRID_LANGUAGES, GROUPS, Grid
 
@@ -56,7 +56,7 @@ def main() -> None:
         is_teacher = run.language == ALL_LANGUAGES
         return store.read(run) is None or (is_teacher and not store.weights(run).exists())
 
-    def do(study: str, runs: list[Run]) -> bool:
+    def do_all(study: str, runs: list[Run]) -> bool:
         """Do runs that have no results. Returns False if the time was over before all were done."""
         studies.update({run: study for run in runs if run not in studies})
         store.collect(studies)
@@ -68,12 +68,15 @@ def main() -> None:
             print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
         return not left
 
+    def do(study: str, runs: list[Run]) -> bool:
+        """`do_all`, after the teachers that the missing runs need."""
+        folds = dict.fromkeys(run.fold for run in runs if run.teacher is not None and is_missing(run))
+        return do_all("teacher", [teacher_run(arguments.max_steps, fold) for fold in folds]) and do_all(study, runs)
+
     def do_group(group: str) -> bool:
-        if not do("tuning", grid.tuning(group)):
+        if not do("tuning", grid.tuning(group)) or not do("tuning", grid.taught_tuning(group)):
             return False
-        runs = grid.runs(group)
-        taught = {run.fold for run in runs if run.teacher is not None and is_missing(run)}
-        return do("teacher", [run for run in grid.teachers(group) if run.fold in taught]) and do(group, runs)
+        return do(group, grid.runs(group))
 
     with make_pool(arguments.jobs, setup) as pool:
         all(do_group(group) for group in arguments.groups)

@@ -112,8 +112,9 @@ def made_up_evaluation(wer, utterances=4):
 
 
 def made_up_results(made, wer=None):
-    """In validation and test WER falls with the learning rate. The teacher has all languages."""
-    rate = 1 / (1 + 100 * (made.learning_rate or 0)) if wer is None else wer
+    """WER falls with the learning rate, and with the weight of a distillation. The teacher has all languages."""
+    weight = made.kd_weight if made.teacher else 0
+    rate = 1 / (1 + 100 * (made.learning_rate or 0) + weight / 100) if wer is None else wer
     splits = {split: made_up_evaluation(rate) for split in ("validation", "test", "joined", "out_of_domain")}
     if made.language == "all":
         splits = {f"{language} {split}": value for language in LANGUAGES for split, value in splits.items()}
@@ -139,6 +140,8 @@ def tuned(store):
     for group in grid.GROUPS:
         for each in made.tuning(group):
             store.write(each, made_up_results(each))
+    for each in made.taught_candidates():
+        store.write(each, made_up_results(each))
     return made
 
 
@@ -154,18 +157,41 @@ def test_each_method_has_as_many_passes_and_is_tuned_on_validation_in_one_fold(s
     assert len(grid.CANDIDATES["lora"]) == len(grid.CANDIDATES["expert"])
 
 
-def test_the_lowest_validation_wer_chooses_for_taught_rows_too(tuned):
+def test_the_lowest_validation_wer_chooses_learning_rates_for_taught_rows_too(tuned):
     assert tuned.chosen("lora") == (4e-3, 32)
     other = next(each for each in tuned.candidates("lora") if each.rank == 64)
     for language in ("ro", "be"):
         tuned.store.write(replace(other, language=language), made_up_results(other, 0.01))
     assert tuned.chosen("lora") == (2e-3, 64)
-    taught = [each for each in tuned.runs("kd") if each.teacher == "finetuned"]
-    assert {(each.learning_rate, each.rank) for each in taught} == {tuned.chosen("expert")}
-    assert Counter(each.kd_decay for each in taught) == {False: 9, True: 9}
+    taught = tuned.runs("kd")
+    assert {(each.teacher, each.learning_rate, each.rank) for each in taught} == {
+        ("finetuned", *tuned.chosen("expert"))
+    }
     tuned.store.results_file(other).unlink()
     with pytest.raises(ValueError, match=f"{other.name} has no results"):
         tuned.chosen("lora")
+
+
+def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
+    tried = tuned.taught_candidates()
+    assert len(tried) == len(set(tried)) == 2 * len(grid.DISTILLATIONS)
+    assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
+    assert tuned.chosen_distillation() == (8.0, False)
+    for each in tried:
+        if (each.kd_weight, each.kd_decay) == (2.0, True):
+            tuned.store.write(each, made_up_results(each, 0.01))
+    for group in ("kd", "more"):
+        taught = [each for each in tuned.runs(group) if each.teacher]
+        assert {(each.kd_weight, each.kd_decay) for each in taught} == {(2.0, True)}
+    assert set(tuned.taught_tuning("main")) == set()
+    assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
+
+
+def test_runs_without_a_teacher_are_those_of_before(tuned):
+    """Their names decide if they are trained again."""
+    keys = {each.key for each in (*tuned.tuning("main"), *tuned.runs("main"))}
+    assert "be_full_seed0_456a366d" in keys and "ro_zero-shot_seed0_43808d2d" in keys
+    assert "ro_expert_seed0_f568503c" in keys and "ro_lora_seed0_a7b2a793" in keys
 
 
 def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned):
@@ -225,10 +251,11 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     executed = pretended(*arguments)
     teachers = [each for each in executed if each.language == "all"]
     assert teachers == [teacher_run(fold=0), teacher_run(fold=2)]
-    # Tuning; main without the 3 runs that are tuning's; teachers; taught.
-    assert len(executed) == len(set(executed)) == 22 + (8 - 3) + 2 + 4
+    # Tuning; main without the 3 runs that are tuning's; teachers; the distillation; taught without its run.
+    assert len(executed) == len(set(executed)) == 22 + (8 - 3) + 2 + 10 + (2 - 1)
+    assert executed.index(teachers[1]) > max(executed.index(each) for each in executed if each.kd_decay)
     assert pretended(*arguments) == []
-    assert len(read_table(store.table_dir)) == 33  # collected as they come
+    assert len(read_table(store.table_dir)) == 40  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
@@ -315,7 +342,7 @@ def test_a_fold_is_read_from_its_folders(setup):
 def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain(name, setup):
     method = next(method for method in grid.METHODS if method.name == name)
     rank = None if name in ("full", "zero-shot") else 4
-    made = small(grid.Grid(setup.store).run(method, "ro", 1, (1e-2, rank)))
+    made = small(grid.Grid(setup.store).run(method, "ro", 1, {"learning_rate": 1e-2, "rank": rank}))
     execute(made, setup)
     result = setup.store.read(made)
     assert set(result["evaluations"]) == {"validation", "test", "joined", "out_of_domain"}
@@ -354,8 +381,8 @@ def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch
         for language in ("ro", "ca")
         for split in ("validation", "test", "joined", "out_of_domain")
     }
-    method = next(method for method in grid.METHODS if method.kd_decay)
-    made = small(grid.Grid(setup.store).run(method, "ro", 1, (1e-2, 4)))
+    tuned = {"learning_rate": 1e-2, "rank": 4, "kd_decay": True}
+    made = small(grid.Grid(setup.store).run(grid.TAUGHT_EXPERTS, "ro", 1, tuned))
     execute(replace(made, epochs=15), setup)
     (first, *_) = setup.store.read(replace(made, epochs=15))["log"]
     assert first["kd_loss"] > 0
