@@ -378,6 +378,13 @@ def measure(
 
 def measure_joined(run: Run, setup: Setup, model: nn.Module, processor: Any, language: str) -> dict[str, Any]:
     """The errors on the fold's test recordings, joined to recordings of a minute as `peft-clsr train` does."""
+    joined = joined_recordings(run, setup, processor, language)
+    transcripts = transcribe_joined(model, processor, joined, language, EVAL_BATCH, f"{language} joined")
+    return count_errors([transcript.text for transcript in transcripts], joined.texts, language)
+
+
+def joined_recordings(run: Run, setup: Setup, processor: Any, language: str) -> JoinedRecordings:
+    """The test recordings of a run's fold, joined to recordings of a minute."""
     rows = read_split(setup, language, "test", fold=run.fold)
     reader = RowReader.of(
         rows,
@@ -389,15 +396,19 @@ def measure_joined(run: Run, setup: Setup, model: nn.Module, processor: Any, lan
         language_column="language",
         max_label_length=MAX_LABEL_LENGTH,
     )
-    joined = JoinedRecordings(rows, reader)
-    transcripts = transcribe_joined(model, processor, joined, language, EVAL_BATCH, f"{language} joined")
-    return count_errors([transcript.text for transcript in transcripts], joined.texts, language)
+    return JoinedRecordings(rows, reader)
 
 
 def others_untouched(run: Run, setup: Setup, model: nn.Module, processor: Any) -> bool:
-    """True if another language's logits and tokens are those of the unchanged student, bit by bit."""
+    """`is_untouched` in the first language that is not the run's."""
     language = next(other for other in FOLD_LANGUAGES if other != run.language)
-    rows = load_split(setup, language, "test", processor, OTHER_RECORDINGS, run.fold)
+    return is_untouched(
+        setup, model, load_split(setup, language, "test", processor, OTHER_RECORDINGS, run.fold), language
+    )
+
+
+def is_untouched(setup: Setup, model: nn.Module, rows: datasets.Dataset, language: str) -> bool:
+    """True if a language's logits and tokens are those of the unchanged student, bit by bit."""
     features = torch.as_tensor(rows.with_format("numpy")["input_features"][:], device=DEVICE, dtype=model.dtype)
     base = WhisperForConditionalGeneration.from_pretrained(setup.student, dtype=model.dtype).to(DEVICE)
     settings = {"max_new_tokens": 32, "return_dict_in_generate": True, "output_logits": True}

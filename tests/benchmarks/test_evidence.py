@@ -9,28 +9,20 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-import datasets
 import numpy as np
 import pytest
 import soundfile
-import torch
-from conftest import SPECIAL_TOKENS, build_tokenizer
+from evidence_runs import made_up_results, small, write_tuning
 from safetensors.torch import load_file
-from transformers import WhisperFeatureExtractor, WhisperProcessor
-from transformers.utils import logging
 
 from benchmarks.comparison import compare, experiment
-from benchmarks.comparison.errors import evaluation_of
-from benchmarks.comparison.experiment import KDDecay, Setup, execute, read_split
+from benchmarks.comparison.experiment import KDDecay, execute, read_split
 from benchmarks.comparison.folds import LANGUAGES, parts
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import ResultStore, read_table
 from benchmarks.evidence import estimates, grid, report, run, speech
-
-SECONDS = 2.0  # of context, in place of 30 s
-
 
 # ------------------------------------------------------------------------------------------------------- recordings
 
@@ -106,29 +98,6 @@ def test_announcements_are_sentences_without_what_nobody_says(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the grid
 
 
-def made_up_evaluation(wer, utterances=4):
-    errors = round(1000 * wer)
-    return evaluation_of([[errors, 0, 0, 1000, errors, 1000]] * utterances)
-
-
-def made_up_results(made, wer=None):
-    """WER falls with the learning rate, and with the weight of a distillation. The teacher has all languages."""
-    weight = made.kd_weight if made.teacher else 0
-    rate = 1 / (1 + 100 * (made.learning_rate or 0) + weight / 100) if wer is None else wer
-    splits = {split: made_up_evaluation(rate) for split in ("validation", "test", "joined", "out_of_domain")}
-    if made.language == "all":
-        splits = {f"{language} {split}": value for language in LANGUAGES for split, value in splits.items()}
-    result = {
-        "settings": asdict(made) | {"student": "whisper-base"},
-        "machine": {},
-        "evaluations": splits,
-        "gates": {},
-    }
-    if made.method != "zero-shot":
-        result |= {"trained_parameters": 10, "train_utterances": 4, "train_steps": 2, "train_seconds": 60.0}
-    return result | {"seconds": 90.0, "others_untouched": made.method in ("zero-shot", "expert")}
-
-
 @pytest.fixture
 def store(tmp_path):
     return ResultStore(tmp_path / "results", tmp_path / "work", "whisper-base")
@@ -137,11 +106,7 @@ def store(tmp_path):
 @pytest.fixture
 def tuned(store):
     made = grid.Grid(store)
-    for group in grid.GROUPS:
-        for each in made.tuning(group):
-            store.write(each, made_up_results(each))
-    for each in made.taught_candidates():
-        store.write(each, made_up_results(each))
+    write_tuning(made)
     return made
 
 
@@ -291,41 +256,8 @@ def test_a_budget_ends_between_runs(monkeypatch):
 
 
 @pytest.fixture
-def setup(tiny_whisper, tmp_path, monkeypatch):
-    """A student of a context of 2 s, and noise as `speech.py` lays it out."""
-    times = [f"<|{position / 50:.2f}|>" for position in range(int(50 * SECONDS) + 1)]
-    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *times])
-    model = tiny_whisper(
-        init_std=0.5, max_source_positions=int(50 * SECONDS), max_target_positions=448, vocab_size=len(tokenizer)
-    )
-    model.generation_config.max_length = 12
-    for part in (model, WhisperProcessor(WhisperFeatureExtractor(chunk_length=int(SECONDS)), tokenizer)):
-        part.save_pretrained(tmp_path / "student")
-    generator = np.random.default_rng(0)
-    for language in ("ro", "ca"):
-        for split in ("fold0", "fold1", "fold2", "out_of_domain"):
-            folder = tmp_path / "data" / language / split
-            folder.mkdir(parents=True)
-            lines = ["file_name,transcription,language,translation"]
-            for place in range(4):
-                soundfile.write(folder / f"{place}.wav", generator.normal(0, 0.1, 6000 + 1000 * place), 16000)
-                lines.append(f"{place}.wav,floare {split} {place},{language},Flower")
-            (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for name, value in (("FULL_CONTEXT", SECONDS), ("MAX_NEW_TOKENS_OF_LONG", 8), ("FOLD_LANGUAGES", ("ro", "ca"))):
-        monkeypatch.setattr(experiment, name, value)
-    monkeypatch.setattr("benchmarks.comparison.folds.VALIDATION", 2)
-    monkeypatch.setitem(experiment.WINDOWS, "timestamps", 0.0)
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    store = ResultStore(tmp_path / "results", tmp_path / "work", "student")
-    yield Setup(str(tmp_path / "student"), tmp_path / "data", store, "float32", 1, None)
-    torch.set_num_threads(threads)
-    logging.set_verbosity(verbosity)
-    datasets.enable_progress_bars()
-
-
-def small(made, **changes):
-    return replace(made, audio_seconds=SECONDS, epochs=2, **changes)
+def setup(evidence_setup):
+    return evidence_setup
 
 
 def test_a_fold_is_read_from_its_folders(setup):
