@@ -58,7 +58,9 @@ class Method:
 
 
 UNCHANGED = Method(ZERO_SHOT, "whisper, unchanged")
-TAUGHT_EXPERTS = Method(EXPERT, "experts + KD", taught=True)  # the distillation is tuned on these, for all taught rows
+TAUGHT_EXPERTS = Method(
+    EXPERT, "taught experts", taught=True
+)  # the distillation is tuned on these, for all taught rows
 # The most telling groups first.
 GROUPS: dict[str, list[Method]] = {
     "main": [
@@ -72,8 +74,8 @@ GROUPS: dict[str, list[Method]] = {
         Method(LORA_ATTENTION, "LoRA, attention too"),
         Method(FULL_EXPERT, "full experts"),
         Method(CLSR, "full experts, the paper's gates"),
-        Method(FULL_EXPERT, "full experts + KD", taught=True),
-        Method(CLSR, "full experts, the paper's gates + KD", taught=True),
+        Method(FULL_EXPERT, "taught full experts", taught=True),
+        Method(CLSR, "taught full experts, the paper's gates", taught=True),
     ],
 }
 METHODS = [method for methods in GROUPS.values() for method in methods]

@@ -23,6 +23,7 @@ from benchmarks.comparison.folds import LANGUAGES, parts
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import ResultStore, read_table
 from benchmarks.evidence import estimates, grid, report, run, speech
+from benchmarks.evidence.ability_table import AbilityTable
 
 # ------------------------------------------------------------------------------------------------------- recordings
 
@@ -394,12 +395,101 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     numbers = json.loads((tmp_path / "one" / "second-round.json").read_text())
     assert numbers["rates"]["joined"]["experts"]["be"]["folds"] == [0, 1, 2]
     assert numbers["rates"]["test"]["full fine-tuning"]["ru"]["folds"] == [0, 1]
-    assert numbers["both domains"]["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
+    both = numbers["both domains"]
+    assert both["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
+    assert both["experts"]["verdict to LoRA"] == "better" and both["LoRA"]["verdict to full fine-tuning"].startswith(
+        "too"
+    )
+    assert numbers["abilities"] == {}
     tables = (tmp_path / "one" / "second-round.md").read_text()
     assert "| experts | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 [40.0, 40.0] |" in tables
+    assert "**experts, to LoRA: better**, -10.0 [-10.0, -10.0] points of WER" in tables
+    assert "**experts, to full fine-tuning: too early: 8 of 9 trainings**" in tables
+    assert "![Word errors by method, mean of both domains](second-round.png)" in tables
+    assert "| taught experts | weight 8 | " in tables
     assert "full fine-tuning: ru 2;" in tables and "LoRA, attention too: ro" in tables
     assert "| experts | ro 3, be 3, ru 3 | 0.004, rank 32 | 0.0 M | 1.0 | 9 of 9 |" in tables
     assert "| LoRA | 0.004, rank 32 |" in tables and "| chosen |" in tables
+
+
+@pytest.mark.parametrize(
+    "low, high, trainings, expected",
+    [
+        (-0.2, -0.1, [3, 3], "better"),
+        (0.1, 0.2, [3, 3], "worse"),
+        (-0.1, 0.1, [3, 3], "level"),
+        (-0.2, -0.1, [3, 2], "too early: 5 of 6 trainings"),
+    ],
+)
+def test_a_difference_is_called_better_only_with_three_trainings_of_each_language(low, high, trainings, expected):
+    assert report.verdict({"value": (low + high) / 2, "low": low, "high": high}, trainings) == expected
+    assert report.verdict(None, trainings).startswith("too early")
+
+
+def report_of(store, runs, tmp_path):
+    """The page of runs alone, and its numbers."""
+    store.collect(dict.fromkeys(runs, "main"))
+    report.main(["--results_dir", str(store.results_dir), "--output_dir", str(tmp_path / "out")])
+    text, numbers = ((tmp_path / "out" / f"second-round.{ending}").read_text() for ending in ("md", "json"))
+    return text, json.loads(numbers)
+
+
+def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_methods_have(tuned, tmp_path):
+    tried = [each for group in grid.GROUPS for each in tuned.tuning(group)]
+    first = tuned.runs("main")[:6]  # Romanian, and two methods of Belarusian; tuning has both of fold 0
+    for each in first:
+        tuned.store.write(each, made_up_results(each))
+    text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
+    assert "**Not complete: 14 of 90 runs are there.**" in text and "taught experts: tuning" in text
+    assert numbers["both domains"]["LoRA"]["trainings"] == 2
+    assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
+    assert "too early: 2 of 9 trainings" in text and "better" not in re.sub("is better", "", text)
+    assert (tmp_path / "out" / "second-round.png").exists()
+
+
+def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
+    text, numbers = report_of(tuned.store, tuned.tuning("main")[:1], tmp_path)
+    assert "**Not complete: 0 of 90 runs are there.**" in text and "| full fine-tuning | 1e-05 | 50" not in text
+    assert "| full fine-tuning | 1e-05 | 99.9 | - |  |" in text and "No experts are there yet" in text
+    assert "whisper, unchanged: all" in text
+    assert not (tmp_path / "out" / "second-round.png").exists()
+
+
+def test_the_figure_names_methods_and_marks_those_that_lack_trainings(tuned, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "draw", lambda points, unchanged, title, path: drawn.append((points, unchanged)))
+    runs = tuned.runs("main")
+    for each in runs[:-1]:
+        tuned.store.write(each, made_up_results(each, 0.9 if each.method == "zero-shot" else 0.5))
+    report_of(tuned.store, [*runs[:-1], *tuned.tuning("main"), *tuned.tuning("kd")], tmp_path)
+    ((points, unchanged),) = drawn
+    assert unchanged == pytest.approx(90)
+    names = [(point["label"], point["has_experts"]) for point in points]
+    assert names == [("full fine-tuning", False), ("LoRA", False), ("experts (8 of 9 trainings)", True)]
+
+
+def test_abilities_are_tabled_with_intervals_and_differences_to_the_unchanged_model(tuned, tmp_path):
+    runs = [each for each in tuned.runs("main") if each.method in ("zero-shot", "lora", "expert")]
+    table, statistics = AbilityTable(tuned.store), [[10, 10, 5] * 6]
+    for each in runs:
+        tuned.store.write(each, made_up_results(each))
+        expert, wrong = each.method == "expert", int(each.method == "lora")
+        abilities = {
+            "other": {"language": "ca", "identical": True if expert else None, "utterances": [[wrong, 0, 0, 4, 0, 9]]},
+            "translation": statistics,
+            "times": [0.1, None],
+            "seconds": 1.0,
+        }
+        table.write(each, abilities | ({"shared_decoder": [[10, 10, 10] * 6]} if expert else {}))
+    table.collect(runs)
+    text, numbers = report_of(tuned.store, [*runs, *tuned.tuning("main")], tmp_path)
+    assert "## Untouched ability" in text
+    lora, experts = (numbers["abilities"][label]["mean"] for label in ("LoRA", "experts"))
+    assert lora["other_wer to unchanged"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert experts["shared_decoder to unchanged"]["value"] == pytest.approx(0.5)  # to its translation
+    assert experts["translation to unchanged"]["value"] == 0
+    assert numbers["abilities"]["experts"]["ro"]["median_time_error"] is None
+    assert re.search(r"\| experts \| ro \| 3 \| 0.0 .*\| 50.0 .*\| 100.0 .*\| 50.0 .*\| 3 of 3 \|", text)
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
