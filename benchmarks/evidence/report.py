@@ -37,6 +37,14 @@ from .rows import TEACHER, Row, common_languages, mean, read_rows
 SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
 BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
 REFERENCES = ("LoRA", "full fine-tuning")
+LANGUAGE_NAMES = {
+    "ro": "Romanian",
+    "be": "Belarusian",
+    "ru": "Russian",
+    "el": "Greek",
+    "bg": "Bulgarian",
+    "ca": "Catalan",
+}
 NAME = "second-round"
 
 
@@ -292,10 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += [f"**Not complete: {there} of {total} runs are there.** What is missing stands below.", ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     picture = options.output_dir / f"{NAME}.png"
-    names = ", ".join(in_mean)
+    names = ", ".join(LANGUAGE_NAMES[language] for language in in_mean)
     if points:
         unchanged = both.get(UNCHANGED.label, {}).get("wer")
-        title = f"Word errors, mean of both domains ({names}), %"
+        title = f"Word errors in {names}, %: mean of both domains"
         draw(points, unchanged and 100 * unchanged["value"], title, picture)
         lines += [f"![Word errors by method, mean of both domains]({NAME}.png)", ""]
     else:
