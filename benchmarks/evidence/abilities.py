@@ -39,6 +39,7 @@ from benchmarks.comparison.experiment import (
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.methods import EXPERTS, ZERO_SHOT
 from benchmarks.comparison.runs import Run
+from benchmarks.comparison.store import is_measured
 from peft_clsr import transcribe
 from peft_clsr.cli.joined import transcribe_joined
 from peft_clsr.evaluation.times import time_errors
@@ -128,7 +129,8 @@ def finished_runs(grid: Grid, groups: list[str]) -> list[Run]:
         for language in grid.languages:
             for method, tuned in methods:
                 run = grid.run(method, language, fold, tuned)
-                if store.read(run) is None:
+                results = store.read(run)
+                if results is None or not is_measured(results):
                     print(f"left out: {run.name} has no results yet")
                 elif run.method != ZERO_SHOT and not store.weights(run).exists():
                     print(f"left out: {run.name}: its weights are not in {store.work_dir}")

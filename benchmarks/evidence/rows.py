@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.methods import EXPERTS
 from benchmarks.comparison.runs import teacher_run
-from benchmarks.comparison.store import Result
+from benchmarks.comparison.store import Result, is_measured
 
 from .ability_table import Abilities, AbilityTable, key_of
 from .estimates import Counts, counts_of, rate
@@ -63,7 +63,7 @@ def read_rows(grid: Grid) -> tuple[list[Row], list[str]]:
             for fold in range(FOLDS):
                 run = grid.run(method, language, fold, tuned)
                 result = grid.store.read(run)
-                if result is not None:
+                if result is not None and is_measured(result):
                     row.results.setdefault(language, {})[fold] = result
                     if key_of(run) in abilities:
                         row.abilities.setdefault(language, {})[fold] = abilities[key_of(run)]

@@ -18,7 +18,7 @@ from evidence_runs import made_up_results, small, write_tuning
 from safetensors.torch import load_file
 
 from benchmarks.comparison import compare, experiment
-from benchmarks.comparison.experiment import KDDecay, execute, read_split
+from benchmarks.comparison.experiment import KDDecay, execute, read_split, validate
 from benchmarks.comparison.folds import LANGUAGES, parts
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import ResultStore, read_table
@@ -184,19 +184,27 @@ def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned)
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
-    """Calls the command, but nothing is trained. Returns the runs that were executed, in order."""
-    executed = []
+    """Calls the command, but nothing is trained. Returns the tasks and their runs, in order."""
+    done = []
 
-    def execute(made, setup):
-        assert made.teacher is None or setup.store.weights(teacher_run(made.max_steps, made.fold)).exists()
-        executed.append(made)
-        path = setup.store.weights(made)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        setup.store.write(made, made_up_results(made))
-        return made.name
+    def pretend(task):
+        def do(made, setup):
+            teacher = made.teacher and setup.store.weights(teacher_run(made.max_steps, made.fold))
+            assert teacher is None or teacher.exists()
+            done.append((task, made))
+            path = setup.store.weights(made)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            result = made_up_results(made)
+            if task == "validate":
+                result["evaluations"] = {"validation": result["evaluations"]["validation"]}
+            setup.store.write(made, result)
+            return made.name
 
-    monkeypatch.setattr(run, "execute", execute)
+        return do
+
+    for task in ("execute", "validate"):
+        monkeypatch.setattr(run, task, pretend(task))
     monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
         monkeypatch.setenv(name, "1")
@@ -204,36 +212,54 @@ def pretended(tmp_path, monkeypatch):
     folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
 
     def call(*arguments):
-        executed.clear()
+        done.clear()
         monkeypatch.setattr(sys, "argv", ["run.py", *folders, *map(str, arguments)])
         run.main()
-        return list(executed)
+        return list(done)
 
     return call
 
 
 def test_the_command_does_what_is_missing_teachers_before_those_they_teach(pretended, store):
     arguments = ("--groups", "main", "kd", "--languages", "ro", "--folds", 0, 2)
-    executed = pretended(*arguments)
-    teachers = [each for each in executed if each.language == "all"]
+    done = pretended(*arguments)
+    validated = [made for task, made in done if task == "validate"]
+    executed = [made for task, made in done if task == "execute"]
+    # Tuning, and that of the distillation; main and taught in two folds, and the teachers of these.
+    assert len(validated) == len(set(validated)) == 22 + 10
+    assert len(executed) == len(set(executed)) == 8 + 2 + 2
+    assert len(set(validated) & set(executed)) == 3 + 1  # the chosen ones are measured further
+    teachers = [made for made in executed if made.language == "all"]
     assert teachers == [teacher_run(fold=0), teacher_run(fold=2)]
-    # Tuning; main without the 3 runs that are tuning's; teachers; the distillation; taught without its run.
-    assert len(executed) == len(set(executed)) == 22 + (8 - 3) + 2 + 10 + (2 - 1)
-    assert executed.index(teachers[1]) > max(executed.index(each) for each in executed if each.kd_decay)
+    places = [made for _, made in done]
+    assert places.index(teachers[1]) > max(places.index(made) for made in validated)
     assert pretended(*arguments) == []
-    assert len(read_table(store.table_dir)) == 40  # collected as they come
+    assert len(read_table(store.table_dir)) == 22 + 10 + 12 - 4  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
     assert pretended(*arguments) == []
-    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == teachers[1]
+    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == ("execute", teachers[1])
+
+
+def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pretended, store):
+    """A chosen run has no weights here, nor has its teacher."""
+    arguments = ("--groups", "kd", "--languages", "ro", "--folds", 0)
+    pretended(*arguments, "--budget_minutes", 0)
+    done = pretended(*arguments)
+    chosen = next(made for task, made in done if task == "execute" and made.teacher)
+    result = made_up_results(chosen)
+    store.write(chosen, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+    for made in (chosen, teacher_run(fold=0)):
+        store.weights(made).unlink()
+    assert pretended(*arguments) == [("execute", teacher_run(fold=0)), ("execute", chosen)]
 
 
 def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, capsys):
     arguments = ("--groups", "main", "--languages", "ro", "--folds", 0)
     assert pretended(*arguments, "--budget_minutes", 0) == []
     assert "tuning: the time is over; 22 runs are left. The same command goes on there." in capsys.readouterr().out
-    assert len(pretended(*arguments)) == 22 + 4 - 3
+    assert len(pretended(*arguments)) == 22 + 4
 
 
 def test_a_budget_ends_between_runs(monkeypatch):
@@ -290,6 +316,44 @@ def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain
     weights = load_file(setup.store.weights(made))
     assert any("q_proj" in weight for weight in weights) == (name in ("full", "lora-attention"))
     assert result["trained_parameters"] == sum(tensor.numel() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "expert"])
+def test_a_run_that_was_validated_is_measured_further_from_its_weights(name, setup, monkeypatch):
+    method = next(method for method in grid.METHODS if method.name == name)
+    tuned = {"learning_rate": 1e-2, "rank": None if name == "full" else 4}
+    made, at_once = (small(grid.Grid(setup.store).run(method, "ro", 1, tuned), seed=seed) for seed in (0, 0))
+    execute(at_once, setup)
+    expected = setup.store.read(at_once)
+    setup.store.results_file(at_once).unlink()
+
+    validate(made, setup)
+    validated = setup.store.read(made)
+    assert set(validated["evaluations"]) == {"validation"} and "others_untouched" not in validated
+    setup.store.collect({made: "tuning"})
+    monkeypatch.setattr(experiment, "train", None)
+    execute(made, setup)
+    result = setup.store.read(made)
+    for part in ("evaluations", "gates", "others_untouched", "train_steps", "settings"):
+        assert result[part] == expected[part], part
+    assert result["seconds"] > validated["seconds"]
+
+
+def test_a_run_that_was_stopped_while_it_was_measured_is_not_trained_again(setup, monkeypatch):
+    made = small(grid.Grid(setup.store).run(grid.GROUPS["main"][2], "ro", 1, {"learning_rate": 1e-2, "rank": 4}))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "measure", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            execute(made, setup)
+    assert setup.store.read(made) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train", None)
+        execute(made, setup)
+    assert setup.store.read(made)["train_utterances"] == 6
+    setup.store.results_file(made).unlink()  # to repeat a run, its results are removed
+    monkeypatch.setattr(experiment, "train", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        execute(made, setup)
 
 
 def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch):
@@ -448,10 +512,14 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
 
 
 def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
-    text, numbers = report_of(tuned.store, tuned.tuning("main")[:1], tmp_path)
-    assert "**Not complete: 0 of 90 runs are there.**" in text and "| full fine-tuning | 1e-05 | 50" not in text
-    assert "| full fine-tuning | 1e-05 | 99.9 | - |  |" in text and "No experts are there yet" in text
-    assert "whisper, unchanged: all" in text
+    tried = tuned.tuning("main")[:6]
+    for each in tried:
+        result = made_up_results(each)
+        tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+    text, _ = report_of(tuned.store, tried, tmp_path)
+    assert "**Not complete: 0 of 90 runs are there.**" in text and "No experts are there yet" in text
+    assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 |  |" in text
+    assert "whisper, unchanged: all; full fine-tuning: all; LoRA: tuning" in text
     assert not (tmp_path / "out" / "second-round.png").exists()
 
 
