@@ -221,24 +221,33 @@ def tuning_section(grid: Grid) -> list[str]:
         found = [grid.store.read(run) for run in runs]
         return [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
 
-    tried: list[tuple[str, str, Sequence[Run], bool]] = []
+    def mark(value: float | None, values: Sequence[float | None]) -> str:
+        """Of a chosen candidate: a better one may lie beyond the lowest and the highest that were tried."""
+        return "chosen, at the border" if value in (min(values), max(values)) else "chosen"
+
+    tried: list[tuple[str, str, Sequence[Run], str]] = []
     for name in CANDIDATES:
         label = next(method.label for method in METHODS if method.name == name)
         chosen = or_none(lambda name=name: grid.chosen(name))
         for candidate in CANDIDATES[name]:
             runs = [run for run in grid.candidates(name) if (run.learning_rate, run.rank) == candidate]
-            tried.append((label, format_tuning(candidate), runs, candidate == chosen))
+            text = mark(candidate[0], [rate for rate, _ in CANDIDATES[name]]) if candidate == chosen else ""
+            tried.append((label, format_tuning(candidate), runs, text))
     taught = or_none(grid.taught_candidates) or []
+    chosen = or_none(grid.chosen_distillation)
     for weight, decays in DISTILLATIONS:
         runs = [run for run in taught if (run.kd_weight, run.kd_decay) == (weight, decays)]
         text = f"weight {weight:g}" + ", falling to 0" * decays
-        tried.append((TAUGHT_EXPERTS.label, text, runs, (weight, decays) == or_none(grid.chosen_distillation)))
+        is_chosen = (weight, decays) == chosen
+        tried.append(
+            (TAUGHT_EXPERTS.label, text, runs, mark(weight, [w for w, _ in DISTILLATIONS]) if is_chosen else "")
+        )
     rows = []
-    for label, text, runs, is_chosen in tried:
+    for label, text, runs, choice in tried:
         rates = wer(runs)
         if not all(map(math.isnan, rates)):
             columns = [NONE if math.isnan(rate) else percent(rate) for rate in rates]
-            rows.append([label, text, *columns, "chosen" if is_chosen else ""])
+            rows.append([label, text, *columns, choice])
     text = (
         f"WER in validation, %, fold {TUNING_FOLD}. The lowest mean of both languages is chosen; of equal ones the "
         "first. Test recordings have no part in it. Taught rows have the learning rate and rank of the untaught, and "
