@@ -16,6 +16,7 @@ from benchmarks.comparison.methods import (
     LORA,
     LORA_ATTENTION,
     METHOD_SETTINGS,
+    STRAIGHT,
     ZERO_SHOT,
     Candidate,
 )
@@ -31,6 +32,7 @@ CANDIDATES: dict[str, list[Candidate]] = {
     FULL: [(1e-5, None), (2e-5, None), (5e-5, None)],
     LORA: _LOW_RANK,
     EXPERT: _LOW_RANK,
+    STRAIGHT: _LOW_RANK,
     LORA_ATTENTION: [(5e-4, 32), (1e-3, 32), (2e-3, 32), (1e-3, 64)],
     CLSR: [(1e-4, None), (2e-4, None), (5e-4, None)],
     FULL_EXPERT: [(1e-4, None), (2e-4, None), (5e-4, None)],
@@ -58,9 +60,8 @@ class Method:
 
 
 UNCHANGED = Method(ZERO_SHOT, "whisper, unchanged")
-TAUGHT_EXPERTS = Method(
-    EXPERT, "taught experts", taught=True
-)  # the distillation is tuned on these, for all taught rows
+# The distillation is tuned on these, for all taught rows.
+TAUGHT_EXPERTS = Method(EXPERT, "taught experts", taught=True)
 # The most telling groups first.
 GROUPS: dict[str, list[Method]] = {
     "main": [
@@ -70,6 +71,7 @@ GROUPS: dict[str, list[Method]] = {
         Method(EXPERT, "experts"),
     ],
     "kd": [TAUGHT_EXPERTS],
+    "gates": [Method(STRAIGHT, "experts, noise that falls")],
     "more": [
         Method(LORA_ATTENTION, "LoRA, attention too"),
         Method(FULL_EXPERT, "full experts"),
