@@ -11,8 +11,9 @@ from peft_clsr.cli import main
 @pytest.fixture
 def convert(tiny_whisper, tmp_path, capsys):
     """
-    Runs the command on a checkpoint of Catalan; `convert("ca", "--language", "ca")` writes to the folder "ca" and returns
-    what it printed: output and errors.
+    Runs the command on a checkpoint of Catalan; `convert("ca", "--language", "ca")` writes to the folder "ca".
+
+    Returns output and errors that it printed.
     """
 
     def run(output_dir, *options, status=0):

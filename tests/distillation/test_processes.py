@@ -1,4 +1,4 @@
-"""Two processes under `accelerate launch` (gloo, on the CPU)."""
+"""Two processes (gloo, on the CPU), once under `accelerate launch`. Recipes and two machines are launched, too."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from scripts import train_distributed
 from scripts.train_distributed import build_student, build_whisper
+from two_processes import run_in_two_processes
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_distributed.py"
 FSDP2 = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
@@ -18,22 +19,24 @@ FSDP2 += ("--fsdp_transformer_layer_cls_to_wrap", "WhisperEncoderLayer,WhisperDe
 FSDP2 += ("--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false")
 
 
-def train(output, processes, *options, launch=("--multi_gpu",)):
-    """
-    The saved weights by language, and the logs. One process is the one of the tests.
+def launch(*script):
+    """FSDP is set by accelerate's launcher alone."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--num_processes", "2", "--dynamo_backend", "no", "--main_process_port", "0", *FSDP2]
+    result = subprocess.run([*command, SCRIPT, *script], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
 
-    On processors, accelerate starts several processes by MPI, or else as if there were GPUs.
-    """
+
+def train(output, processes, *options, call=None):
+    """The saved weights by language, and the logs. One process is the one of the tests."""
     script = [str(part) for part in (output, *options)]
-    if processes == 1:
-        output.mkdir(exist_ok=True)
-        train_distributed.main(script)
+    output.mkdir(exist_ok=True)
+    if call is not None:
+        call(*script)
+    elif processes == 2:
+        run_in_two_processes(train_distributed.main, script)
     else:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--num_processes", str(processes), "--dynamo_backend", "no", "--main_process_port", "0", *launch]
-        command += [str(SCRIPT), *script]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
+        train_distributed.main(script)
     run = json.loads((output / "run.json").read_text())
     assert run["processes"] == processes
     return {file.parent.name: load_file(file) for file in output.glob("*/adapter_model.safetensors")}, run["logs"]
@@ -104,7 +107,7 @@ def test_two_processes_resumed_in_the_middle_of_a_later_epoch_end_with_the_same_
 
 
 def test_adapters_trained_and_saved_under_fsdp2_load_in_one_process(one_process_of_two_languages, tmp_path):
-    two = train(tmp_path, 2, *TWO_LANGUAGES, launch=FSDP2)
+    two = train(tmp_path, 2, *TWO_LANGUAGES, call=launch)
     assert_same(one_process_of_two_languages, two)
     trained = build_student(["ca", "uk"], 0.0).eval()
     loaded = PeftModel.from_pretrained(build_whisper(0), tmp_path / "ca", adapter_name="ca").eval()

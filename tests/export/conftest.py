@@ -49,7 +49,7 @@ def bilingual(tiny_whisper, processor):
 
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory):
-    """`export_once("onnx/full", write)` is a folder that `write(folder)` writes once, for all workers of pytest-xdist."""
+    """`export_once("onnx/full", write)` is a folder that `write(folder)` writes once, for all workers."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
