@@ -4,8 +4,11 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
-import functools
 import gc
+
+gc.disable()  # until the tests are collected: nearly all that imports make stays
+
+import functools
 import logging
 
 import pytest
@@ -46,6 +49,7 @@ def build_tokenizer(special_tokens=SPECIAL_TOKENS) -> WhisperTokenizer:
 
 def pytest_collection_finish():
     """Trainers collect garbage after each training; modules and tests, which stay, need not be looked through."""
+    gc.enable()
     gc.freeze()
 
 

@@ -1,6 +1,7 @@
 """Two processes that work together (gloo, on the CPU), as `accelerate launch` starts them, but within a second.
 
-They are copies of a process that has imported what takes seconds. It has no threads, which copies would lack.
+They are copies of a process that has imported what takes seconds, and has done nothing else. Copies of the tests' own
+process could not train: autograd refuses it once that has.
 """
 
 import multiprocessing
