@@ -14,15 +14,15 @@ from peft_clsr.cli import main
 from peft_clsr.cli.main import COMMANDS, PROG
 from peft_clsr.cli.train import make_parser
 
-# Prints the modules that a command must not import for its help.
+# Prints the modules that commands must not import for their help.
 LIGHT = """
 import sys
 sys.orig_argv = ["python", "-m", "peft_clsr"]
 from peft_clsr.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    print({"torch", "peft", "datasets", "accelerate"} & set(sys.modules))
+main(["--help"])
+for name in sys.argv[1:]:
+    main([name, "--help"])
+    print(name, {"torch", "peft", "datasets", "accelerate"} & set(sys.modules))
 """
 
 
@@ -38,10 +38,10 @@ def test_an_unknown_command_is_named_with_the_nearest_one(capsys):
     assert "no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_help_imports_no_torch(arguments):
-    done = subprocess.run([sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True)
-    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+def test_help_imports_no_torch():
+    done = subprocess.run([sys.executable, "-c", LIGHT, *COMMANDS], capture_output=True, text=True)
+    for name in COMMANDS:
+        assert f"\n{name} set()\n" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.performance

@@ -73,6 +73,15 @@ def recordings(tmp_path):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick_plots(request, monkeypatch):
+    """Plots are files without a picture, but in tests of plots: to draw two of them takes longer than a training."""
+    if "plot" not in request.node.name:
+        monkeypatch.setattr(
+            "matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).write_text("plot")
+        )
+
+
 @pytest.fixture
 def run(student, recordings, tmp_path, monkeypatch, capsys):
     """Runs the command with the given further arguments; returns its exit status and what it printed."""

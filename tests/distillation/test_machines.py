@@ -1,4 +1,4 @@
-"""Two machines: two launchers of `accelerate launch` that meet on the loopback, with one disk or two."""
+"""Two machines: a packed stream on one disk; two launchers that meet on the loopback, with a disk each."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,10 +16,9 @@ from helpers import noise
 from safetensors.torch import load_file
 from scripts import train_distributed
 from transformers import WhisperFeatureExtractor, WhisperProcessor
+from two_processes import run_in_two_processes
 
 from peft_clsr.cli import main
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train_distributed.py"
 
 
 def start(folders, *command):
@@ -79,9 +77,11 @@ def processor():
 def test_a_packed_stream_on_two_machines_gives_the_weights_of_one_process(processor, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     options = ["--windows", str(tmp_path / "processor"), "--stream", "--max_steps", "3"]  # two passes of 8 utterances
-    two = start([tmp_path / "two"] * 2, SCRIPT, tmp_path / "two", "--batch_size", "2", *options)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
     train_distributed.main([str(tmp_path / "one"), "--batch_size", "4", *options])
-    finish(two)
+    two = [str(tmp_path / "two"), "--batch_size", "2", *options]
+    run_in_two_processes(train_distributed.main, two, machines=2)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     assert_same(adapters(tmp_path / "one"), adapters(tmp_path / "two"))
 

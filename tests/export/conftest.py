@@ -1,9 +1,11 @@
 """Whispers with experts to export, and the command."""
 
 import copy
+import os
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import get_peft_model
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
@@ -18,7 +20,8 @@ from peft_clsr import CLSRConfig, freeze_routing, prepare_dataset
 from peft_clsr.cli import main
 
 TIMESTAMPS = [f"<|{position / 50:.2f}|>" for position in range(51)]
-KINDS = {"low-rank": {"expert_rank": 4}, "full": {}}
+# Layers of encoder and decoder, and settings of the experts. Each layer costs seconds when a graph is traced.
+KINDS = {"low-rank": (2, {"expert_rank": 4}), "full": (1, {})}
 
 
 @pytest.fixture(scope="session")
@@ -32,14 +35,33 @@ def bilingual(tiny_whisper, processor):
     """Whispers with a Catalan and a Romanian expert, gates of both kinds of decisions in each layer."""
 
     def build(kind="low-rank"):
-        whisper = tiny_whisper(init_std=0.2, vocab_size=len(processor.tokenizer))
+        layers, config = KINDS[kind]
+        sizes = {"encoder_layers": layers, "decoder_layers": layers, "vocab_size": len(processor.tokenizer)}
+        whisper = tiny_whisper(init_std=0.2, **sizes)
         whisper.generation_config.no_timestamps_token_id = processor.tokenizer.convert_tokens_to_ids(
             "<|notimestamps|>"
         )
         whisper.generation_config.max_length = 12
-        return random_clsr(whisper, "ca", "ro", **KINDS[kind])
+        return random_clsr(whisper, "ca", "ro", **config)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def export_once(tmp_path_factory):
+    """`export_once("onnx/full", write)` is a folder that `write(folder)` writes once, for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def call(name, write):
+        folder = root / "exports" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                write(folder)
+        return folder
+
+    return call
 
 
 @pytest.fixture

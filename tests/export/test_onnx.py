@@ -29,21 +29,14 @@ from peft_clsr.inference.onnx_whisper import OnnxWhisper
 from peft_clsr.inference.token_rules import TokenRules
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    """Folders of exports that several tests read."""
-    return tmp_path_factory.mktemp("exports")
-
-
 @pytest.fixture
-def exported(exports, bilingual, processor):
+def exported(export_once, bilingual, processor):
     """`exported("full")` is the folder of the Catalan expert of `bilingual("full")`."""
 
     def get(kind="low-rank"):
-        folder = exports / kind
-        if not folder.exists():
-            export_model(bilingual(kind), "ca", folder, processor=processor)
-        return folder
+        return export_once(
+            f"onnx/{kind}", lambda folder: export_model(bilingual(kind), "ca", folder, processor=processor)
+        )
 
     return get
 
@@ -129,10 +122,10 @@ def test_names_and_shapes_are_those_that_other_software_reads(exported):
 def test_precisions_stand_in_one_folder_and_the_model_is_not_changed(
     exported, bilingual, processor, tmp_path, monkeypatch
 ):
-    model, folder = bilingual(), tmp_path / "ca"
+    model, folder = bilingual("full"), tmp_path / "ca"
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.set_adapter("ro")
-    shutil.copytree(exported(), folder)
+    shutil.copytree(exported("full"), folder)
     monkeypatch.setattr(onnx_graphs, "_MOST_IN_ONE_FILE", 1000)  # weights of float16 stand in a second file
     for precision in ("int8", "float16"):
         export_model(model, "ca", folder, processor=processor, precision=precision)

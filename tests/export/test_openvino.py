@@ -17,21 +17,15 @@ from peft_clsr import export_model
 IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}  # by default, CPUs with instructions for bfloat16 use them
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    """Folders of exports that several tests read."""
-    return tmp_path_factory.mktemp("exports")
-
-
 @pytest.fixture
-def exported(exports, bilingual, processor):
+def exported(export_once, bilingual, processor):
     """`exported("full", "int8")` is the folder of the Catalan expert of `bilingual("full")`."""
 
     def get(kind="low-rank", precision="float32"):
-        folder = exports / kind / precision
-        if not folder.exists():
-            export_model(bilingual(kind), "ca", folder, processor=processor, format="openvino", precision=precision)
-        return folder
+        settings = {"processor": processor, "format": "openvino", "precision": precision}
+        return export_once(
+            f"openvino/{kind}/{precision}", lambda folder: export_model(bilingual(kind), "ca", folder, **settings)
+        )
 
     return get
 
@@ -79,12 +73,12 @@ def test_logits_are_those_of_pytorch_for_each_recording_after_another(exported, 
 
 
 def test_weights_in_int8_are_smaller_and_change_little(exported, bilingual):
-    model, folder = bilingual(), exported(precision="int8")
+    model, folder = bilingual("full"), exported("full", "int8")
     model.set_adapter("ca")
     features, tokens = sample(1)
     with torch.no_grad():
         expected = model(input_features=features, decoder_input_ids=tokens).logits
-    sizes = [(path / "openvino_decoder_model.bin").stat().st_size for path in (folder, exported())]
+    sizes = [(path / "openvino_decoder_model.bin").stat().st_size for path in (folder, exported("full"))]
     assert sizes[0] < 0.5 * sizes[1]
     assert 0 < (Graphs(folder).logits(features, tokens, 3) - expected).abs().max() < 0.5
 

@@ -1,7 +1,4 @@
-"""Cache a teacher's states under `accelerate launch`: `cache_distributed.py DATASET TEACHER CACHE`."""
-
-import os
-import sys
+"""Cache a teacher's states in one of several processes, which says what it did in a file beside the cache."""
 
 import datasets
 from accelerate import PartialState
@@ -18,13 +15,11 @@ class CountingTeacher(WhisperForConditionalGeneration):
         return super().forward(input_features, **kwargs)
 
 
-if __name__ == "__main__":
-    dataset, teacher = datasets.load_from_disk(sys.argv[1]), CountingTeacher.from_pretrained(sys.argv[2])
-    processor = WhisperProcessor.from_pretrained(sys.argv[2])
-    states = cache_teacher_states(dataset, teacher, processor, sys.argv[3], batch_size=2, shard_size=3)
+def main(dataset, teacher, cache):
+    dataset, processor = datasets.load_from_disk(dataset), WhisperProcessor.from_pretrained(teacher)
+    teacher = CountingTeacher.from_pretrained(teacher)
+    states = cache_teacher_states(dataset, teacher, processor, cache, batch_size=2, shard_size=3)
     process = PartialState()
-    line = f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}\n"
-    sys.stdout.write(line)  # one call: both processes write to one pipe
-    sys.stdout.flush()
+    line = f"process {process.process_index} of {process.num_processes}: {teacher.examples}, {len(states.dataset)}"
+    cache.with_name(f"process-{process.process_index}").write_text(line)
     process.wait_for_everyone()
-    os._exit(0)  # as in train_distributed.py

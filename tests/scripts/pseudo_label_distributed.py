@@ -1,7 +1,4 @@
-"""Transcribe under `accelerate launch`: `pseudo_label_distributed.py DATASET TEACHER LABELS`."""
-
-import os
-import sys
+"""Transcribe in one of several processes, which says how much in a file beside the labels."""
 
 import datasets
 from accelerate import PartialState
@@ -9,16 +6,12 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_clsr import pseudo_label
 
-if __name__ == "__main__":
-    dataset, teacher = (
-        datasets.load_from_disk(sys.argv[1]),
-        WhisperForConditionalGeneration.from_pretrained(sys.argv[2]),
-    )
-    processor = WhisperProcessor.from_pretrained(sys.argv[2])
-    labels = pseudo_label(dataset, teacher, processor, "ca", output_dir=sys.argv[3], batch_size=1)
+
+def main(dataset, teacher, labels):
+    dataset, processor = datasets.load_from_disk(dataset), WhisperProcessor.from_pretrained(teacher)
+    teacher = WhisperForConditionalGeneration.from_pretrained(teacher)
+    found = pseudo_label(dataset, teacher, processor, "ca", output_dir=labels, batch_size=1)
     process = PartialState()
-    # One call: both processes write to one pipe.
-    sys.stdout.write(f"process {process.process_index} of {process.num_processes}: {len(labels)} labels\n")
-    sys.stdout.flush()
+    line = f"process {process.process_index} of {process.num_processes}: {len(found)} labels"
+    labels.with_name(f"process-{process.process_index}").write_text(line)
     process.wait_for_everyone()
-    os._exit(0)  # as in train_distributed.py

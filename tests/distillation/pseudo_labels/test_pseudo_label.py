@@ -1,8 +1,6 @@
 """A teacher's transcripts as training data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -13,7 +11,9 @@ import torch
 from accelerate import PartialState
 from conftest import SPECIAL_TOKENS, build_tokenizer
 from helpers import noise, random_clsr
+from scripts import pseudo_label_distributed
 from transformers import WhisperFeatureExtractor, WhisperProcessor
+from two_processes import run_in_two_processes
 
 from peft_clsr import filter_pseudo_labels, load_recordings, pack_utterances, prepare_dataset, pseudo_label
 from peft_clsr.cli import main
@@ -328,13 +328,11 @@ def test_two_processes_share_the_recordings(teacher, processor, recordings, tmp_
     teacher.save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
     recordings.save_to_disk(tmp_path / "recordings")
-    script = Path(__file__).parents[2] / "scripts" / "pseudo_label_distributed.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", 1, "--mixed_precision", "no"]
-    command += ["--num_processes", 2, "--dynamo_backend", "no", "--main_process_port", 0, "--multi_gpu", script]
-    command += [tmp_path / "recordings", tmp_path / "teacher", tmp_path / "labels"]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert sorted(result.stdout.split("\n"))[1:] == [f"process {process} of 2: 4 labels" for process in range(2)]
+    run_in_two_processes(
+        pseudo_label_distributed.main, tmp_path / "recordings", tmp_path / "teacher", tmp_path / "labels"
+    )
+    printed = [(tmp_path / f"process-{process}").read_text() for process in range(2)]
+    assert printed == [f"process {process} of 2: 4 labels" for process in range(2)]
     files = [(tmp_path / "labels" / f"labels-{process}.jsonl").read_text() for process in range(2)]
     assert [sorted(json.loads(line)["row"] for line in file.splitlines()) for file in files] == [[0, 2], [1, 3]]
 

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,10 @@ import pytest
 import torch
 from conftest import SPECIAL_TOKENS
 from peft import LoraConfig, get_peft_model
+from scripts import cache_distributed
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from two_processes import run_in_two_processes
 
 datasets = pytest.importorskip("datasets")
 
@@ -26,7 +26,6 @@ from peft_clsr.distillation.losses import KD_LOSSES, distillation_sum
 from peft_clsr.distillation.teachers import shards
 from peft_clsr.distillation.teachers.forward import teacher_decoder_states
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "cache_distributed.py"
 LENGTHS = (4, 9, 3, 6, 5, 8, 7)
 SIZES = {"batch_size": 2, "shard_size": 3}
 
@@ -368,13 +367,10 @@ def test_two_processes_share_the_shards(dataset, teacher, tiny_processor, tmp_pa
     teacher.save_pretrained(tmp_path / "teacher")
     tiny_processor.save_pretrained(tmp_path / "teacher")
     cache_teacher_states(dataset, teacher, tiny_processor, tmp_path / "one", **SIZES)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--num_processes", "2", "--dynamo_backend", "no", "--main_process_port", "0", "--multi_gpu", SCRIPT]
-    command += [tmp_path / "dataset", tmp_path / "teacher", tmp_path / "two"]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(cache_distributed.main, tmp_path / "dataset", tmp_path / "teacher", tmp_path / "two")
     # Shards 0 and 2, of 3 examples and 1, are those of process 0.
-    assert sorted(result.stdout.split("\n"))[-2:] == ["process 0 of 2: 4, 7", "process 1 of 2: 3, 7"]
+    printed = [(tmp_path / f"process-{process}").read_text() for process in range(2)]
+    assert printed == ["process 0 of 2: 4, 7", "process 1 of 2: 3, 7"]
     one, two = files_of(tmp_path / "one"), files_of(tmp_path / "two")
     assert one.keys() == two.keys()
     for name in one:
