@@ -24,8 +24,8 @@ SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --outp
 	--teacher_cache runs/smoke/teacher \
 	--max_steps 6 --max_train_samples 32 --max_eval_samples 8
 
-# Two workers of one thread each: the tests are many and small. Each takes whole files until the other one has no more,
-# so that what the tests of a file share is made once.
+# Two workers of one thread each: the tests are many and small. Each takes half of the list, so that what the tests of a
+# file share is made once, and then from the half of the other.
 PYTEST_ARGS ?= -q -n 2 --dist worksteal
 
 # The oldest transformers and PEFT that setup.cfg allows, and the newest that the registry has, each with its own

@@ -4,10 +4,6 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
-import gc
-
-gc.disable()  # until the tests are collected: nearly all that imports make stays
-
 import functools
 import logging
 
@@ -45,12 +41,6 @@ def build_tokenizer(special_tokens=SPECIAL_TOKENS) -> WhisperTokenizer:
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     tokenizer.set_prefix_tokens(language=None, task=None)  # looks its ids up again, now that the tokens are special
     return tokenizer
-
-
-def pytest_collection_finish():
-    """Trainers collect garbage after each training; modules and tests, which stay, need not be looked through."""
-    gc.enable()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
