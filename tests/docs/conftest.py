@@ -52,7 +52,7 @@ def _processor_and_model(*, languages, mel_bins=80, seed=0):
 
 @torch.no_grad()
 def _say(model, tokenizer, text):
-    """Each position's embedding calls for the next token of a text, so that the model ends, and is sure of what it says."""
+    """Each position's embedding calls for the next token of a text: the model is sure of it, and comes to an end."""
     decoder = model.model.decoder
     tokens = decoder.embed_tokens.weight
     tokens[tokenizer.pad_token_id] = torch.randn(tokens.shape[1], generator=torch.Generator().manual_seed(0))  # was 0
@@ -139,7 +139,9 @@ def _build(folder):
     _write_hub(folder / "hub")
     page = folder / "page"
     _write_recordings(page)
-    command = "peft-clsr train --student openai/whisper-base --dataset my_recordings --languages ca --output_dir runs/ca"
+    command = (
+        "peft-clsr train --student openai/whisper-base --dataset my_recordings --languages ca --output_dir runs/ca"
+    )
     with _serve(folder / "hub") as hub:
         ran = subprocess.run(
             command.split(),
@@ -155,7 +157,7 @@ def _build(folder):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, worker_id):
-    """A folder with `page`, which a page's blocks start from, and `hub`. Built once for all workers of pytest-xdist."""
+    """A folder with `page`, which a page's blocks start from, and `hub`. Built once for all workers of xdist."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "docs-world"
     with FileLock(f"{folder}.lock"):
