@@ -108,6 +108,16 @@ def _write_recordings(folder):
     write("recording.wav", 2, 300)
 
 
+def _write_demo(hub, page):
+    """What `make demo` leaves behind, for the README."""
+    shutil.copytree(hub / "openai" / "whisper-base", page / ".cache" / "whisper-base")
+    whisper = WhisperForConditionalGeneration.from_pretrained(page / ".cache" / "whisper-base", dtype=torch.float32)
+    save_language(random_clsr(whisper, "ro", expert_rank=4), page / "runs" / "demo-ro", "ro")
+    recording = page / ".cache/tuxpaint-ro/test/clothes__hats__wizardhat_desc_ro.ogg"
+    recording.parent.mkdir(parents=True)
+    soundfile.write(recording, syllables(2, seed=400), 16000)
+
+
 def _environment(hub, home):
     """This process' variables, those of the Hub's client aside. Programs of this Python come first on the path."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTEST_"))}
@@ -139,6 +149,7 @@ def _build(folder):
     _write_hub(folder / "hub")
     page = folder / "page"
     _write_recordings(page)
+    _write_demo(folder / "hub", page)
     command = (
         "peft-clsr train --student openai/whisper-base --dataset my_recordings --languages ca --output_dir runs/ca"
     )

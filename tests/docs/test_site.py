@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "examples", "peft_clsr", "tests", "benchmarks")
 TEXTS = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cfg", ".cff", ".yml") or path.name == "Makefile"]
 TEXTS += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".py", ".yaml")]
-LINK = re.compile(r"https://github\.com/peft-clsr/peft_clsr/(blob|tree)/main/([\w./-]*\w)(#[\w-]+)?")
+HOSTS = r"https://(?:github\.com/peft-clsr/peft_clsr/(tree|blob)|raw\.githubusercontent\.com/peft-clsr/peft_clsr)"
+LINK = re.compile(HOSTS + r"/main/([\w./-]*\w)")
 MENTION = re.compile(r"(?<![\w/.-])(docs/[\w./-]+\.md)")
 
 
@@ -32,7 +33,7 @@ def missing_files(text):
     links = {
         match[0]
         for match in LINK.finditer(text)
-        if not ((ROOT / match[2]).is_file() if match[1] == "blob" else (ROOT / match[2]).is_dir())
+        if not ((ROOT / match[2]).is_dir() if match[1] == "tree" else (ROOT / match[2]).is_file())
     }
     return links | {match[1] for match in MENTION.finditer(text) if not (ROOT / match[1]).is_file()}
 
@@ -47,6 +48,7 @@ def test_links_to_files_of_the_repository_lead_somewhere():
     ("text", "missing"),
     [
         ("[x](https://github.com/peft-clsr/peft_clsr/blob/main/docs/none.md#a)", "docs/none.md"),
+        ("https://raw.githubusercontent.com/peft-clsr/peft_clsr/main/docs/none.svg)", "main/docs/none.svg"),
         ("https://github.com/peft-clsr/peft_clsr/tree/main/none.", "tree/main/none"),
         ("https://github.com/peft-clsr/peft_clsr/blob/main/docs", "blob/main/docs"),
         ('see docs/none.md, "A heading"', "docs/none.md"),
