@@ -92,8 +92,9 @@ dist: $(TEST_ENV)
 	$(BIN)/twine check --strict dist/*
 	PYTHON=$(abspath $(BIN)/python) bash tests/scripts/check_dist.sh dist
 
+# Not --quiet: it hides warnings from --strict.
 docs: $(TEST_ENV)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 fetch: $(DEMO_ENV)
 	@$(BIN)/python -m examples.demo.fetch --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)

@@ -66,7 +66,7 @@ Load, see [`CLSRConfig`] and [`private`].
 Args:
     dataset (`str` or `Path`, *optional*, defaults to `"a (b)"`): As of [`CLSRModel.route_samples`].
     args ([`CLSRConfig`]):
-        With (`x`): [`~peft.PeftModel`].
+        With a (`x`): [`~peft.PeftModel`].
 
 Returns:
     [`CLSRModel`]: `x`: y.
@@ -79,7 +79,7 @@ Load, see [`CLSRConfig`][peft_clsr.CLSRConfig] and `private`.
 Args:
     dataset (str | Path): As of [`CLSRModel.route_samples`][peft_clsr.CLSRModel.route_samples].
     args (CLSRConfig):
-        With (`x`): `PeftModel`.
+        With a (`x`): `PeftModel`.
 
 Returns:
     CLSRModel: `x`: y.
