@@ -13,10 +13,11 @@ _LINK = re.compile(r"\[`(~?)([\w.]*?)(\w+)`\](?![\[(])")
 class Docstrings(griffe.Extension):
     """Rewrites the docstrings of a package for mkdocstrings, once all of them are loaded."""
 
+    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: object) -> None:
+        pkg.docstring = None  # the page has text of its own
+
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **kwargs: object) -> None:
-        if obj.path == "peft_clsr":
-            obj.docstring = None  # the page has text of its own
-        elif obj.docstring is not None:
+        if obj.docstring is not None:
             public = loader.modules_collection["peft_clsr"].members
             obj.docstring.value = to_markdown(obj.docstring.value, public)
 
