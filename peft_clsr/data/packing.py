@@ -85,7 +85,7 @@ def pack_utterances(
         max_label_length (`int`, *optional*, defaults to 448): Longest labels with their prompt, in tokens.
 
     Returns:
-        [`PackedUtterances`] or, of a stream, [`PackedStream`]: rows as of [`prepare_dataset`], and `prompt_ids`
+        [`PackedUtterances`] or [`PackedStream`]: rows as of [`prepare_dataset`], and `prompt_ids`
         [tokens] in windows that follow a text.
 
     Raises:
