@@ -138,17 +138,21 @@ compare: $(TEST_ENV)
 
 # The second round: docs/results/index.md. EVIDENCE_ARGS="--jobs 2 --groups main --budget_minutes 240" runs a part of it.
 EVIDENCE_ARGS ?= --jobs 2
+ABILITIES_ARGS ?= --jobs 2
 
 evidence: $(TEST_ENV)
 	$(BIN)/python -m benchmarks.evidence.speech --cache_dir $(CACHE)
 	$(BIN)/python -m benchmarks.evidence.run $(EVIDENCE_ARGS)
+	$(BIN)/python -m benchmarks.evidence.abilities $(ABILITIES_ARGS)
 	$(BIN)/python -m benchmarks.evidence.report
 
 # All steps of it for a few training steps, with the method that demo-smoke does not have.
 evidence-smoke: $(TEST_ENV)
-	$(BIN)/python -m benchmarks.evidence.speech --cache_dir $(CACHE) --languages ro be
+	$(BIN)/python -m benchmarks.evidence.speech --cache_dir $(CACHE) --languages ro be ca
 	rm -rf runs/smoke/evidence
 	$(BIN)/python -m benchmarks.evidence.run --groups main --methods zero-shot full --languages ro --folds 0 \
+		--jobs 2 --max_steps 2 --max_utterances 4 --results_dir runs/smoke/evidence/results --work_dir runs/smoke/evidence
+	$(BIN)/python -m benchmarks.evidence.abilities --languages ro --folds 0 \
 		--jobs 2 --max_steps 2 --max_utterances 4 --results_dir runs/smoke/evidence/results --work_dir runs/smoke/evidence
 	$(BIN)/python -m benchmarks.evidence.report --max_steps 2 --results_dir runs/smoke/evidence/results \
 		--output_dir runs/smoke/evidence/report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ from .folds import WINDOWS, parts
 from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, LORAS, ZERO_SHOT
 from .runs import Run, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
-from .store import Result, ResultStore
+from .store import Result, ResultStore, is_measured, without_nan, write_bytes
 
 MAX_NEW_TOKENS = 64  # bounds the time lost on a model that repeats itself
 MAX_NEW_TOKENS_OF_LONG = 160  # of the second round, whose longest reference has 131
@@ -83,25 +84,74 @@ class Setup:
 
 
 def execute(run: Run, setup: Setup) -> str:
-    """Trains and measures a run, and writes its results. Returns a line about it."""
+    """
+    Train and measure a run, and write its results. One that has been validated is measured further from its weights.
+
+    Returns:
+        `str`: A line about it.
+    """
+    validated = setup.store.read(run)
+    if validated is not None and not is_measured(validated) and setup.store.weights(run).exists():
+        return _measure_all(run, setup, *load_run(run, setup, run.audio_seconds))
+    return _measure_all(run, setup, *_trained(run, setup))
+
+
+def validate(run: Run, setup: Setup) -> str:
+    """Train a run and measure it in validation alone, for a choice; write its results. Returns a line about it."""
+    return _measure_and_write(run, setup, *_trained(run, setup), splits=["validation"])
+
+
+def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
+    """
+    Train a run, and write its weights; if a command was stopped while it measured the run, load them.
+
+    Returns:
+        `tuple`: Results without evaluations, the model and its processor.
+    """
     prepare_process(setup, run.seed)
     started = time.monotonic()
     processor = WhisperProcessor.from_pretrained(setup.student)
     if run.audio_seconds < FULL_CONTEXT:
         set_audio_context(None, processor, run.audio_seconds)
     model = build_model(run, setup, run.audio_seconds).to(DEVICE)
+    weights, trained = setup.store.weights(run), setup.store.trained_file(run)
+    if weights.exists() and trained.exists():
+        load_weights(model, weights)
+        return json.loads(trained.read_text(encoding="utf-8")), model, processor
     result: Result = {
         "settings": asdict(run) | {"student": setup.store.student, "precision": setup.precision},
         "machine": machine(setup.precision),
+        "evaluations": {},
+        "gates": {},
     }
     if run.method != ZERO_SHOT:
         result |= train(run, setup, model, processor)
-        save_weights(model, setup.store.weights(run))
-    result["evaluations"], result["gates"] = measure(run, setup, model, processor)
-    if run.fold >= 0 and run.language != ALL_LANGUAGES:
+        save_weights(model, weights)
+    result["seconds"] = time.monotonic() - started
+    if run.method != ZERO_SHOT:
+        write_bytes(trained, json.dumps(without_nan(result)).encode())
+    return result, model, processor
+
+
+def _measure_all(run: Run, setup: Setup, result: Result, model: nn.Module, processor: Any) -> str:
+    splits = ["validation", "test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
+    return _measure_and_write(run, setup, result, model, processor, splits)
+
+
+def _measure_and_write(
+    run: Run, setup: Setup, result: Result, model: nn.Module, processor: Any, splits: Sequence[str]
+) -> str:
+    """Measures the splits that the results lack."""
+    started = time.monotonic()
+    splits = [split for split in splits if split not in result["evaluations"]]
+    evaluations, gates = measure(run, setup, model, processor, splits)
+    result["evaluations"] |= evaluations
+    result["gates"] |= gates
+    if "test" in splits and run.fold >= 0 and run.language != ALL_LANGUAGES:
         result["others_untouched"] = others_untouched(run, setup, model, processor)
-    result["seconds"] = round(time.monotonic() - started, 1)
+    result["seconds"] = round(result["seconds"] + time.monotonic() - started, 1)
     setup.store.write(run, result)
+    setup.store.trained_file(run).unlink(missing_ok=True)
     rates = ", ".join(f"{split} {rates['wer']:.1%}" for split, rates in result["evaluations"].items())
     return f"{run.name}: WER {rates} ({result['seconds']:.0f} s)"
 
@@ -347,10 +397,10 @@ def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
 
 
 def measure(
-    run: Run, setup: Setup, model: nn.Module, processor: Any
+    run: Run, setup: Setup, model: nn.Module, processor: Any, splits: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """
-    Evaluate a model on all splits.
+    Evaluate a model on splits: "validation", "test", "out_of_domain", "joined".
 
     Returns:
         `tuple`: Evaluations (see `errors.evaluation_of`) and mean gates by module, both by split, such as "test". For
@@ -362,22 +412,29 @@ def measure(
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
     tokens = MAX_NEW_TOKENS if run.fold < 0 else MAX_NEW_TOKENS_OF_LONG
     for language in languages_of(run):
-        for split in ("validation", "test", OUT_OF_DOMAIN):
-            dataset = load_split(setup, language, split, processor, fold=run.fold)
+        for split in splits:
             key = f"{language} {split}" if run.language == ALL_LANGUAGES else split
+            if split == "joined":
+                evaluations[key] = measure_joined(run, setup, model, processor, language)
+                continue
+            dataset = load_split(setup, language, split, processor, fold=run.fold)
             transcripts = transcribe(model, processor, dataset, language, batch_size=EVAL_BATCH, max_new_tokens=tokens)
             evaluations[key] = count_errors(transcripts, dataset["text"], language)
             if run.method in EXPERTS and (run.fold < 0 or split == "validation"):  # takes as long as transcribing
                 means = gate_means(model, dataset, collator, batch_size=EVAL_BATCH)
                 gates[key] = {name: round(mean, 4) for name, mean in means.items()}
-        if run.fold >= 0:
-            key = f"{language} joined" if run.language == ALL_LANGUAGES else "joined"
-            evaluations[key] = measure_joined(run, setup, model, processor, language)
     return evaluations, gates
 
 
 def measure_joined(run: Run, setup: Setup, model: nn.Module, processor: Any, language: str) -> dict[str, Any]:
     """The errors on the fold's test recordings, joined to recordings of a minute as `peft-clsr train` does."""
+    joined = joined_recordings(run, setup, processor, language)
+    transcripts = transcribe_joined(model, processor, joined, language, EVAL_BATCH, f"{language} joined")
+    return count_errors([transcript.text for transcript in transcripts], joined.texts, language)
+
+
+def joined_recordings(run: Run, setup: Setup, processor: Any, language: str) -> JoinedRecordings:
+    """The test recordings of a run's fold, joined to recordings of a minute."""
     rows = read_split(setup, language, "test", fold=run.fold)
     reader = RowReader.of(
         rows,
@@ -389,15 +446,19 @@ def measure_joined(run: Run, setup: Setup, model: nn.Module, processor: Any, lan
         language_column="language",
         max_label_length=MAX_LABEL_LENGTH,
     )
-    joined = JoinedRecordings(rows, reader)
-    transcripts = transcribe_joined(model, processor, joined, language, EVAL_BATCH, f"{language} joined")
-    return count_errors([transcript.text for transcript in transcripts], joined.texts, language)
+    return JoinedRecordings(rows, reader)
 
 
 def others_untouched(run: Run, setup: Setup, model: nn.Module, processor: Any) -> bool:
-    """True if another language's logits and tokens are those of the unchanged student, bit by bit."""
+    """`is_untouched` in the first language that is not the run's."""
     language = next(other for other in FOLD_LANGUAGES if other != run.language)
-    rows = load_split(setup, language, "test", processor, OTHER_RECORDINGS, run.fold)
+    return is_untouched(
+        setup, model, load_split(setup, language, "test", processor, OTHER_RECORDINGS, run.fold), language
+    )
+
+
+def is_untouched(setup: Setup, model: nn.Module, rows: datasets.Dataset, language: str) -> bool:
+    """True if a language's logits and tokens are those of the unchanged student, bit by bit."""
     features = torch.as_tensor(rows.with_format("numpy")["input_features"][:], device=DEVICE, dtype=model.dtype)
     base = WhisperForConditionalGeneration.from_pretrained(setup.student, dtype=model.dtype).to(DEVICE)
     settings = {"max_new_tokens": 32, "return_dict_in_generate": True, "output_logits": True}

@@ -65,6 +65,10 @@ class ResultStore:
         """Where a run writes the weights that it trained."""
         return self.work_dir / self.student / run.key / "weights.safetensors"
 
+    def trained_file(self, run: Run) -> Path:
+        """Where a run writes what it knows after training, until it is measured."""
+        return self.work_dir / self.student / run.key / "trained.json"
+
     def read(self, run: Run) -> Result | None:
         """Returns the results of a run, or `None` if it has none yet."""
         path = self.results_file(run)
@@ -106,6 +110,11 @@ class ResultStore:
                 for run in finished:  # after the table, so that nothing is lost if this stops here
                     self.results_file(run).unlink()
         return len(finished)
+
+
+def is_measured(result: Result) -> bool:
+    """True if the results have the test, and so all splits; tuning measures validation alone."""
+    return any(key.endswith("test") for key in result["evaluations"])
 
 
 def load(results_dir: str | Path) -> list[Result]:

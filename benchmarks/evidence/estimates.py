@@ -67,11 +67,22 @@ def rate(counts: Counts, language: str, split: str, name: str) -> np.ndarray:
     Returns:
         `np.ndarray`: fractions [1 + draws], that of the data first.
     """
+    errors, units = RATES[name]
+    sums = totals(counts, language, split)
+    return sums[:, errors].sum(axis=-1) / sums[:, units]
+
+
+def totals(counts: Counts, language: str, split: str) -> np.ndarray:
+    """The sums of the counts over utterances and folds [1 + draws, columns], that of the data first."""
     folds = sorted(counts)
     weights = resamples(language, split, tuple(len(counts[fold]) for fold in folds))
-    totals = sum(weight @ counts[fold] for weight, fold in zip(weights, folds, strict=True))
-    errors, units = RATES[name]
-    return totals[:, errors].sum(axis=-1) / totals[:, units]
+    return sum(weight @ counts[fold] for weight, fold in zip(weights, folds, strict=True))
+
+
+def shared(counts: Counts, reference: Counts) -> tuple[Counts, Counts]:
+    """Both, of the folds that both have."""
+    folds = sorted(set(counts) & set(reference))
+    return {fold: counts[fold] for fold in folds}, {fold: reference[fold] for fold in folds}
 
 
 def difference(counts: Counts, reference: Counts, language: str, split: str, name: str) -> np.ndarray | None:
@@ -81,18 +92,17 @@ def difference(counts: Counts, reference: Counts, language: str, split: str, nam
     Raises:
         ValueError: they were measured on different utterances.
     """
-    folds = sorted(set(counts) & set(reference))
-    if not folds:
+    counts, reference = shared(counts, reference)
+    if not counts:
         return None
-    for fold in folds:
+    for fold in counts:
         ours, theirs = counts[fold][:, [WORDS, CHARACTERS]], reference[fold][:, [WORDS, CHARACTERS]]
         if not np.array_equal(ours, theirs):
             raise ValueError(
                 f"two methods were not measured on the same utterances of {language}, fold {fold}, {split!r} "
                 f"({len(ours)} and {len(theirs)} of them): run one of them again"
             )
-    ours, theirs = ({fold: some[fold] for fold in folds} for some in (counts, reference))
-    return rate(ours, language, split, name) - rate(theirs, language, split, name)
+    return rate(counts, language, split, name) - rate(reference, language, split, name)
 
 
 def counts_of(evaluation: Mapping[str, Any]) -> np.ndarray:

@@ -1,10 +1,12 @@
 """
-Make the tables and the figure of the second round from the results of its runs.
+Make the page of the second round from the results of its runs: tables and a figure.
 
     python -m benchmarks.evidence.report
 
 reads `benchmarks/results/evidence`, and writes `second-round.md`, `second-round.png` and `second-round.json` (every
-number of the figure) into `docs/results`. Missing runs are left out and named. The same results give the same files.
+number of both) into `docs/results`. A grid that is not complete is reported, too: the page says which trainings a
+number rests on, and calls nothing better or worse before each language has three. The same results give the same
+files.
 """
 
 from __future__ import annotations
@@ -14,101 +16,59 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.comparison.estimates import DRAWS, interval
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
-from benchmarks.comparison.methods import EXPERTS
 from benchmarks.comparison.report import NONE, format_interval, format_range, format_tuning, percent, table
-from benchmarks.comparison.runs import teacher_run
+from benchmarks.comparison.runs import Run
 from benchmarks.comparison.speech import OUT_OF_DOMAIN
-from benchmarks.comparison.store import Result, ResultStore
+from benchmarks.comparison.store import ResultStore
 
-from .estimates import Counts, counts_of, difference, rate
-from .grid import CANDIDATES, METHODS, TUNING_FOLD, TUNING_LANGUAGES, UNCHANGED, Grid
+from .ability_report import abilities_section, ability_numbers
+from .estimates import difference
+from .figure import draw
+from .grid import CANDIDATES, DISTILLATIONS, METHODS, TAUGHT_EXPERTS, TUNING_FOLD, TUNING_LANGUAGES, UNCHANGED, Grid
+from .rows import TEACHER, Row, common_languages, mean, read_rows
 
 SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
 BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
 REFERENCES = ("LoRA", "full fine-tuning")
-TEACHER = "teacher, one for all languages"
+LANGUAGE_NAMES = {
+    "ro": "Romanian",
+    "be": "Belarusian",
+    "ru": "Russian",
+    "el": "Greek",
+    "bg": "Bulgarian",
+    "ca": "Catalan",
+}
 NAME = "second-round"
-
-
-@dataclass
-class Row:
-    """A row of the tables: a method's runs by language and fold, and by split the counts of their utterances."""
-
-    label: str
-    results: dict[str, dict[int, Result]] = field(default_factory=dict)
-    prefix: str = ""  # of the teacher's evaluations: "{language} "
-
-    def counts(self, language: str, split: str) -> Counts:
-        key = self.prefix.format(language=language) + split
-        return {fold: counts_of(run["evaluations"][key]) for fold, run in self.results.get(language, {}).items()}
-
-    def rate(self, language: str, split: str, name: str) -> np.ndarray | None:
-        counts = self.counts(language, split)
-        return rate(counts, language, split, name) if counts else None
-
-    def every(self) -> list[Result]:
-        return [run for folds in self.results.values() for run in folds.values()]
-
-
-def read_rows(grid: Grid) -> tuple[list[Row], list[str]]:
-    """The rows with results, and what is missing."""
-    rows, missing = [], []
-    for method in METHODS:
-        choice = (None, None)
-        if method != UNCHANGED:
-            try:
-                choice = grid.chosen(method.name)
-            except ValueError:
-                missing.append(f"{method.label}: tuning")
-                continue
-        row, absent = Row(method.label), []
-        for language in LANGUAGES:
-            for fold in range(FOLDS):
-                result = grid.store.read(grid.run(method, language, fold, choice))
-                if result is not None:
-                    row.results.setdefault(language, {})[fold] = result
-                elif language in grid.languages:
-                    absent.append(f"{language} {fold}")
-        if absent:
-            missing.append(f"{method.label}: {', '.join(absent)}")
-        if row.results:
-            rows.append(row)
-    teacher = Row(TEACHER, prefix="{language} ")
-    for fold in range(FOLDS):
-        result = grid.store.read(teacher_run(grid.max_steps, fold))
-        if result is not None:
-            for language in grid.languages:
-                teacher.results.setdefault(language, {})[fold] = result
-    return rows + [teacher] * bool(teacher.results), missing
-
-
-def mean(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The mean of draws, `None` if one is missing."""
-    return None if not parts or any(part is None for part in parts) else np.mean(parts, axis=0)
 
 
 def to_interval(draws: np.ndarray | None) -> dict[str, float] | None:
     return None if draws is None else interval(draws)
 
 
-def rates(rows: Sequence[Row], languages: Sequence[str]) -> dict[str, Any]:
-    """By split, label and language or "mean": intervals of "wer" and "cer", and the folds that were measured."""
+def rates(rows: Sequence[Row], languages: Sequence[str], in_mean: Sequence[str]) -> dict[str, Any]:
+    """
+    By split, label and language or "mean": intervals of "wer" and "cer", and the folds that were measured.
+
+    Args:
+        rows (`Sequence[Row]`): The rows.
+        languages (`Sequence[str]`): Columns.
+        in_mean (`Sequence[str]`): The languages that the mean is over.
+    """
     numbers: dict[str, Any] = {}
     for split in SPLITS:
         for row in rows:
             cells: dict[str, Any] = {}
             for name in ("wer", "cer"):
                 draws = {language: row.rate(language, split, name) for language in languages}
-                for language, values in [*draws.items(), ("mean", mean(list(draws.values())))]:
+                draws["mean"] = mean([draws[language] for language in in_mean])
+                for language, values in draws.items():
                     if values is not None:
                         cells.setdefault(language, {})[name] = interval(values)
             for language in cells.keys() - {"mean"}:
@@ -117,8 +77,15 @@ def rates(rows: Sequence[Row], languages: Sequence[str]) -> dict[str, Any]:
     return numbers
 
 
-def both_domains(rows: Sequence[Row], languages: Sequence[str]) -> dict[str, Any]:
-    """By label: mean over languages and both domains, "wer" and "cer", and differences to `REFERENCES`."""
+def both_domains(rows: Sequence[Row], languages: Sequence[str], expected: Sequence[str]) -> dict[str, Any]:
+    """
+    By label: mean over languages and both domains, "wer" and "cer", and differences to `REFERENCES`.
+
+    Args:
+        rows (`Sequence[Row]`): The rows.
+        languages (`Sequence[str]`): The languages that means are over.
+        expected (`Sequence[str]`): Those of the grid. Verdicts wait until each has all folds.
+    """
     by_label = {row.label: row for row in rows}
 
     def mean_of(cell: Callable[[str, str], np.ndarray | None]) -> dict[str, float] | None:
@@ -126,22 +93,70 @@ def both_domains(rows: Sequence[Row], languages: Sequence[str]) -> dict[str, Any
 
     numbers: dict[str, Any] = {}
     for row in rows:
-        entry: dict[str, Any] = {}
+        entry: dict[str, Any] = {"trainings": sum(len(row.folds(language)) for language in languages)}
         for name in ("wer", "cer"):
             entry[name] = mean_of(lambda language, split, row=row, name=name: row.rate(language, split, name))
-            for reference in REFERENCES:
-                if reference in by_label and reference != row.label:
-                    other = by_label[reference]
-                    entry[f"{name} to {reference}"] = mean_of(
-                        lambda language, split, row=row, name=name, other=other: difference(
-                            row.counts(language, split), other.counts(language, split), language, split, name
-                        )
+        for reference in REFERENCES:
+            other = by_label.get(reference)
+            if other is None or other is row:
+                continue
+            for name in ("wer", "cer"):
+                entry[f"{name} to {reference}"] = mean_of(
+                    lambda language, split, row=row, name=name, other=other: difference(
+                        row.counts(language, split), other.counts(language, split), language, split, name
                     )
+                )
+            folds = [row.folds(language) & other.folds(language) for language in expected]
+            entry[f"verdict to {reference}"] = verdict(entry[f"wer to {reference}"], list(map(len, folds)))
         numbers[row.label] = entry
     return numbers
 
 
+def verdict(cell: dict[str, float] | None, trainings: Sequence[int]) -> str:
+    """
+    A difference in a word.
+
+    Args:
+        cell (`dict`, *optional*): Its interval; below 0 is better.
+        trainings (`Sequence[int]`): That both rows have, of each language.
+    """
+    if cell is None or min(trainings) < FOLDS:
+        return f"too early: {sum(trainings)} of {FOLDS * len(trainings)} trainings"
+    if cell["low"] <= 0 <= cell["high"]:
+        return "level"
+    return "better" if cell["value"] < 0 else "worse"
+
+
 # -------------------------------------------------------------------------------------------------------------- tables
+
+
+def short_section(both: dict[str, Any], expected: int) -> list[str]:
+    """What experts reach, against what they should."""
+    lines = []
+    for label, entry in both.items():
+        if label not in ("experts", TAUGHT_EXPERTS.label):
+            continue
+        for reference in REFERENCES:
+            cell = entry.get(f"wer to {reference}")
+            if cell is not None:
+                word = entry[f"verdict to {reference}"]
+                lines.append(f"- **{label}, to {reference}: {word}**, {format_interval(cell, '+')} points of WER.")
+    if not lines:
+        return ["## In short", "", "No experts are there yet to be compared.", ""]
+    text = (
+        f"Mean over languages and over both domains. A row has {expected} trainings when it is complete. 'Level': the "
+        "interval of the difference has 0 in it. Below 0, the method named first has fewer errors."
+    )
+    return ["## In short", "", text, "", *lines, ""]
+
+
+def cell_text(cell: dict[str, Any] | None) -> str:
+    """WER, CER, and the trainings if some are missing."""
+    if cell is None:
+        return NONE
+    folds = len(cell.get("folds", range(FOLDS)))
+    text = f"{percent(cell['wer']['value'])} ({percent(cell['cer']['value'])})"
+    return text if folds == FOLDS else f"{text}, {folds} of {FOLDS}"
 
 
 def rates_section(numbers: dict[str, Any], languages: Sequence[str]) -> list[str]:
@@ -149,26 +164,25 @@ def rates_section(numbers: dict[str, Any], languages: Sequence[str]) -> list[str
     for split, title in SPLITS.items():
         rows = []
         for label, cells in numbers[split].items():
-            columns = [
-                f"{percent(cells[name]['wer']['value'])} ({percent(cells[name]['cer']['value'])})"
-                if name in cells
-                else NONE
-                for name in (*languages, "mean")
-            ]
+            columns = [cell_text(cells.get(name)) for name in (*languages, "mean")]
             rows.append([label, *columns, format_interval(cells.get("mean", {}).get("wer"))])
         header = ["WER (CER), %", *languages, "mean", "mean WER and its interval"]
         lines += [f"## {title.capitalize()}", "", *table(header, rows)]
     return lines
 
 
-def both_section(numbers: dict[str, Any]) -> list[str]:
-    names = ["wer", *(f"wer to {reference}" for reference in REFERENCES)]
-    names += ["cer", *(f"cer to {reference}" for reference in REFERENCES)]
-    rows = [
-        [label, *(format_interval(entry.get(name), "+" if " to " in name else "") for name in names)]
-        for label, entry in numbers.items()
-    ]
-    header = ["%, and differences in points", *(name[:3].upper() + name[3:] for name in names)]
+def both_section(numbers: dict[str, Any], expected: int) -> list[str]:
+    rows = []
+    for label, entry in numbers.items():
+        cells = [format_interval(entry["wer"]), format_interval(entry["cer"])]
+        for reference in REFERENCES:
+            cells.append(format_interval(entry.get(f"wer to {reference}"), "+"))
+            cells.append(entry.get(f"verdict to {reference}", NONE))
+        trainings = NONE if label == TEACHER else f"{entry['trainings']} of {expected}"  # a teacher counts in many
+        rows.append([label, trainings, *cells])
+    header = ["%, and differences in points", "trainings", "WER", "CER"]
+    for reference in REFERENCES:
+        header += [f"WER to {reference}", ""]
     text = (
         "Mean over languages, and over single recordings and those out of domain. Differences are over the folds that "
         "both rows have; below 0, the row is better."
@@ -194,73 +208,75 @@ def runs_section(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
             ]
         )
     header = ["method", "folds", "learning rate, rank", "trained", "minutes of training"]
-    lines = ["## Runs", "", *table([*header, "another language bit-identical"], cells)]
+    lines = ["## Runs", ""]
+    if rows:
+        lines += table([*header, "another language bit-identical"], cells)
     return lines + [f"Not run: {'; '.join(missing)}.", ""] * bool(missing)
 
 
 def tuning_section(grid: Grid) -> list[str]:
-    rows = []
+    """Empty if nothing has been tried."""
+
+    def wer(runs: Sequence[Run]) -> list[float]:
+        found = [grid.store.read(run) for run in runs]
+        return [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
+
+    def mark(value: float | None, values: Sequence[float | None]) -> str:
+        """Of a chosen candidate: a better one may lie beyond the lowest and the highest that were tried."""
+        return "chosen, at the border" if value in (min(values), max(values)) else "chosen"
+
+    tried: list[tuple[str, str, Sequence[Run], str]] = []
     for name in CANDIDATES:
+        label = next(method.label for method in METHODS if method.name == name)
+        chosen = or_none(lambda name=name: grid.chosen(name))
         for candidate in CANDIDATES[name]:
-            found = [
-                grid.store.read(run) for run in grid.candidates(name) if (run.learning_rate, run.rank) == candidate
-            ]
-            rates = [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
-            if not all(map(math.isnan, rates)):
-                columns = [NONE if math.isnan(rate) else percent(rate) for rate in rates]
-                try:
-                    mark = "chosen" if grid.chosen(name) == candidate else ""
-                except ValueError:
-                    mark = ""
-                label = next(method.label for method in METHODS if method.name == name)
-                rows.append([label, format_tuning(candidate), *columns, mark])
+            runs = [run for run in grid.candidates(name) if (run.learning_rate, run.rank) == candidate]
+            text = mark(candidate[0], [rate for rate, _ in CANDIDATES[name]]) if candidate == chosen else ""
+            tried.append((label, format_tuning(candidate), runs, text))
+    taught = or_none(grid.taught_candidates) or []
+    chosen = or_none(grid.chosen_distillation)
+    for weight, decays in DISTILLATIONS:
+        runs = [run for run in taught if (run.kd_weight, run.kd_decay) == (weight, decays)]
+        text = f"weight {weight:g}" + ", falling to 0" * decays
+        is_chosen = (weight, decays) == chosen
+        tried.append(
+            (TAUGHT_EXPERTS.label, text, runs, mark(weight, [w for w, _ in DISTILLATIONS]) if is_chosen else "")
+        )
+    rows = []
+    for label, text, runs, choice in tried:
+        rates = wer(runs)
+        if not all(map(math.isnan, rates)):
+            columns = [NONE if math.isnan(rate) else percent(rate) for rate in rates]
+            rows.append([label, text, *columns, choice])
     text = (
         f"WER in validation, %, fold {TUNING_FOLD}. The lowest mean of both languages is chosen; of equal ones the "
-        "first. Test recordings have no part in it. Taught rows have the settings of the untaught."
+        "first. Test recordings have no part in it. Taught rows have the learning rate and rank of the untaught, and "
+        "the distillation chosen for taught experts."
     )
-    return ["## Tuning", "", text, "", *table(["method", "learning rate, rank", *TUNING_LANGUAGES, ""], rows)]
+    if not rows:
+        return []
+    return ["## Tuning", "", text, "", *table(["method", "candidate", *TUNING_LANGUAGES, ""], rows)]
 
 
-# -------------------------------------------------------------------------------------------------------------- figure
+def or_none(function: Callable[[], Any]) -> Any:
+    """What the function returns, `None` if runs of tuning are missing."""
+    try:
+        return function()
+    except ValueError:
+        return None
 
 
-def draw(numbers: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
-    """The mean WER of each trained row: single and joined recordings on the left, out of domain on the right."""
-    shown = [row for row in rows if row.label != UNCHANGED.label and "mean" in numbers["test"][row.label]][::-1]
-    figure = Figure(figsize=(10, 1.6 + 0.4 * len(shown)), layout="constrained")
-    figure.suptitle("Language experts (orange) and other trainings (gray): WER, mean over languages, 95 % intervals")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, splits, title in (
-        (left, ("test", "joined"), "Readers and subject as in training"),
-        (right, (OUT_OF_DOMAIN,), "Another voice, another subject"),
-    ):
-        for split in splits:
-            joined = split == "joined"
-            for place, row in enumerate(shown):
-                cell = numbers[split][row.label].get("mean")
-                if cell is None:
-                    continue
-                value, low, high = (100 * cell["wer"][name] for name in ("value", "low", "high"))
-                color = "tab:orange" if row.every()[0]["settings"]["method"] in EXPERTS else "tab:gray"
-                height = place - 0.25 * joined
-                axes.plot([low, high], [height, height], color=color, linewidth=1.5, alpha=0.6)
-                axes.plot(
-                    value,
-                    height,
-                    marker="D" if joined else "o",
-                    markerfacecolor="white" if joined else color,
-                    color=color,
-                    linestyle="none",
-                    label=SPLITS[split] if place == 0 else None,
-                )
-        unchanged = numbers[splits[0]].get(UNCHANGED.label, {}).get("mean")
-        axes.set_title(title + (f"\n{UNCHANGED.label}: {percent(unchanged['wer']['value'])} %" if unchanged else ""))
-        axes.set_xlabel("WER, %: left is better")
-        axes.grid(axis="x", alpha=0.3)
-    left.set_yticks(range(len(shown)), [row.label for row in shown])
-    if shown:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+def figure_points(both: dict[str, Any], rows: Sequence[Row], expected: int) -> list[dict[str, Any]]:
+    """The points of the figure: rows with a mean, which says how many trainings it has if some are missing."""
+    points = []
+    for row in rows:
+        entry = both[row.label]
+        if entry["wer"] is None or row.label == UNCHANGED.label:
+            continue
+        some = f" ({entry['trainings']} of {expected} trainings)" if entry["trainings"] < expected else ""
+        values = {name: 100 * entry["wer"][name] for name in ("value", "low", "high")}
+        points.append({"label": row.label + some, "has_experts": row.has_experts, **values})
+    return points
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -276,24 +292,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = ResultStore(options.results_dir, options.results_dir, options.student)
     grid = Grid(store, max_steps=options.max_steps)
     rows, missing = read_rows(grid)
-    if not rows:
+    tuning = tuning_section(grid)
+    if not rows and not tuning:
         raise ValueError(f"{store.table_dir} has no results of methods: python -m benchmarks.evidence.run makes them")
     languages = [language for language in LANGUAGES if any(language in row.results for row in rows)]
-    numbers = rates(rows, languages)
-    both = both_domains(rows, languages)
-    intro = (
-        f"Made by `python -m benchmarks.evidence.report`. Intervals are of 95 %, from {DRAWS:,} draws of a "
-        "hierarchical bootstrap: folds, which are trainings, and utterances within them. Three trainings are few: an "
-        "interval of one language is rather too narrow. The mean over languages rests on three trainings of each. "
-        "Out of domain is a human voice in Russian, and a synthetic one elsewhere."
-    )
-    lines = ["# Second round: tables", "", intro, "", *rates_section(numbers, languages), *both_section(both)]
-    lines += [*runs_section(rows, missing), *tuning_section(grid)]
+    in_mean = common_languages({row.label: list(row.results) for row in rows})
+    expected = FOLDS * len(set(grid.languages) | set(in_mean))
+    numbers = rates(rows, languages, in_mean)
+    both = both_domains(rows, in_mean, [*dict.fromkeys((*grid.languages, *in_mean))])
+    abilities = ability_numbers(rows)
+    points = figure_points(both, rows, expected)
+
+    lines = ["# Second round: experts, LoRA and full fine-tuning", ""]
+    if missing:
+        there, total = sum(len(row.every()) for row in rows if row.label != TEACHER), expected * len(METHODS)
+        lines += [f"**Not complete: {there} of {total} runs are there.** What is missing stands below.", ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    picture = options.output_dir / f"{NAME}.png"
+    names = ", ".join(LANGUAGE_NAMES[language] for language in in_mean)
+    if points:
+        unchanged = both.get(UNCHANGED.label, {}).get("wer")
+        title = f"Word errors in {names}, %: mean of both domains"
+        draw(points, unchanged and 100 * unchanged["value"], title, picture)
+        lines += [f"![Word errors by method, mean of both domains]({NAME}.png)", ""]
+    else:
+        picture.unlink(missing_ok=True)
+    lines += short_section(both, expected)
+    lines += [
+        "How it was done stands in [results](index.md#second-round). This page is made by "
+        f"`python -m benchmarks.evidence.report`. Intervals are of 95 %, from {DRAWS:,} draws of a hierarchical "
+        "bootstrap: folds, which are trainings, and utterances within them. Three trainings are few: an interval of "
+        "one language is rather too narrow, and one from a single training covers utterances alone. Means are over "
+        f"{names or 'no language yet'}. Out of domain is a human voice in Russian, and a synthetic one elsewhere. "
+        "'Taught' experts have a teacher beside the transcripts (KD).",
+        "",
+    ]
+    if rows:
+        lines += [*both_section(both, expected), *rates_section(numbers, languages), *abilities_section(abilities)]
+    lines += [*runs_section(rows, missing), *tuning]
     (options.output_dir / f"{NAME}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    text = json.dumps({"rates": numbers, "both domains": both}, indent=1, sort_keys=True)
+    text = json.dumps({"rates": numbers, "both domains": both, "abilities": abilities}, indent=1, sort_keys=True)
     (options.output_dir / f"{NAME}.json").write_text(text + "\n", encoding="utf-8")
-    draw(numbers, rows, options.output_dir / f"{NAME}.png")
 
 
 if __name__ == "__main__":

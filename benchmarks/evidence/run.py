@@ -7,12 +7,14 @@ Train and measure the runs of the second round.
 
 Groups, in this order, each tuned first:
 - `main`: the unchanged model, full fine-tuning, LoRA and experts;
-- `kd`: experts with a teacher, and with a weight of the distillation that falls to 0;
+- `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
+- `gates`: experts whose gates start undecided, with noise that falls to 0, as `peft-clsr train` has them by default;
 - `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
-student, fully fine-tuned on all languages with SpecAugment, without the test texts of the fold. A stopped command can
-be repeated. It runs on a GPU if there is one.
+student, fully fine-tuned on all languages with SpecAugment, without the test texts of the fold. Tuning measures
+validation alone; what it chose is measured further from its weights. A stopped command can be repeated. It runs on a
+GPU if there is one.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import sys
 import time
 
 from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
-from benchmarks.comparison.experiment import execute
+from benchmarks.comparison.experiment import execute, validate
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.methods import ALL_LANGUAGES, ZERO_SHOT
-from benchmarks.comparison.runs import Run
+from benchmarks.comparison.runs import Run, teacher_run
+from benchmarks.comparison.store import is_measured
 
 from .grid import CANDIDATES, GRID_LANGUAGES, GROUPS, Grid
 
@@ -51,29 +54,38 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.budget_minutes
     studies: dict[Run, str] = {}
 
-    def is_missing(run: Run) -> bool:
-        """True if the run has no results, or is a teacher without weights."""
-        is_teacher = run.language == ALL_LANGUAGES
-        return store.read(run) is None or (is_teacher and not store.weights(run).exists())
+    def lacks(run: Run, is_tuning: bool) -> bool:
+        """True if the run has no results: of validation for tuning, of all splits otherwise. Teachers need weights."""
+        results = store.read(run)
+        if results is None or not (is_tuning or is_measured(results)):
+            return True
+        return run.language == ALL_LANGUAGES and not store.weights(run).exists()
 
-    def do(study: str, runs: list[Run]) -> bool:
+    def do_all(study: str, runs: list[Run]) -> bool:
         """Do runs that have no results. Returns False if the time was over before all were done."""
+        is_tuning = study == "tuning"
         studies.update({run: study for run in runs if run not in studies})
         store.collect(studies)
-        missing = [run for run in runs if is_missing(run)]
+        missing = [run for run in runs if lacks(run, is_tuning)]
         if time.monotonic() < until:
-            check(run_all(pool, execute, missing, setup, until, lambda: store.collect(studies)))
-        left = [run for run in runs if is_missing(run)]
+            task = validate if is_tuning else execute
+            check(run_all(pool, task, missing, setup, until, lambda: store.collect(studies)))
+        left = [run for run in runs if lacks(run, is_tuning)]
         if left:
             print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
         return not left
 
+    def do(study: str, runs: list[Run]) -> bool:
+        """`do_all`, after the teachers of the runs that have to be trained."""
+        taught = [run for run in runs if run.teacher is not None and lacks(run, study == "tuning")]
+        untrained = [run for run in taught if store.read(run) is None or not store.weights(run).exists()]
+        teachers = [teacher_run(arguments.max_steps, fold) for fold in dict.fromkeys(run.fold for run in untrained)]
+        return do_all("teacher", teachers) and do_all(study, runs)
+
     def do_group(group: str) -> bool:
-        if not do("tuning", grid.tuning(group)):
+        if not do("tuning", grid.tuning(group)) or not do("tuning", grid.taught_tuning(group)):
             return False
-        runs = grid.runs(group)
-        taught = {run.fold for run in runs if run.teacher is not None and is_missing(run)}
-        return do("teacher", [run for run in grid.teachers(group) if run.fold in taught]) and do(group, runs)
+        return do(group, grid.runs(group))
 
     with make_pool(arguments.jobs, setup) as pool:
         all(do_group(group) for group in arguments.groups)

@@ -1,10 +1,14 @@
 """A cache of recordings for the measurements of many small trainings."""
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
+from evidence_runs import SECONDS as EVIDENCE_SECONDS
 from transformers import WhisperFeatureExtractor, WhisperProcessor
+from transformers.utils import logging
 
 
 @pytest.fixture
@@ -41,3 +45,44 @@ def short_windows(monkeypatch):
         monkeypatch.setattr(module, "pack_utterances", lambda *args, **kwargs: pack(*args, **kwargs | small))
 
     return change
+
+
+@pytest.fixture
+def evidence_setup(tiny_whisper, tmp_path, monkeypatch):
+    """A student of a context of 2 s, and noise as `benchmarks/evidence/speech.py` lays it out."""
+    from benchmarks.comparison import experiment
+    from benchmarks.comparison.store import ResultStore
+
+    times = [f"<|{position / 50:.2f}|>" for position in range(int(50 * EVIDENCE_SECONDS) + 1)]
+    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *times])
+    model = tiny_whisper(
+        init_std=0.5,
+        max_source_positions=int(50 * EVIDENCE_SECONDS),
+        max_target_positions=448,
+        vocab_size=len(tokenizer),
+    )
+    model.generation_config.max_length = 12
+    for part in (model, WhisperProcessor(WhisperFeatureExtractor(chunk_length=int(EVIDENCE_SECONDS)), tokenizer)):
+        part.save_pretrained(tmp_path / "student")
+    generator = np.random.default_rng(0)
+    for language in ("ro", "ca"):
+        for split in ("fold0", "fold1", "fold2", "out_of_domain"):
+            folder = tmp_path / "data" / language / split
+            folder.mkdir(parents=True)
+            lines = ["file_name,transcription,language,translation"]
+            for place in range(4):
+                soundfile.write(folder / f"{place}.wav", generator.normal(0, 0.1, 6000 + 1000 * place), 16000)
+                lines.append(f"{place}.wav,floare {split} {place},{language},Flower")
+            (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    settings = {"FULL_CONTEXT": EVIDENCE_SECONDS, "MAX_NEW_TOKENS_OF_LONG": 8, "FOLD_LANGUAGES": ("ro", "ca")}
+    for name, value in settings.items():
+        monkeypatch.setattr(experiment, name, value)
+    monkeypatch.setattr("benchmarks.comparison.folds.VALIDATION", 2)
+    monkeypatch.setitem(experiment.WINDOWS, "timestamps", 0.0)
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    store = ResultStore(tmp_path / "results", tmp_path / "work", "student")
+    yield experiment.Setup(str(tmp_path / "student"), tmp_path / "data", store, "float32", 1, None)
+    torch.set_num_threads(threads)
+    logging.set_verbosity(verbosity)
+    datasets.enable_progress_bars()

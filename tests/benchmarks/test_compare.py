@@ -414,9 +414,10 @@ def test_a_trial_does_not_mix_with_results(tmp_path, monkeypatch, capsys):
         assert "for a trial: give it a --" in capsys.readouterr().err
 
 
-def test_a_report_needs_no_torch():
+@pytest.mark.parametrize("part", ["comparison", "evidence"])
+def test_a_report_needs_no_torch(part):
     command = (
-        "import sys, benchmarks.comparison.report; "
+        f"import sys, benchmarks.{part}.report; "
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
@@ -676,7 +677,8 @@ def routed_run(setup):
     experiment.save_weights(model, setup.store.weights(run))
     processor = WhisperProcessor.from_pretrained(setup.student)
     set_audio_context(None, processor, SHORT_SECONDS)
-    evaluations, shares = experiment.measure(run, setup, model, processor)
+    splits = ["validation", "test", "out_of_domain"]
+    evaluations, shares = experiment.measure(run, setup, model, processor, splits)
     setup.store.write(run, made_up_results(run) | {"evaluations": evaluations, "gates": shares})
     return run, model, processor
 

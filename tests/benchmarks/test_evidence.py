@@ -9,28 +9,21 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-import datasets
 import numpy as np
 import pytest
 import soundfile
-import torch
-from conftest import SPECIAL_TOKENS, build_tokenizer
+from evidence_runs import made_up_results, small, write_tuning
 from safetensors.torch import load_file
-from transformers import WhisperFeatureExtractor, WhisperProcessor
-from transformers.utils import logging
 
 from benchmarks.comparison import compare, experiment
-from benchmarks.comparison.errors import evaluation_of
-from benchmarks.comparison.experiment import KDDecay, Setup, execute, read_split
+from benchmarks.comparison.experiment import KDDecay, execute, read_split, validate
 from benchmarks.comparison.folds import LANGUAGES, parts
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import ResultStore, read_table
 from benchmarks.evidence import estimates, grid, report, run, speech
-
-SECONDS = 2.0  # of context, in place of 30 s
-
+from benchmarks.evidence.ability_table import AbilityTable
 
 # ------------------------------------------------------------------------------------------------------- recordings
 
@@ -106,28 +99,6 @@ def test_announcements_are_sentences_without_what_nobody_says(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the grid
 
 
-def made_up_evaluation(wer, utterances=4):
-    errors = round(1000 * wer)
-    return evaluation_of([[errors, 0, 0, 1000, errors, 1000]] * utterances)
-
-
-def made_up_results(made, wer=None):
-    """In validation and test WER falls with the learning rate. The teacher has all languages."""
-    rate = 1 / (1 + 100 * (made.learning_rate or 0)) if wer is None else wer
-    splits = {split: made_up_evaluation(rate) for split in ("validation", "test", "joined", "out_of_domain")}
-    if made.language == "all":
-        splits = {f"{language} {split}": value for language in LANGUAGES for split, value in splits.items()}
-    result = {
-        "settings": asdict(made) | {"student": "whisper-base"},
-        "machine": {},
-        "evaluations": splits,
-        "gates": {},
-    }
-    if made.method != "zero-shot":
-        result |= {"trained_parameters": 10, "train_utterances": 4, "train_steps": 2, "train_seconds": 60.0}
-    return result | {"seconds": 90.0, "others_untouched": made.method in ("zero-shot", "expert")}
-
-
 @pytest.fixture
 def store(tmp_path):
     return ResultStore(tmp_path / "results", tmp_path / "work", "whisper-base")
@@ -136,9 +107,7 @@ def store(tmp_path):
 @pytest.fixture
 def tuned(store):
     made = grid.Grid(store)
-    for group in grid.GROUPS:
-        for each in made.tuning(group):
-            store.write(each, made_up_results(each))
+    write_tuning(made)
     return made
 
 
@@ -154,18 +123,41 @@ def test_each_method_has_as_many_passes_and_is_tuned_on_validation_in_one_fold(s
     assert len(grid.CANDIDATES["lora"]) == len(grid.CANDIDATES["expert"])
 
 
-def test_the_lowest_validation_wer_chooses_for_taught_rows_too(tuned):
+def test_the_lowest_validation_wer_chooses_learning_rates_for_taught_rows_too(tuned):
     assert tuned.chosen("lora") == (4e-3, 32)
     other = next(each for each in tuned.candidates("lora") if each.rank == 64)
     for language in ("ro", "be"):
         tuned.store.write(replace(other, language=language), made_up_results(other, 0.01))
     assert tuned.chosen("lora") == (2e-3, 64)
-    taught = [each for each in tuned.runs("kd") if each.teacher == "finetuned"]
-    assert {(each.learning_rate, each.rank) for each in taught} == {tuned.chosen("expert")}
-    assert Counter(each.kd_decay for each in taught) == {False: 9, True: 9}
+    taught = tuned.runs("kd")
+    assert {(each.teacher, each.learning_rate, each.rank) for each in taught} == {
+        ("finetuned", *tuned.chosen("expert"))
+    }
     tuned.store.results_file(other).unlink()
     with pytest.raises(ValueError, match=f"{other.name} has no results"):
         tuned.chosen("lora")
+
+
+def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
+    tried = tuned.taught_candidates()
+    assert len(tried) == len(set(tried)) == 2 * len(grid.DISTILLATIONS)
+    assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
+    assert tuned.chosen_distillation() == (8.0, False)
+    for each in tried:
+        if (each.kd_weight, each.kd_decay) == (2.0, True):
+            tuned.store.write(each, made_up_results(each, 0.01))
+    for group in ("kd", "more"):
+        taught = [each for each in tuned.runs(group) if each.teacher]
+        assert {(each.kd_weight, each.kd_decay) for each in taught} == {(2.0, True)}
+    assert set(tuned.taught_tuning("main")) == set()
+    assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
+
+
+def test_runs_without_a_teacher_are_those_of_before(tuned):
+    """Their names decide if they are trained again."""
+    keys = {each.key for each in (*tuned.tuning("main"), *tuned.runs("main"))}
+    assert "be_full_seed0_456a366d" in keys and "ro_zero-shot_seed0_43808d2d" in keys
+    assert "ro_expert_seed0_f568503c" in keys and "ro_lora_seed0_a7b2a793" in keys
 
 
 def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned):
@@ -192,19 +184,27 @@ def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned)
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
-    """Calls the command, but nothing is trained. Returns the runs that were executed, in order."""
-    executed = []
+    """Calls the command, but nothing is trained. Returns the tasks and their runs, in order."""
+    done = []
 
-    def execute(made, setup):
-        assert made.teacher is None or setup.store.weights(teacher_run(made.max_steps, made.fold)).exists()
-        executed.append(made)
-        path = setup.store.weights(made)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        setup.store.write(made, made_up_results(made))
-        return made.name
+    def pretend(task):
+        def do(made, setup):
+            teacher = made.teacher and setup.store.weights(teacher_run(made.max_steps, made.fold))
+            assert teacher is None or teacher.exists()
+            done.append((task, made))
+            path = setup.store.weights(made)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            result = made_up_results(made)
+            if task == "validate":
+                result["evaluations"] = {"validation": result["evaluations"]["validation"]}
+            setup.store.write(made, result)
+            return made.name
 
-    monkeypatch.setattr(run, "execute", execute)
+        return do
+
+    for task in ("execute", "validate"):
+        monkeypatch.setattr(run, task, pretend(task))
     monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
         monkeypatch.setenv(name, "1")
@@ -212,35 +212,54 @@ def pretended(tmp_path, monkeypatch):
     folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
 
     def call(*arguments):
-        executed.clear()
+        done.clear()
         monkeypatch.setattr(sys, "argv", ["run.py", *folders, *map(str, arguments)])
         run.main()
-        return list(executed)
+        return list(done)
 
     return call
 
 
 def test_the_command_does_what_is_missing_teachers_before_those_they_teach(pretended, store):
     arguments = ("--groups", "main", "kd", "--languages", "ro", "--folds", 0, 2)
-    executed = pretended(*arguments)
-    teachers = [each for each in executed if each.language == "all"]
+    done = pretended(*arguments)
+    validated = [made for task, made in done if task == "validate"]
+    executed = [made for task, made in done if task == "execute"]
+    # Tuning, and that of the distillation; main and taught in two folds, and the teachers of these.
+    assert len(validated) == len(set(validated)) == 22 + 10
+    assert len(executed) == len(set(executed)) == 8 + 2 + 2
+    assert len(set(validated) & set(executed)) == 3 + 1  # the chosen ones are measured further
+    teachers = [made for made in executed if made.language == "all"]
     assert teachers == [teacher_run(fold=0), teacher_run(fold=2)]
-    # Tuning; main without the 3 runs that are tuning's; teachers; taught.
-    assert len(executed) == len(set(executed)) == 22 + (8 - 3) + 2 + 4
+    places = [made for _, made in done]
+    assert places.index(teachers[1]) > max(places.index(made) for made in validated)
     assert pretended(*arguments) == []
-    assert len(read_table(store.table_dir)) == 33  # collected as they come
+    assert len(read_table(store.table_dir)) == 22 + 10 + 12 - 4  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
     assert pretended(*arguments) == []
-    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == teachers[1]
+    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == ("execute", teachers[1])
+
+
+def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pretended, store):
+    """A chosen run has no weights here, nor has its teacher."""
+    arguments = ("--groups", "kd", "--languages", "ro", "--folds", 0)
+    pretended(*arguments, "--budget_minutes", 0)
+    done = pretended(*arguments)
+    chosen = next(made for task, made in done if task == "execute" and made.teacher)
+    result = made_up_results(chosen)
+    store.write(chosen, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+    for made in (chosen, teacher_run(fold=0)):
+        store.weights(made).unlink()
+    assert pretended(*arguments) == [("execute", teacher_run(fold=0)), ("execute", chosen)]
 
 
 def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, capsys):
     arguments = ("--groups", "main", "--languages", "ro", "--folds", 0)
     assert pretended(*arguments, "--budget_minutes", 0) == []
     assert "tuning: the time is over; 22 runs are left. The same command goes on there." in capsys.readouterr().out
-    assert len(pretended(*arguments)) == 22 + 4 - 3
+    assert len(pretended(*arguments)) == 22 + 4
 
 
 def test_a_budget_ends_between_runs(monkeypatch):
@@ -264,41 +283,8 @@ def test_a_budget_ends_between_runs(monkeypatch):
 
 
 @pytest.fixture
-def setup(tiny_whisper, tmp_path, monkeypatch):
-    """A student of a context of 2 s, and noise as `speech.py` lays it out."""
-    times = [f"<|{position / 50:.2f}|>" for position in range(int(50 * SECONDS) + 1)]
-    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *times])
-    model = tiny_whisper(
-        init_std=0.5, max_source_positions=int(50 * SECONDS), max_target_positions=448, vocab_size=len(tokenizer)
-    )
-    model.generation_config.max_length = 12
-    for part in (model, WhisperProcessor(WhisperFeatureExtractor(chunk_length=int(SECONDS)), tokenizer)):
-        part.save_pretrained(tmp_path / "student")
-    generator = np.random.default_rng(0)
-    for language in ("ro", "ca"):
-        for split in ("fold0", "fold1", "fold2", "out_of_domain"):
-            folder = tmp_path / "data" / language / split
-            folder.mkdir(parents=True)
-            lines = ["file_name,transcription,language,translation"]
-            for place in range(4):
-                soundfile.write(folder / f"{place}.wav", generator.normal(0, 0.1, 6000 + 1000 * place), 16000)
-                lines.append(f"{place}.wav,floare {split} {place},{language},Flower")
-            (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for name, value in (("FULL_CONTEXT", SECONDS), ("MAX_NEW_TOKENS_OF_LONG", 8), ("FOLD_LANGUAGES", ("ro", "ca"))):
-        monkeypatch.setattr(experiment, name, value)
-    monkeypatch.setattr("benchmarks.comparison.folds.VALIDATION", 2)
-    monkeypatch.setitem(experiment.WINDOWS, "timestamps", 0.0)
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    store = ResultStore(tmp_path / "results", tmp_path / "work", "student")
-    yield Setup(str(tmp_path / "student"), tmp_path / "data", store, "float32", 1, None)
-    torch.set_num_threads(threads)
-    logging.set_verbosity(verbosity)
-    datasets.enable_progress_bars()
-
-
-def small(made, **changes):
-    return replace(made, audio_seconds=SECONDS, epochs=2, **changes)
+def setup(evidence_setup):
+    return evidence_setup
 
 
 def test_a_fold_is_read_from_its_folders(setup):
@@ -315,7 +301,7 @@ def test_a_fold_is_read_from_its_folders(setup):
 def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain(name, setup):
     method = next(method for method in grid.METHODS if method.name == name)
     rank = None if name in ("full", "zero-shot") else 4
-    made = small(grid.Grid(setup.store).run(method, "ro", 1, (1e-2, rank)))
+    made = small(grid.Grid(setup.store).run(method, "ro", 1, {"learning_rate": 1e-2, "rank": rank}))
     execute(made, setup)
     result = setup.store.read(made)
     assert set(result["evaluations"]) == {"validation", "test", "joined", "out_of_domain"}
@@ -330,6 +316,44 @@ def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain
     weights = load_file(setup.store.weights(made))
     assert any("q_proj" in weight for weight in weights) == (name in ("full", "lora-attention"))
     assert result["trained_parameters"] == sum(tensor.numel() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "expert"])
+def test_a_run_that_was_validated_is_measured_further_from_its_weights(name, setup, monkeypatch):
+    method = next(method for method in grid.METHODS if method.name == name)
+    tuned = {"learning_rate": 1e-2, "rank": None if name == "full" else 4}
+    made, at_once = (small(grid.Grid(setup.store).run(method, "ro", 1, tuned), seed=seed) for seed in (0, 0))
+    execute(at_once, setup)
+    expected = setup.store.read(at_once)
+    setup.store.results_file(at_once).unlink()
+
+    validate(made, setup)
+    validated = setup.store.read(made)
+    assert set(validated["evaluations"]) == {"validation"} and "others_untouched" not in validated
+    setup.store.collect({made: "tuning"})
+    monkeypatch.setattr(experiment, "train", None)
+    execute(made, setup)
+    result = setup.store.read(made)
+    for part in ("evaluations", "gates", "others_untouched", "train_steps", "settings"):
+        assert result[part] == expected[part], part
+    assert result["seconds"] > validated["seconds"]
+
+
+def test_a_run_that_was_stopped_while_it_was_measured_is_not_trained_again(setup, monkeypatch):
+    made = small(grid.Grid(setup.store).run(grid.GROUPS["main"][2], "ro", 1, {"learning_rate": 1e-2, "rank": 4}))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "measure", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            execute(made, setup)
+    assert setup.store.read(made) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train", None)
+        execute(made, setup)
+    assert setup.store.read(made)["train_utterances"] == 6
+    setup.store.results_file(made).unlink()  # to repeat a run, its results are removed
+    monkeypatch.setattr(experiment, "train", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        execute(made, setup)
 
 
 def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch):
@@ -354,8 +378,8 @@ def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch
         for language in ("ro", "ca")
         for split in ("validation", "test", "joined", "out_of_domain")
     }
-    method = next(method for method in grid.METHODS if method.kd_decay)
-    made = small(grid.Grid(setup.store).run(method, "ro", 1, (1e-2, 4)))
+    tuned = {"learning_rate": 1e-2, "rank": 4, "kd_decay": True}
+    made = small(grid.Grid(setup.store).run(grid.TAUGHT_EXPERTS, "ro", 1, tuned))
     execute(replace(made, epochs=15), setup)
     (first, *_) = setup.store.read(replace(made, epochs=15))["log"]
     assert first["kd_loss"] > 0
@@ -435,12 +459,109 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     numbers = json.loads((tmp_path / "one" / "second-round.json").read_text())
     assert numbers["rates"]["joined"]["experts"]["be"]["folds"] == [0, 1, 2]
     assert numbers["rates"]["test"]["full fine-tuning"]["ru"]["folds"] == [0, 1]
-    assert numbers["both domains"]["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
+    both = numbers["both domains"]
+    assert both["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
+    assert both["experts"]["verdict to LoRA"] == "better" and both["LoRA"]["verdict to full fine-tuning"].startswith(
+        "too"
+    )
+    assert numbers["abilities"] == {}
     tables = (tmp_path / "one" / "second-round.md").read_text()
     assert "| experts | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 [40.0, 40.0] |" in tables
+    assert "**experts, to LoRA: better**, -10.0 [-10.0, -10.0] points of WER" in tables
+    assert "**experts, to full fine-tuning: too early: 8 of 9 trainings**" in tables
+    assert "![Word errors by method, mean of both domains](second-round.png)" in tables
+    assert "| taught experts | weight 8 | " in tables
     assert "full fine-tuning: ru 2;" in tables and "LoRA, attention too: ro" in tables
     assert "| experts | ro 3, be 3, ru 3 | 0.004, rank 32 | 0.0 M | 1.0 | 9 of 9 |" in tables
-    assert "| LoRA | 0.004, rank 32 |" in tables and "| chosen |" in tables
+    assert "| LoRA | 0.004, rank 32 |" in tables and "| chosen, at the border |" in tables
+
+
+@pytest.mark.parametrize(
+    "low, high, trainings, expected",
+    [
+        (-0.2, -0.1, [3, 3], "better"),
+        (0.1, 0.2, [3, 3], "worse"),
+        (-0.1, 0.1, [3, 3], "level"),
+        (-0.2, -0.1, [3, 2], "too early: 5 of 6 trainings"),
+    ],
+)
+def test_a_difference_is_called_better_only_with_three_trainings_of_each_language(low, high, trainings, expected):
+    assert report.verdict({"value": (low + high) / 2, "low": low, "high": high}, trainings) == expected
+    assert report.verdict(None, trainings).startswith("too early")
+
+
+def report_of(store, runs, tmp_path):
+    """The page of runs alone, and its numbers."""
+    store.collect(dict.fromkeys(runs, "main"))
+    report.main(["--results_dir", str(store.results_dir), "--output_dir", str(tmp_path / "out")])
+    text, numbers = ((tmp_path / "out" / f"second-round.{ending}").read_text() for ending in ("md", "json"))
+    return text, json.loads(numbers)
+
+
+def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_methods_have(tuned, tmp_path):
+    tried = [each for group in grid.GROUPS for each in tuned.tuning(group)]
+    for each in tuned.candidates("lora"):
+        if (each.learning_rate, each.rank) == (2e-3, 32):
+            tuned.store.write(each, made_up_results(each, 0.3))
+    first = tuned.runs("main")[:6]  # Romanian, and two methods of Belarusian; tuning has both of fold 0
+    for each in first:
+        tuned.store.write(each, made_up_results(each, 0.3))
+    text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
+    assert "**Not complete: 14 of 99 runs are there.**" in text and "taught experts: tuning" in text
+    assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | chosen |" in text
+    assert numbers["both domains"]["LoRA"]["trainings"] == 2
+    assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
+    assert "too early: 2 of 9 trainings" in text and "better" not in re.sub("is better", "", text)
+    assert (tmp_path / "out" / "second-round.png").exists()
+
+
+def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
+    tried = tuned.tuning("main")[:6]
+    for each in tried:
+        result = made_up_results(each)
+        tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+    text, _ = report_of(tuned.store, tried, tmp_path)
+    assert "**Not complete: 0 of 99 runs are there.**" in text and "No experts are there yet" in text
+    assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 |  |" in text
+    assert "whisper, unchanged: all; full fine-tuning: all; LoRA: tuning" in text
+    assert not (tmp_path / "out" / "second-round.png").exists()
+
+
+def test_the_figure_names_methods_and_marks_those_that_lack_trainings(tuned, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "draw", lambda points, unchanged, title, path: drawn.append((points, unchanged)))
+    runs = tuned.runs("main")
+    for each in runs[:-1]:
+        tuned.store.write(each, made_up_results(each, 0.9 if each.method == "zero-shot" else 0.5))
+    report_of(tuned.store, [*runs[:-1], *tuned.tuning("main"), *tuned.tuning("kd")], tmp_path)
+    ((points, unchanged),) = drawn
+    assert unchanged == pytest.approx(90)
+    names = [(point["label"], point["has_experts"]) for point in points]
+    assert names == [("full fine-tuning", False), ("LoRA", False), ("experts (8 of 9 trainings)", True)]
+
+
+def test_abilities_are_tabled_with_intervals_and_differences_to_the_unchanged_model(tuned, tmp_path):
+    runs = [each for each in tuned.runs("main") if each.method in ("zero-shot", "lora", "expert")]
+    table, statistics = AbilityTable(tuned.store), [[10, 10, 5] * 6]
+    for each in runs:
+        tuned.store.write(each, made_up_results(each))
+        expert, wrong = each.method == "expert", int(each.method == "lora")
+        abilities = {
+            "other": {"language": "ca", "identical": True if expert else None, "utterances": [[wrong, 0, 0, 4, 0, 9]]},
+            "translation": statistics,
+            "times": [0.1, None],
+            "seconds": 1.0,
+        }
+        table.write(each, abilities | ({"shared_decoder": [[10, 10, 10] * 6]} if expert else {}))
+    table.collect(runs)
+    text, numbers = report_of(tuned.store, [*runs, *tuned.tuning("main")], tmp_path)
+    assert "## Untouched ability" in text
+    lora, experts = (numbers["abilities"][label]["mean"] for label in ("LoRA", "experts"))
+    assert lora["other_wer to unchanged"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert experts["shared_decoder to unchanged"]["value"] == pytest.approx(0.5)  # to its translation
+    assert experts["translation to unchanged"]["value"] == 0
+    assert numbers["abilities"]["experts"]["ro"]["median_time_error"] is None
+    assert re.search(r"\| experts \| ro \| 3 \| 0.0 .*\| 50.0 .*\| 100.0 .*\| 50.0 .*\| 3 of 3 \|", text)
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
