@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Common Voice, by its own language codes: DATASET=mdc:ID bash examples/recipes/common_voice.sh ca
-# DATASET is the ID of one language at Mozilla Data Collective (docs/how-to/train.md, "Your own recordings"), or the folder of
+# DATASET is the ID of one language at Mozilla Data Collective (docs/how-to/recordings.md), or the folder of
 # unpacked archives: a folder a language, with train.tsv, test.tsv and clips/.
 # Variables and options: README.md.
 set -euo pipefail

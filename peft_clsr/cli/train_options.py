@@ -197,7 +197,8 @@ def make_train_parser(prog: str, everything: bool) -> HfArgumentParser:
         if action.dest in _TRAINING:
             action.help = _TRAINING[action.dest][1]
         # "--no_x" is "--x false".
-        if action.option_strings[0].startswith("--no_") or (not everything and action.dest in _RARE):
+        is_negation = action.option_strings[0] == f"--no_{action.dest}"
+        if is_negation or (not everything and action.dest in _RARE):
             action.help = argparse.SUPPRESS
     return parser
 

@@ -82,7 +82,7 @@ def load_recordings(
             recordings with a text file each (`talk.txt`, or with times `talk.srt`, `talk.vtt` or `talk.TextGrid`), a
             table, a folder or Hub id that `datasets.load_dataset` reads, or "mdc:ID", a dataset of Mozilla Data
             Collective such as Common Voice (see [`fetch_collective`]).
-            `{language}` in it stands for the language's tag. See docs/how-to/train.md, "Your own recordings".
+            `{language}` in it stands for the language's tag. See docs/how-to/recordings.md, "Your own recordings".
         language (`str`): As in [`language_tag`]. A column `language`, in any source, gives only the rows of this
             language, and those of its dialects: "ca-valencia" for "ca".
         split (`str`):

@@ -1,6 +1,7 @@
 """`peft-clsr`: finding commands, help without torch, and options from a file."""
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -69,6 +70,13 @@ def test_help_fits_two_screens(name, capsys, monkeypatch):
 
 def test_every_option_of_train_has_a_help_text():
     assert not [action.dest for action in make_parser("train", everything=True)._actions if not action.help]
+
+
+def test_the_full_help_of_train_shows_every_option(capsys):
+    assert main(["train", "--help-all"]) == 0
+    shown = capsys.readouterr().out
+    options = {action.dest for action in make_parser("train", everything=True)._actions}
+    assert not [name for name in options if not re.search(f"--{name.replace('_', '[-_]')}\\b", shown)]
 
 
 def test_the_short_help_of_train_has_the_defaults_that_are_used():

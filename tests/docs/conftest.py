@@ -82,6 +82,7 @@ def _write_hub(folder):
     for language in ("ca", "uk"):
         save_language(experts, folder / "me" / "whisper-base-experts", language, metrics=metrics)
     write_folder_card(folder / "me" / "whisper-base-experts")
+    shutil.copytree(folder / "me" / "whisper-base-experts", folder / "somebody" / "whisper-base-experts")
 
 
 def _write_recordings(folder):

@@ -1,4 +1,4 @@
-"""The training scripts of docs/how-to/your-own-script.md, each with its one line changed, on a tiny Whisper."""
+"""The kinds of training script in docs/how-to/your-own-script.md, each with its lines added, on a tiny Whisper."""
 
 import warnings
 
