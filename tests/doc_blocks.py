@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 RUN = {"python": [sys.executable], "bash": ["bash", "-e"]}
 SHOWN = {"text", "yaml", "csv", "json", "js", "html", "dockerfile", "ini", "toml", "diff", "bibtex"}
 EXCUSE = re.compile(r"<!-- not run: (?P<reason>\S.*?) -->", re.DOTALL)
-TIMEOUT = 300  # seconds a block may take
+TIMEOUT = 900  # seconds a block may take: many on a busy machine
 LOG_LINES = 60  # shown of a block that fails
 
 

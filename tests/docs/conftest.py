@@ -52,7 +52,7 @@ def _processor_and_model(*, languages, mel_bins=80, seed=0):
 
 @torch.no_grad()
 def _say(model, tokenizer, text):
-    """Each position's embedding calls for the next token of a text, so that the model ends, and is sure of what it says."""
+    """Each position's embedding calls for the next token of a text: the model is sure of it, and comes to an end."""
     decoder = model.model.decoder
     tokens = decoder.embed_tokens.weight
     tokens[tokenizer.pad_token_id] = torch.randn(tokens.shape[1], generator=torch.Generator().manual_seed(0))  # was 0
@@ -108,6 +108,16 @@ def _write_recordings(folder):
     write("recording.wav", 2, 300)
 
 
+def _write_demo(hub, page):
+    """What `make demo` leaves behind, for the README."""
+    shutil.copytree(hub / "openai" / "whisper-base", page / ".cache" / "whisper-base")
+    whisper = WhisperForConditionalGeneration.from_pretrained(page / ".cache" / "whisper-base", dtype=torch.float32)
+    save_language(random_clsr(whisper, "ro", expert_rank=4), page / "runs" / "demo-ro", "ro")
+    recording = page / ".cache/tuxpaint-ro/test/clothes__hats__wizardhat_desc_ro.ogg"
+    recording.parent.mkdir(parents=True)
+    soundfile.write(recording, syllables(2, seed=400), 16000)
+
+
 def _environment(hub, home):
     """This process' variables, those of the Hub's client aside. Programs of this Python come first on the path."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTEST_"))}
@@ -139,7 +149,10 @@ def _build(folder):
     _write_hub(folder / "hub")
     page = folder / "page"
     _write_recordings(page)
-    command = "peft-clsr train --student openai/whisper-base --dataset my_recordings --languages ca --output_dir runs/ca"
+    _write_demo(folder / "hub", page)
+    command = (
+        "peft-clsr train --student openai/whisper-base --dataset my_recordings --languages ca --output_dir runs/ca"
+    )
     with _serve(folder / "hub") as hub:
         ran = subprocess.run(
             command.split(),
@@ -155,7 +168,7 @@ def _build(folder):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, worker_id):
-    """A folder with `page`, which a page's blocks start from, and `hub`. Built once for all workers of pytest-xdist."""
+    """A folder with `page`, which a page's blocks start from, and `hub`. Built once for all workers of xdist."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "docs-world"
     with FileLock(f"{folder}.lock"):
