@@ -7,7 +7,9 @@ Transcribe an archive with Ray Data, on this machine or on a cluster. Started ag
 
 The input is a folder of recordings, a table with the columns file_name and language, or Parquet (a file or a folder)
 with the column audio, as `datasets` writes it or as paths, and maybe language and id. The output is Parquet, one file
-for each part. A recording that cannot be read is a row with an error.
+for each part, which is there as a whole or not at all. Its columns: id (else the path in the input), language, model,
+adapter (null: the base model), text, segments (start and end in seconds, text), seconds, and error, if the recording
+cannot be read or is cut off. Rows with an error are not tried again: delete their file to do so.
 """
 
 import argparse

@@ -107,7 +107,8 @@ def _write_ctranslate2(inputs: ExportInputs, frozen: FrozenRouting, rows: Rows) 
 
 def _check_lora(arguments: argparse.Namespace, model: PeftModel, config: CLSRConfig) -> None:
     tuner: Any = model.base_model
-    if lora_rank(config, tuner.routing.full_positions is not None, arguments.lora_rank) > model.config.d_model:
+    rank = lora_rank(config, tuner.routing.full_positions is not None, arguments.lora_rank)
+    if config.expert_rank is None and rank > model.config.d_model:  # a low-rank expert is a LoRA of any rank
         raise ValueError(
             f"--lora_rank is {arguments.lora_rank}, expected at most the full rank, {model.config.d_model}"
         )

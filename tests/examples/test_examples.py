@@ -1,5 +1,6 @@
 """The pages of `examples/`, each run for a few steps with tiny random Whispers and noise."""
 
+import os
 import re
 import runpy
 import shutil
@@ -15,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_clsr import CLSRConfig, list_languages
+from peft_clsr.cli.app import make_parser
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -141,3 +143,19 @@ def test_a_page_fits_a_screen_and_uses_the_public_api(page):
     lines = page.read_text(encoding="utf-8").splitlines()
     assert len(lines) < (160 if page.name == "transcribe_archive.py" else 60)
     assert not any(line.strip().startswith(("from peft_clsr.", "import peft_clsr.")) for line in lines)
+
+
+@pytest.mark.parametrize("tables", [[], ["examples/metadata.csv"]])
+def test_the_space_starts_the_command_of_the_page(tables, run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for table in tables:
+        Path(table).parent.mkdir()
+        Path(table).write_text("file_name,transcription\n")
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append((program, command)))
+    run("space/app.py")
+    [(program, [_, module, package, name, *options])] = started
+    assert (program, module, package, name) == (sys.executable, "-m", "peft_clsr", "app")
+    settings = make_parser("peft-clsr app").parse_args(options)
+    assert (settings.host, settings.port, settings.max_seconds) == ("0.0.0.0", 7860, 300)
+    assert settings.examples == tables and settings.model and settings.adapters
