@@ -33,13 +33,14 @@ test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
 .PHONY: help venv lint format test test-oldest test-newest dist fetch demo demo-smoke new-language bench-train bench-infer \
-	bench-silence compare evidence evidence-smoke clean
+	bench-silence compare evidence evidence-smoke notebook clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
 	@echo "make new-language"
 	@echo "                 an expert for a language that Whisper does not know, on synthetic speech"
+	@echo "make notebook    run examples/your_language.ipynb on a few recordings"
 	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning; speech trained on a second"
 	@echo "make bench-infer time of inference, against the base, LoRA and both paths"
 	@echo "make bench-silence"
@@ -111,6 +112,10 @@ NEW_LANGUAGE_ARGS ?= --bf16
 
 new-language: $(TEST_ENV)
 	$(BIN)/python -m examples.new_language --model $(CACHE)/whisper-base $(NEW_LANGUAGE_ARGS)
+
+# The notebook for your language, in two steps on a few recordings.
+notebook: $(TEST_ENV) fetch
+	$(BIN)/python tests/scripts/run_notebook.py --cache_dir $(CACHE) --output_dir runs/smoke/notebook
 
 # With the demo's adapter, if `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
 BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
