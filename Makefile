@@ -33,7 +33,8 @@ test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
 .PHONY: help venv lint format test test-oldest test-newest dist fetch demo demo-smoke new-language bench-train bench-infer \
-	bench-silence compare evidence evidence-smoke notebook clean
+	bench-silence compare evidence evidence-smoke notebook screenshots \
+	clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
@@ -116,6 +117,11 @@ new-language: $(TEST_ENV)
 # The notebook for your language, in two steps on a few recordings.
 notebook: $(TEST_ENV) fetch
 	$(BIN)/python tests/scripts/run_notebook.py --cache_dir $(CACHE) --output_dir runs/smoke/notebook
+
+# The pictures of `peft-clsr app` in the docs, with the demo's expert: after `make demo`. They need Debian's chromium.
+screenshots: $(TEST_ENV) fetch
+	PEFT_CLSR_PICTURES=docs/images PEFT_CLSR_SHOWN=$(CACHE)/whisper-base:runs/demo-ro/ro:$(CACHE)/tuxpaint-ro/test \
+		$(BIN)/python -m pytest -q tests/app/test_browser.py -k "example or narrow"
 
 # With the demo's adapter, if `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
 BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))
