@@ -32,9 +32,8 @@ PYTEST_ARGS ?= -q -n 2
 test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*/\1==\2/p' setup.cfg)
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
-.PHONY: help venv lint format test test-oldest test-newest dist fetch demo demo-smoke new-language bench-train bench-infer \
-	bench-silence compare evidence evidence-smoke notebook screenshots \
-	clean
+.PHONY: help venv lint format test test-oldest test-newest docs dist fetch demo demo-smoke new-language bench-train \
+	bench-infer bench-silence compare evidence evidence-smoke notebook screenshots clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
@@ -52,13 +51,14 @@ help:
 	@echo "make test-oldest, make test-newest"
 	@echo "                 the same with the oldest and the newest transformers and PEFT, in separate environments"
 	@echo "make lint        check code, types, and imports between rooms; make format formats the code"
+	@echo "make docs        build the documentation site in site/, with links checked"
 	@echo "make dist        build sdist and wheel, and try the wheel in a clean environment"
 	@echo "make clean       remove environments, builds and what runs wrote (downloads in $(CACHE) stay)"
 
 venv: $(TEST_ENV)
 
 $(VENV)/.installed-demo: EXTRAS = train,plots,transcribe,vad
-$(VENV)/.installed-test: EXTRAS = test,lint,dist
+$(VENV)/.installed-test: EXTRAS = test,lint,dist,docs
 $(VENV)/.installed-demo $(VENV)/.installed-test: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "No virtual environment could be made with '$(PYTHON)'." \
@@ -92,6 +92,10 @@ dist: $(TEST_ENV)
 	@rm dist.log
 	$(BIN)/twine check --strict dist/*
 	PYTHON=$(abspath $(BIN)/python) bash tests/scripts/check_dist.sh dist
+
+# Not --quiet: it hides warnings from --strict.
+docs: $(TEST_ENV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 fetch: $(DEMO_ENV)
 	@$(BIN)/python -m examples.demo.fetch --cache_dir $(CACHE) --language $(DEMO_LANGUAGE)
@@ -160,5 +164,5 @@ evidence-smoke: $(TEST_ENV)
 		--output_dir runs/smoke/evidence/report
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache runs/smoke
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache runs/smoke
 	find . -name __pycache__ -type d -not -path './$(CACHE)/*' -prune -exec rm -rf {} +

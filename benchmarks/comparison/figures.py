@@ -20,6 +20,7 @@ from .estimates import (
     setting_order,
     sweep,
     swept_settings,
+    untouched,
 )
 from .methods import SPLITS
 from .selection import main_grid
@@ -61,6 +62,12 @@ TITLES = {
     "kd_weight": "weight of distillation",
     "teacher": "teacher",
 }
+PLAIN_NAMES = {
+    "whisper-base, zero-shot (30 s)": "Whisper, unchanged",
+    "CLSR, straight-through": "language expert",
+    "CLSR, straight-through + KD": "language expert, taught",
+}
+INK = "#7A7A7A"  # read on white and on black
 WER = "WER, % of words"
 SHARE = "tokens sent to\nthe expert, %"
 
@@ -80,6 +87,7 @@ def draw_all(results: Sequence[Result], output_dir: Path, others: dict[str, Sequ
     sweeps = {name: sweep(results, name) for name in dict.fromkeys([*TITLES, *swept_settings(results)])}
     ablations = {name: numbers for name, numbers in sweeps.items() if name not in ("train_size", "gate_budget")}
     figures: dict[str, tuple[Callable, Any]] = {
+        "overview.png": (overview, overview_of(results)),
         "wer.png": (error_rates, rates_of(results)),
         "size.png": (sweep_panels, {"train_size": sweeps["train_size"]}),
         "parameters.png": (parameters, by_parameters(results)),
@@ -103,7 +111,8 @@ def draw_all(results: Sequence[Result], output_dir: Path, others: dict[str, Sequ
         with matplotlib.rc_context(STYLE):
             figure = draw(numbers)
             FigureCanvasAgg(figure)
-            figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same bytes on every run
+            # The same bytes on every run. Pages may be dark.
+            figure.savefig(path, dpi=DPI, metadata={"Software": None}, transparent=name == "overview.png")
         drawn[name] = numbers
     return drawn
 
@@ -115,6 +124,14 @@ def rates_of(results: Sequence[Result]) -> dict[str, Any]:
         split: {row: cells for row, cells in rows.items() if len(cells) > 1 or max(map(len, rows.values())) == 1}
         for split, rows in rates.items()
     }
+
+
+def overview_of(results: Sequence[Result]) -> dict[str, Any]:
+    """WER of the trained language, mean over languages, and of Spanish after a training in another, by label."""
+    means = {row: cells["mean"] for row, cells in rates_of(results)["test"].items() if "mean" in cells}
+    rates = {entry["method"]: entry["rates"] for entry in untouched(results)}
+    spanish = {row: rates[row]["es WER"] for row in means if "es WER" in rates.get(row, {})}
+    return {"trained": {row: means[row] for row in spanish}, "Spanish": spanish}
 
 
 def without_empty(numbers: Any) -> Any:
@@ -173,6 +190,24 @@ def with_errors(panel: Axes, x: Sequence[float], intervals: Sequence[dict[str, f
 
 
 # ---------------------------------------------------------------------------------------------------------- the kinds
+
+
+def overview(numbers: dict[str, Any]) -> Figure:
+    """Bars of WER by method for a page of any background: in the trained language, and in another one."""
+    titles = {"trained": "Trained language: errors in 100 words", "Spanish": "Spanish, after training Romanian"}
+    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+    (panels,) = grid_of(figure, 1, len(numbers), sharey=True)
+    for panel, (group, rows) in zip(panels, numbers.items(), strict=True):
+        values = [percent(cell["value"]) for cell in rows.values()]
+        positions = range(len(rows), 0, -1)
+        bars = panel.barh(positions, values, 0.62, color=[look(row)["color"] for row in rows])
+        panel.bar_label(bars, [f"{value:.0f}" for value in values], padding=4, color=INK, fontweight="bold")
+        panel.set_title(titles[group], loc="left", color=INK, fontweight="bold")
+        panel.set_yticks(positions, [PLAIN_NAMES.get(row, row) for row in rows])
+        panel.set(xticks=[], xlim=(0, 1.12 * max(values)))
+        panel.tick_params(axis="y", length=0, labelcolor=INK)
+        panel.spines[:].set_visible(False)
+    return figure
 
 
 def error_rates(numbers: dict[str, Any]) -> Figure:

@@ -235,7 +235,7 @@ class _LanguageTraining:
         training = copy.copy(self.options.training)
         training.output_dir = str(checkpoints_folder(self.options.output_dir, self.language))
         training.dataloader_pin_memory = training.dataloader_pin_memory and training.device.type != "cpu"
-        self.collator = DataCollatorSpeechSeq2SeqWithPadding(
+        collator = DataCollatorSpeechSeq2SeqWithPadding(
             self.processor,
             language=self.language,
             language_column=training.language_column,
@@ -254,13 +254,13 @@ class _LanguageTraining:
         if self.options.lora is None:
             return DistillationTrainer(
                 **common,
-                data_collator=self.collator,
+                data_collator=collator,
                 teacher_model=teacher,
                 teacher_processor=self.teacher_processor,
             )
         model.generation_config.language = self.prompt  # for evaluation by generation
-        collator = PlainCollator(self.collator, model.config)
-        return Seq2SeqTrainer(**common, data_collator=collator, callbacks=[EpochCallback(self.train_set)])
+        common["data_collator"] = PlainCollator(collator, model.config)
+        return Seq2SeqTrainer(**common, callbacks=[EpochCallback(self.train_set)])
 
     def _train(self, trainer: Seq2SeqTrainer) -> None:
         checkpoint = None
@@ -317,7 +317,9 @@ class _LanguageTraining:
         gate_set, batch_size = self.eval_set, trainer.args.per_device_eval_batch_size
         if self.is_packed:  # as in training, and quicker
             gate_set = pack_held_out(self.held_out, self.processor, self.language, self.options)
-        means = gate_means(model, gate_set, self.collator, batch_size=batch_size)
+        # Without teacher: these rows have no features for it.
+        collator = DataCollatorSpeechSeq2SeqWithPadding(self.processor, language=self.language)
+        means = gate_means(model, gate_set, collator, batch_size=batch_size)
         self.row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
         self.row["gate_mean"] = sum(means.values()) / len(means)
         if trainer.args.process_index == 0:

@@ -83,8 +83,8 @@ class ExpertArguments:
     """
     The expert and its gates, see [`CLSRConfig`].
 
-    The defaults suit some hundred recordings (docs/how-to/train.md, "Gates in short trainings"). Those of `CLSRConfig` are
-    the paper's.
+    The defaults suit some hundred recordings (docs/how-to/train.md, "Gates in short trainings"). Those of `CLSRConfig`
+    are the paper's.
     """
 
     _argument_group_name = "expert (defaults for some hundred recordings; paper's: examples/recipes/paper.yaml)"

@@ -70,6 +70,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor | list[str]]:
         """
+        Make a batch of examples, for student and teacher.
+
         Args:
             features (`list[dict]`):
                 Examples with `input_features` [mels, frames] and `labels` [tokens] (and `attention_mask` [frames], by

@@ -71,7 +71,9 @@ def pack_utterances(
             Share of windows that follow another window's text, as prompt behind `<|startofprev|>`. It has no loss.
         no_speech (`float`, *optional*, defaults to 0.0):
             Share of windows without speech, whose labels are empty. With it, a row without text is a recording without
-            speech, of any length. Without such rows, silence and noise are generated.
+            speech, of any length: leave out those that are not yet transcribed. Without such rows, silence and noise
+            are generated. OpenAI's generation config forbids an empty transcript. To allow it, `generate` without
+            timestamps needs `model.generation_config.begin_suppress_tokens = [220]`.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
         text_column (`str`, *optional*, defaults to `"transcription"`):
             Column of transcripts. If the default is not there, "text" is read.
@@ -83,7 +85,7 @@ def pack_utterances(
         max_label_length (`int`, *optional*, defaults to 448): Longest labels with their prompt, in tokens.
 
     Returns:
-        [`PackedUtterances`] or, of a stream, [`PackedStream`]: rows as of [`prepare_dataset`], and `prompt_ids`
+        [`PackedUtterances`] or [`PackedStream`]: rows as of [`prepare_dataset`], and `prompt_ids`
         [tokens] in windows that follow a text.
 
     Raises:

@@ -35,6 +35,8 @@ class PlainCollator:
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """
+        Make a batch of the wrapped collator plain.
+
         Args:
             examples (`list`): As the wrapped collator takes them.
 

@@ -11,8 +11,10 @@ from ..tuner.progress import set_gate_progress
 
 class GateScheduleCallback(TrainerCallback):
     """
-    Schedules the noise on gate logits. It rises linearly from 0 to `gate_noise` over training. With straight-through
-    gates, it falls from `gate_noise` to 0 in the first half.
+    Schedules the noise on gate logits.
+
+    It rises linearly from 0 to `gate_noise` over training. With straight-through gates, it falls from `gate_noise` to
+    0 in the first half.
 
     [`DistillationTrainer`] adds it by itself; a plain `Seq2SeqTrainer` needs `callbacks=[GateScheduleCallback()]`. A
     resumed run continues the schedule.

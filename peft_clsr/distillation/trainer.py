@@ -42,13 +42,13 @@ from .teachers.teacher import TEACHER_INPUTS, Teacher
 
 class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
     """
-    Trains CLSR adapters with labels, a frozen teacher and the gate budget (Ferraz et al., ICASSP 2024):
-    `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`.
+    Trains CLSR adapters with labels, a frozen teacher and the gate budget (Ferraz et al., ICASSP 2024).
 
-    The loss is that of a whole optimizer step, whatever the number of batches and processes. CE and KD are means over
-    the step's label tokens. L_budget is `|mean(g) - gate_budget|` over its routed tokens; several languages have one
-    each, weighted by their tokens. Padding counts nowhere. Logits are computed in chunks of positions, so the logits
-    of a whole batch are never in memory.
+    The loss is `ce_weight · CE + budget_weight · L_budget + kd_weight · KD`. It is that of a whole optimizer step,
+    whatever the number of batches and processes. CE and KD are means over the step's label tokens. L_budget is
+    `|mean(g) - gate_budget|` over its routed tokens; several languages have one each, weighted by their tokens.
+    Padding counts nowhere. Logits are computed in chunks of positions, so the logits of a whole batch are never in
+    memory.
 
     Training logs `loss`, `ce_loss`, `kd_loss`, `budget_loss` (the parts without their weights) and `gate_mean`.
     Evaluation uses hard gates and logs the same with its prefix, over all tokens of the dataset. On several processes,

@@ -28,9 +28,10 @@ from .wrapping import is_wrapping
 
 class CLSRModel(BaseTuner):
     """
-    Conditional language-specific routing (CLSR): adds a trainable expert beside each frozen feed-forward network
-    (FFN), and a gate that chooses between the two for each token (Ferraz et al., "Multilingual DistilWhisper", ICASSP
-    2024).
+    Adds a trainable expert beside each frozen feed-forward network (FFN), and a gate.
+
+    The gate chooses between the two for each token: conditional language-specific routing (CLSR; Ferraz et al.,
+    "Multilingual DistilWhisper", ICASSP 2024).
 
     In training both paths are computed and blended by the gate value; in evaluation each token takes one. In training
     with labels, `budget_weight` times the budget loss is added to the model's loss.
@@ -39,7 +40,7 @@ class CLSRModel(BaseTuner):
         model ([`~transformers.PreTrainedModel`]): The model to adapt: any Whisper, or another model with FFNs.
         config ([`CLSRConfig`]): The configuration of the adapter.
         adapter_name (`str`): The name of the adapter: the language code.
-        low_cpu_mem_usage (`bool`, `optional`, defaults to `False`):
+        low_cpu_mem_usage (`bool`, *optional*, defaults to `False`):
             Create empty adapter weights on meta device. Useful to speed up the loading process.
 
     Example:

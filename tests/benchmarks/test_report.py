@@ -87,6 +87,8 @@ def whole_grid():
             ((0, 2, 2, 2), {"kd_loss": "kl", "skip_gate_prob": 0.0}),
         )
     ]
+    for result in results[:2] + results[3:4]:  # the unchanged model, and LoRA in Romanian
+        result["untouched"] = {"es": rates((1, 2, 0, 1))}
     return [*results, made_up("lora", errors=(2, 2, 2, 2), rank=32)]
 
 
@@ -391,8 +393,11 @@ def test_report_of_a_grid_has_all_tables_and_figures_and_the_same_bytes_again(tm
     assert one == other
     figures = {name for name in one if name.endswith(".png")}
     assert figures == set(json.loads(one["numbers.json"]))
-    assert {"wer.png", "size.png", "parameters.png", "budget.png", "ablations.png"} <= figures
+    assert {"overview.png", "wer.png", "size.png", "parameters.png", "budget.png", "ablations.png"} <= figures
     assert {"gates-clsr-kd.png", "gates-by-size-clsr-kd.png"} <= figures
+    numbers = json.loads(one["numbers.json"])["overview.png"]
+    assert list(numbers["trained"]) == list(numbers["Spanish"]) == ["whisper-base, zero-shot (3 s)", "LoRA"]
+    assert numbers["trained"]["LoRA"]["value"] == pytest.approx(0.21875) != numbers["Spanish"]["LoRA"]["value"]
     tables = one["tables.md"].decode()
     assert "Runs: 25, of which\n\n- 25 on device test\n" in tables
     assert "| CLSR + KD | 12.5 [0.0, 25.0] | 12.5 [0.0, 25.0] | 12.5 [" in tables
@@ -415,7 +420,12 @@ def test_report_of_a_partial_grid_names_what_is_missing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "not drawn: budget.png, its runs are missing" in printed
     assert "not drawn: size.png, its runs are missing" in printed
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"wer.png", "parameters.png", "mine.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        "overview.png",
+        "wer.png",
+        "parameters.png",
+        "mine.png",
+    }
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert "| LoRA | 3 | 0.001, rank 64 | - | bg 1 |" in tables
 

@@ -126,6 +126,16 @@ def test_a_cached_teacher_teaches_as_the_teacher_itself(run, student, tmp_path):
         assert results[1]["languages"]["ro"]["gate_means"][name] == pytest.approx(mean, abs=0.02)
 
 
+def test_a_teacher_with_more_mel_bins_teaches(run, student, tiny_whisper, tiny_processor, tmp_path):
+    tiny_whisper(num_mel_bins=128, vocab_size=len(tiny_processor.tokenizer)).save_pretrained(tmp_path / "teacher")
+    extractor = WhisperFeatureExtractor(feature_size=128, chunk_length=1)
+    WhisperProcessor(extractor, tiny_processor.tokenizer).save_pretrained(tmp_path / "teacher")
+    status, printed = run("--teacher", tmp_path / "teacher", "--max_new_tokens", 8)
+    assert status == 0, printed
+    row = json.loads((tmp_path / "out" / "results.json").read_text())["languages"]["ro"]
+    assert "teacher" in row and len(row["gate_means"]) == 4
+
+
 def test_the_same_settings_again_show_the_table_without_training(run, tmp_path):
     assert run()[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}

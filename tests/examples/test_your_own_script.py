@@ -1,4 +1,4 @@
-"""The kinds of training script in docs/how-to/your-own-script.md, each with its one line changed, on a tiny Whisper."""
+"""The training scripts of docs/how-to/your-own-script.md, each with its one line changed, on a tiny Whisper."""
 
 import warnings
 
