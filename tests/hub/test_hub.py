@@ -995,7 +995,7 @@ def test_create_model_card_writes_the_same_card_with_what_was_evaluated(
     trainer.state.log_history.append({"step": 2, "eval_wer_ca": 0.25, "eval_cer_ca": 0.1, "eval_wer": 0.25})
     trainer.create_model_card(dataset="google/fleurs")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert rows_of(text)[0][1] == "ca" and rows_of(text)[0][5:] == ["google/fleurs", "25.0", "10.0"]
+    assert rows_of(text)[0][1] == "ca" and rows_of(text)[0][5:] == ["google/fleurs", "25.0", "10.0", ""]
     path = tmp_path / "out" / "README.md"
     path.write_text(text + "By hand.")
     trainer.create_model_card(dataset="google/fleurs")
