@@ -34,13 +34,14 @@ test-oldest: REQUIREMENTS = $(shell sed -nE 's/^ *(transformers|peft)>=([^,]*).*
 test-newest: REQUIREMENTS = --upgrade transformers peft
 
 .PHONY: help venv lint format test test-oldest test-newest docs dist fetch demo demo-smoke new-language bench-train \
-	bench-infer bench-silence compare evidence evidence-smoke clean
+	bench-infer bench-silence compare evidence evidence-smoke notebook screenshots clean
 
 help:
 	@echo "make demo        fetch whisper-base and recordings, train a language expert, show the table"
 	@echo "make demo-smoke  the same with a few steps"
 	@echo "make new-language"
 	@echo "                 an expert for a language that Whisper does not know, on synthetic speech"
+	@echo "make notebook    run examples/your_language.ipynb on a few recordings"
 	@echo "make bench-train time and memory of training steps, against LoRA and full fine-tuning; speech trained on a second"
 	@echo "make bench-infer time of inference, against the base, LoRA and both paths"
 	@echo "make bench-silence"
@@ -117,6 +118,15 @@ NEW_LANGUAGE_ARGS ?= --bf16
 
 new-language: $(TEST_ENV)
 	$(BIN)/python -m examples.new_language --model $(CACHE)/whisper-base $(NEW_LANGUAGE_ARGS)
+
+# The notebook for your language, in two steps on a few recordings.
+notebook: $(TEST_ENV) fetch
+	$(BIN)/python tests/scripts/run_notebook.py --cache_dir $(CACHE) --output_dir runs/smoke/notebook
+
+# The pictures of `peft-clsr app` in the docs, with the demo's expert: after `make demo`. They need Debian's chromium.
+screenshots: $(TEST_ENV) fetch
+	PEFT_CLSR_PICTURES=docs/images PEFT_CLSR_SHOWN=$(CACHE)/whisper-base:runs/demo-ro/ro:$(CACHE)/tuxpaint-ro/test \
+		$(BIN)/python -m pytest -q tests/app/test_browser.py -k "example or narrow"
 
 # With the demo's adapter, if `make demo` has trained it. BENCH_ARGS="--rounds 1 --batch_sizes 1 --new_tokens 4" is quick.
 BENCH_ADAPTERS ?= $(wildcard runs/demo-$(DEMO_LANGUAGE)/$(DEMO_LANGUAGE))

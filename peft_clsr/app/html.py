@@ -90,8 +90,8 @@ def waveform_html(waveform: np.ndarray, positions: np.ndarray | None = None) -> 
 
 def download_html(name: str, content: str) -> str:
     """A link that saves a text as a file. The text is in the link, so the server keeps no file."""
-    data = b64encode(content.encode()).decode()
-    return f'<a href="data:application/x-subrip;base64,{data}" download="{escape(name)}">{escape(name)}</a>'
+    data, name = b64encode(content.encode()).decode(), escape(name)
+    return f'<a href="data:application/x-subrip;base64,{data}" download="{name}">Save the subtitles ({name})</a>'
 
 
 def _blend(gate: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -73,45 +74,66 @@ def find_examples(inputs: Sequence[str]) -> list[Example]:
 def launch_page(
     recognizer: Recognizer, examples: Sequence[Example] = (), host: str | None = None, port: int | None = None
 ) -> None:
+    """Serve the page until the process is stopped. Arguments and errors are those of [`open_page`]."""
+    page = open_page(recognizer, examples, host, port, share=False)
+    print(f"the page is at {page.local_url}", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        page.close()
+
+
+def open_page(
+    recognizer: Recognizer,
+    examples: Sequence[Example] = (),
+    host: str | None = None,
+    port: int | None = None,
+    share: bool | None = None,
+) -> Any:
     """
-    Serve the page until the process is stopped. Uploads go to a folder of its own, which is deleted at the end.
+    Serve the page in the background. A notebook shows it below its cell.
+
+    Uploads go to a folder of its own, which is deleted when the process ends.
 
     Args:
         recognizer ([`Recognizer`]): The model and its experts.
         examples (`Sequence[Example]`, *optional*): Recordings to choose from.
         host (`str`, *optional*): Where to listen. By default as gradio does: a Hugging Face Space says it by itself.
         port (`int`, *optional*): The port. By default a free one from 7860 on.
+        share (`bool`, *optional*):
+            Give the page a public address at gradio.live. By default only in a hosted notebook, such as Colab, where
+            the page could not be reached otherwise.
+
+    Returns:
+        `gradio.Blocks`: the page. `close()` ends it.
 
     Raises:
         OSError: the port is taken.
     """
     gr = require("gradio")
-    with tempfile.TemporaryDirectory(prefix="peft-clsr-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # gradio reads it where components are made
-        page = make_page(recognizer, examples)
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            ssr_mode=False,  # it would need Node
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=_MAX_FILE,
-            state_session_capacity=_MAX_SESSIONS,
-            footer_links=[],
-            theme=gr.themes.Default(font="system-ui", font_mono="monospace"),  # others are fetched from Google
-            css=CSS,
-        )
-        print(f"the page is at {address}", flush=True)
-        try:
-            page.block_thread()
-        finally:
-            page.close()
+    folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="peft-clsr-app-")  # before components are made
+    page = make_page(recognizer, examples)
+    weakref.finalize(page, shutil.rmtree, folder, ignore_errors=True)  # at the latest when the process ends
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        ssr_mode=False,  # it would need Node
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=_MAX_FILE,
+        state_session_capacity=_MAX_SESSIONS,
+        footer_links=[],
+        theme=gr.themes.Default(font="system-ui", font_mono="monospace"),  # others are fetched from Google
+        css=CSS,
+        height=900,  # in a notebook
+    )
+    return page
 
 
 def make_page(recognizer: Recognizer, examples: Sequence[Example] = ()) -> Any:
     """
-    Make the page, a `gradio.Blocks`. Arguments are as in [`launch_page`].
+    Make the page, a `gradio.Blocks`. Arguments are as in [`open_page`].
 
     A recording is in memory for its session. Its file is deleted as soon as it is read.
     """

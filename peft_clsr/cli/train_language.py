@@ -30,10 +30,11 @@ from ..distillation.trainer import DistillationTrainer
 from ..evaluation.error_rates import check_scorable, error_rates, format_rates
 from ..evaluation.gates import gate_means
 from ..evaluation.metrics import make_compute_metrics
-from ..evaluation.plots import try_plot_gate_means
 from ..evaluation.transcripts import transcribe
+from ..files import copy_file
 from ..hub.card import write_folder_card
 from ..hub.push import save_language, save_weights
+from ..hub.record import PLOT_NAME
 from ..hub.warm_start import SavedExpert, check_fit, start_from
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
@@ -322,17 +323,15 @@ class _LanguageTraining:
         self.row["gate_means"] = {name: round(mean, 4) for name, mean in means.items()}
         self.row["gate_mean"] = sum(means.values()) / len(means)
         if trainer.args.process_index == 0:
-            plot = self.options.output_dir / f"gates-{self.language}.png"
-            has_plot = try_plot_gate_means(means, plot, f"{self.options.data.student}, {self.language}")
             try:
-                self._save_expert(model, means if has_plot else None)
+                self._save_expert(model, means)
             except Exception as error:
                 logger.warning(
                     f"{self.language}: the adapter and its results are saved, but not its model card "
                     f"({type(error).__name__}: {error}). Mend that, and call peft_clsr.save_language()"
                 )
 
-    def _save_expert(self, model: PeftModel, means: dict[str, float] | None) -> None:
+    def _save_expert(self, model: PeftModel, means: dict[str, float]) -> None:
         """Save the adapter with its results and a model card, as [`push_folder`] publishes them."""
         data = self.options.data
         base, expert = self.row.get("base_full_context", self.row["base"]), self.row["expert"]
@@ -342,7 +341,7 @@ class _LanguageTraining:
             rates["config"] = self.row["eval_config"]
         name = (data.eval_dataset or data.dataset).replace("{language}", self.language)
         test_set = Path(name).resolve().name if Path(name).exists() else name  # no path of this machine
-        save_language(
+        folder = save_language(
             model,
             self.options.output_dir,
             self.language,
@@ -350,6 +349,8 @@ class _LanguageTraining:
             training_args=self.options.training,
             gate_means=means,
         )
+        if (folder / PLOT_NAME).is_file():
+            copy_file(folder / PLOT_NAME, self.options.output_dir / f"gates-{self.language}.png")
         write_folder_card(self.options.output_dir)
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard
 from ..checkpoints.base_model import is_hub_id
 from ..files import write_text
 from ..languages.tags import whisper_code
+from ..whisper import module_side
 from .record import PLOT_NAME, HubLanguage, read_languages
 
 README = "README.md"
@@ -148,13 +149,15 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
         "",
         "## Languages",
         "",
-        "| language | folder | base model | expert | size | test set | WER % (base) | CER % (base) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| language | folder | base model | expert | size | test set | WER % (base) | CER % (base) "
+        "| gates % (encoder, decoder) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for language in languages:
         expert = "full" if language.rank is None else f"rank {language.rank}"
         size = "" if language.size is None else f"{language.size / 1e6:.1f} MB"
         base = language.base_model if is_hub_id(language.base_model) else "not on the Hub"  # no local paths
+        gates = _gates(language.gate_means)
         row = [f"{language.name} ({language.code})", language.subfolder, base, expert, size]
         for test_set, rates in language.results.items() or [("", {})]:
             details = [str(rates[key]) for key in ("config", "split") if key in rates]
@@ -162,7 +165,17 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
             name = f"{test_set} ({', '.join(details)})" if details else test_set
             wer, cer = (_percent(rates, metric) for metric in ("wer", "cer"))
             errors = [wer, f"**{cer}**" if cer and language.rate == "cer" else cer]
-            lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors]) + " |")
+            lines.append("| " + " | ".join(_cell(cell) for cell in [*row, name, *errors, gates]) + " |")
+    if any(language.results for language in languages):
+        lines += ["", "Error rates are those with the expert, and in parentheses those of the base model."]
+    if any(language.gate_means for language in languages):
+        lines += ["", "Gates: the share of tokens that the expert works on, mean over the layers."]
+    for language in languages:
+        if language.has_plot:
+            path = f"{language.subfolder}/{PLOT_NAME}".lstrip("/")
+            lines += ["", f"![{language.name}: error rates before and after, and mean gate by layer]({path})"]
+        elif language.gate_means:
+            lines += ["", f"There is no picture of {language.name} ({language.code}): it needs `peft_clsr[plots]`."]
     by_characters = [f"{language.name} ({language.code})" for language in languages if language.rate == "cer"]
     if by_characters:
         lines += ["", f"No spaces between words, so read CER, in bold: {', '.join(dict.fromkeys(by_characters))}."]
@@ -179,13 +192,16 @@ def _body(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> lis
         if language.started_from:
             values.insert(0, f"started from {_cell(language.started_from)}")
         lines += ["", f"{language.name} ({language.code}): {', '.join(values)}"]
-    plotted = [language for language in languages if language.has_plot]
-    if plotted:
-        lines += ["", "## How often each layer uses the expert"]
-    for language in plotted:
-        path = f"{language.subfolder}/{PLOT_NAME}".lstrip("/")
-        lines += ["", f"![{language.name}: mean gate by layer]({path})"]
     return lines
+
+
+def _gates(gate_means: Mapping[str, float]) -> str:
+    """The mean gates of encoder and decoder; "" where they are not known."""
+    sides: dict[str, list[float]] = {"encoder": [], "decoder": []}
+    for name, mean in gate_means.items():
+        sides[module_side(name) or "encoder"].append(mean)
+    cells = [f"{100 * sum(means) / len(means):.0f}" if means else "-" for means in sides.values()]
+    return ", ".join(cells) if gate_means else ""
 
 
 def _percent(rates: Mapping[str, Any], metric: str) -> str:
@@ -202,34 +218,20 @@ def _snippet(languages: Sequence[HubLanguage], repo_id: str, is_local: bool) -> 
     language = languages[0]
     base = language.base_model if is_hub_id(language.base_model) else "the base model"
     seconds = language.max_audio_seconds
-    name = _literal(language.subfolder or language.code)
-    if is_local:
-        imports = ["import peft_clsr  # registers CLSR with PEFT", "import torch", "from peft import PeftModel"]
-        prefix = "peft_clsr."
-        subfolder = f", subfolder={_literal(language.subfolder)}" if language.subfolder else ""
-        load = [
-            f"folder = {_literal(repo_id)}  # the path of this folder",
-            f"model = PeftModel.from_pretrained(whisper, folder{subfolder}, adapter_name={name}).eval()",
-        ]
-    else:
-        imports = ["import torch", f"from peft_clsr import load_language{', set_audio_context' if seconds else ''}"]
-        prefix = ""
-        load = [f"model = load_language(whisper, {_literal(repo_id)}, {name}).eval()"]
+    code = _literal(language.code)
+    place = _literal(repo_id) + ("  # the path of this folder" if is_local else "")
     return [
         "```python",
         "import numpy as np",
-        *imports,
-        "from transformers import WhisperForConditionalGeneration, WhisperProcessor",
+        f"from peft_clsr import load_with_experts{', set_audio_context' if seconds else ''}",
         "",
-        f"base = {_literal(base)}",
-        "processor = WhisperProcessor.from_pretrained(base)",
-        *([f"{prefix}set_audio_context(None, processor, {seconds!r})"] if seconds else []),
-        "whisper = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32)",
-        *load,
+        f"experts = {place}",
+        f"model, processor = load_with_experts({_literal(base)}, [experts], [{code}])",
+        *([f"set_audio_context(None, processor, {seconds!r})"] if seconds else []),
         "",
         "audio = np.zeros(16_000, dtype=np.float32)  # your recording: mono, 16 kHz",
         'features = processor(audio, sampling_rate=16_000, return_tensors="pt").input_features',
-        f'tokens = model.generate(input_features=features, language={_literal(language.code)}, task="transcribe")',
+        f'tokens = model.eval().generate(input_features=features, language={code}, task="transcribe")',
         "print(processor.batch_decode(tokens, skip_special_tokens=True)[0])",
         "```",
     ]

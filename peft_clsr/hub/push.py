@@ -21,9 +21,10 @@ from transformers.utils import logging
 
 from ..checkpoints.base_model import ffn_identity, is_hub_id
 from ..checkpoints.checks import check_adapter_folder
-from ..evaluation.plots import try_plot_gate_means
+from ..evaluation.normalization import leading_rate
+from ..evaluation.plots import try_plot_language
 from ..files import MAX_JSON_BYTES, copy_file, to_json, write_text
-from ..languages.adapters import adapter_of_language, adapter_prompts
+from ..languages.adapters import adapter_languages, adapter_of_language, adapter_prompts
 from ..languages.tags import language_name, language_tag, prompt_code
 from ..tuner.adapter_names import adapter_folder
 from .card import README, language_card, read_card, write_folder_card
@@ -79,7 +80,8 @@ def push_language(
         training_args (`TrainingArguments`, *optional*):
             The training arguments. The card shows those that affect the result, and no path, name or token.
         gate_means (`Mapping[str, float]`, *optional*):
-            The result of `gate_means`, for the plot on the card. Without matplotlib there is a warning and no plot.
+            The result of `gate_means`, for the card's table and its picture, which shows the error rates, too. Without
+            matplotlib there is a warning and no picture.
         private (`bool`, *optional*): Make a repository that is created private.
         revision (`str`, *optional*): The branch to push to, created if there is none. "main" by default.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request, which needs no write access.
@@ -177,15 +179,18 @@ def describe_adapter(
     training_args: TrainingArguments | None,
     gate_means: Mapping[str, float] | None,
 ) -> None:
-    """Check the folder of a saved adapter, and write its record and its plot of gate means."""
+    """Check the folder of a saved adapter, and write its record and its picture."""
     check_adapter_folder(folder)
-    title = f"{adapter_name}: mean gate by layer"
-    has_plot = bool(gate_means) and try_plot_gate_means(gate_means, folder / PLOT_NAME, title)
+    results = check_results(results)
+    tag = adapter_languages(model.peft_config)[adapter_name]
+    title, rate = (adapter_name, "wer") if tag is None else (_title(tag), leading_rate(tag))
+    has_plot = bool(gate_means) and try_plot_language(folder / PLOT_NAME, title, rate, results, gate_means)
     write_record(
         folder,
         ffn_identity(model, adapter_name),
-        results=check_results(results),
+        results=results,
         training={} if training_args is None else training_summary(training_args),
+        gate_means={name: round(float(mean), 4) for name, mean in (gate_means or {}).items()},
         has_plot=has_plot,
         started_from=model.peft_config[adapter_name].started_from,
     )

@@ -74,7 +74,8 @@ class HubLanguage:
         results (`dict`): Test set to `{"wer", "cer", "base_wer", "base_cer", ...}`, rates as fractions. `rate`
             says which of them to read.
         training (`dict`): The training arguments.
-        has_plot (`bool`): True if the folder has a plot of gate means.
+        gate_means (`dict`): Name of a routed module to its mean gate in [0, 1]; empty if not known.
+        has_plot (`bool`): True if the folder has a picture of its results and gate means.
         prompt_language (`str`): Whisper's code of the language in the prompt, "sw" for "rw".
         started_from (`str`, *optional*): The expert that this one started as a copy of, see [`warm_start`].
     """
@@ -88,6 +89,7 @@ class HubLanguage:
     max_audio_seconds: float | None = None
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    gate_means: dict[str, float] = field(default_factory=dict)
     has_plot: bool = False
     prompt_language: str = ""
     started_from: str | None = None
@@ -172,7 +174,9 @@ def read_record(folder: Path, weights_sha256: str | None) -> dict[str, Any]:
         return {}
     record = read_json(path)
     if not _is_record(record):
-        raise ValueError(f"{path} is no record of a language, expected base_ffn, results and training as objects")
+        raise ValueError(
+            f"{path} is no record of a language, expected base_ffn, results, training and gate_means as objects"
+        )
     if weights_sha256 is not None and record.get("weights_sha256") != weights_sha256:
         logger.warning(f"{path} belongs to other weights than those beside it: its results are left out")
         return {}
@@ -190,7 +194,8 @@ def _is_record(value: Any) -> bool:
         isinstance(base_ffn, dict)
         and isinstance(base_ffn.get("module", ""), str)
         and isinstance(base_ffn.get("sha256", {}), dict)
-        and all(isinstance(value.get(name, {}), dict) for name in ("results", "training"))
+        and all(isinstance(value.get(name, {}), dict) for name in ("results", "training", "gate_means"))
+        and all(isinstance(mean, int | float) and 0 <= mean <= 1 for mean in value.get("gate_means", {}).values())
     )
 
 
@@ -258,6 +263,7 @@ def _read_language(folder: Path, subfolder: str, size: int | None, digest: str |
         max_audio_seconds=config.get("max_audio_seconds"),
         results=record.get("results", {}),
         training=record.get("training", {}),
+        gate_means=record.get("gate_means", {}),
         has_plot=record.get("has_plot") is True,
         prompt_language=prompt_code(tag, config.get("prompt_language")),
         started_from=config.get("started_from"),

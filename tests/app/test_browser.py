@@ -1,10 +1,12 @@
 """
 The page in a real browser, Debian's Chromium.
 
-PEFT_CLSR_FIGURES=docs/figures makes it write the pictures of the docs.
+`make screenshots` runs two of these tests on whisper-base, the demo's expert and Romanian recordings, and writes the
+pictures of the docs.
 """
 
 import base64
+import csv
 import os
 import re
 import shutil
@@ -12,7 +14,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from helpers import noise
@@ -22,9 +26,14 @@ sync_api = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import expect
 
+from peft_clsr import read_audio
+
 CHROMIUM = shutil.which("chromium")
+# Set by `make screenshots`: where to write the pictures, and the model, the expert and the recordings to show.
+PICTURES = os.environ.get("PEFT_CLSR_PICTURES")
+SHOWN = os.environ.get("PEFT_CLSR_SHOWN", "").split(os.pathsep)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=600_000 if PICTURES else 60_000)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +43,37 @@ def recordings(tmp_path_factory):
         soundfile.write(folder / name, noise(seconds), 16000)
     (folder / "broken.wav").write_text("no sound")
     (folder / "notes.txt").write_text("no sound")
-    (folder / "metadata.csv").write_text("file_name,transcription,language\nexample.flac,Bon dia,ca\n")
+    texts = {"example.flac": "Bon dia"}
+    language = "ca"
+    if PICTURES:
+        texts = joined_recordings(Path(SHOWN[2]), folder)
+        language = "ro"
+    rows = [f'{name},"{text}",{language}' for name, text in texts.items()]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,transcription,language", *rows]) + "\n")
     return folder
+
+
+def joined_recordings(split, folder):
+    """Write three recordings, each of some of a split's with pauses between them. Returns their texts by name."""
+    with open(split / "metadata.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["transcription"][-1] in ".!?"]
+    texts = {}
+    for number, name in enumerate(("example.flac", "second.flac", "third.flac")):
+        own = rows[5 * number : 5 * number + 5]
+        parts = [read_audio(str(split / row["file_name"]), 16000) for row in own]
+        pause = np.zeros(6400, dtype=np.float32)
+        soundfile.write(folder / name, np.concatenate([sound for part in parts for sound in (part, pause)]), 16000)
+        texts[name] = " ".join(row["transcription"].replace('"', "") for row in own)
+    return texts
 
 
 @pytest.fixture(scope="module")
 def app(models, recordings, tmp_path_factory):
     """The address of the page, and the folder of the temporary files of its process."""
     folder = tmp_path_factory.mktemp("temporary")
-    command = [sys.executable, "-m", "peft_clsr", "app", "--model", str(models / "tiny")]
-    command += ["--adapters", str(models / "experts"), "--examples", str(recordings / "metadata.csv")]
+    model, adapters = SHOWN[:2] if PICTURES else (str(models / "tiny"), str(models / "experts"))
+    command = [sys.executable, "-m", "peft_clsr", "app", "--model", model, "--adapters", adapters]
+    command += ["--examples", str(recordings / "metadata.csv")]
     process = subprocess.Popen(
         command,
         env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
@@ -110,8 +140,8 @@ def uploads(folder):
 
 
 def picture(page, name):
-    if os.environ.get("PEFT_CLSR_FIGURES"):
-        page.screenshot(path=os.path.join(os.environ["PEFT_CLSR_FIGURES"], f"{name}.png"), full_page=True)
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES, f"{name}.png"), full_page=True, animations="disabled")
 
 
 def test_an_upload_is_transcribed_and_does_not_stay_on_the_disk(page, app, recordings):
@@ -174,21 +204,27 @@ def test_a_long_file_shows_its_progress(page, recordings):
     assert len(seen) > 2 and any(not text.startswith("Base model: 0") for text in seen), seen
 
 
-def test_an_example_brings_its_language_and_text(page):
+@pytest.fixture
+def example(page, recordings):
+    """The example is chosen. Its language and text."""
+    with open(recordings / "metadata.csv", newline="") as file:
+        row = next(csv.DictReader(file))
     page.locator("#examples").get_by_text("example.flac").click()
-    expect(page.locator("#about")).to_contain_text("example.flac, 1.7 s")
-    expect(page.locator("#reference textarea")).to_have_value("Bon dia")
+    expect(page.locator("#about")).to_contain_text("example.flac")
+    expect(page.locator("#reference textarea")).to_have_value(row["transcription"])
+    return row
+
+
+def test_an_example_brings_its_language_and_text(page, example):
     page.locator("#start").click()
     expect(page.locator("#expert h3")).to_contain_text("WER")
-    expect(page.locator("#about")).to_contain_text("Catalan")
+    expect(page.locator("#about")).to_contain_text({"ca": "Catalan", "ro": "Romanian"}[example["language"]])
     assert page.locator("#base mark").count() > 0 and page.locator("#expert mark").count() > 0
     picture(page, "app")
 
 
-def test_a_narrow_screen_needs_no_scrolling_sideways(page):
+def test_a_narrow_screen_needs_no_scrolling_sideways(page, example):
     page.set_viewport_size({"width": 360, "height": 740})
-    page.locator("#examples").get_by_text("example.flac").click()
-    expect(page.locator("#reference textarea")).to_have_value("Bon dia")
     page.locator("#start").click()
     expect(page.locator("#expert h3")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -30,6 +30,7 @@ from peft_clsr import (
     load_language,
     push_folder,
     push_language,
+    read_languages,
     save_language,
     update_model_card,
 )
@@ -625,13 +626,70 @@ def test_the_card_says_what_is_known(hub, whisper, tmp_path):
     size = f"{len(hub.files(REPO)['ca/adapter_model.safetensors']) / 1e6:.1f} MB"
     start = ["Catalan (ca)", "ca", BASE, "rank 2", size]
     assert rows_of(text)[:2] == [
-        [*start, "google/fleurs (test)", "25.0 (50.0)", "10.0 (20.0)"],
-        [*start, "other/set", "30.0", ""],
+        [*start, "google/fleurs (test)", "25.0 (50.0)", "10.0 (20.0)", "50, -"],
+        [*start, "other/set", "30.0", "", "50, -"],
     ]
     assert "`learning_rate` 0.003" in text and "`kd_loss` js" in text
     assert "(ca/gate_means.png)" in text and hub.files(REPO)["ca/gate_means.png"].startswith(b"\x89PNG")
     pushed = b"\n".join(hub.files(REPO).values())
     assert b"secret_place" not in pushed and b"hf_mine" not in pushed
+
+
+MEANS = {"model.encoder.layers.0.fc1": 1.0, "model.encoder.layers.1.fc1": 0.5, "model.decoder.layers.0.fc1": 0.125}
+
+
+def drawn_by(monkeypatch):
+    """The figures that are drawn from now on."""
+    from matplotlib.figure import Figure
+
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kw: (figures.append(figure), savefig(figure, *args, **kw))
+    )
+    return figures
+
+
+def test_the_picture_of_the_card_has_both_error_rates_and_the_gates_of_each_layer(hub, whisper, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = drawn_by(monkeypatch)
+    metrics = {"a $set_ of a very long name/with $ in it": METRICS["google/fleurs"]}
+    push_language(experts(whisper(), "ca"), REPO, "ca", metrics=metrics, gate_means=MEANS)
+    (figure,) = figures
+    bars, encoder, decoder = figure.axes
+    assert figure.get_suptitle() == "Catalan (ca)"
+    assert [bar.get_height() for bar in bars.patches] == [50.0, 25.0]  # before, after
+    assert [side.lines[0].get_ydata().tolist() for side in (encoder, decoder)] == [[1.0, 0.5], [0.125]]
+    content = hub.files(REPO)["ca/gate_means.png"]
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    assert width >= 1200 and height >= 500
+    assert rows_of(card_of(hub))[0][-1] == "75, 12"
+    (language,) = list_languages(REPO)
+    assert language.gate_means == MEANS and language.has_plot
+    update_model_card(REPO)
+    assert "(ca/gate_means.png)" in card_of(hub)
+
+
+def test_a_card_without_matplotlib_has_the_table_and_says_how_to_get_the_picture(hub, whisper, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    push_language(experts(whisper(), "ca"), REPO, "ca", metrics=METRICS, gate_means=MEANS)
+    text = card_of(hub)
+    assert rows_of(text)[0][-3:] == ["25.0 (50.0)", "10.0 (20.0)", "75, 12"]
+    assert "gate_means.png" not in text and "ca/gate_means.png" not in hub.files(REPO)
+    assert "no picture of Catalan (ca): it needs `peft_clsr[plots]`" in text and "peft_clsr[plots]" in caplog.text
+
+
+def test_the_hub_accepts_the_metadata_of_a_card(hub, whisper):
+    push_language(experts(whisper(), "ca"), REPO, "ca", metrics=METRICS, gate_means=MEANS)
+    hub.requests.clear()
+    ModelCard(card_of(hub)).validate()
+    assert hub.paths_of("POST") == ["/api/validate-yaml"]
+
+
+def test_means_that_are_no_shares_are_no_record(tmp_path, whisper, caplog):
+    folder = save_language(experts(whisper(), "ca"), tmp_path, "ca", gate_means=MEANS)
+    record = json.loads((folder / "language.json").read_text())
+    (folder / "language.json").write_text(json.dumps({**record, "gate_means": {"x": "</table>"}}))
+    assert read_languages(tmp_path) == [] and "is no record of a language" in caplog.text
 
 
 def test_a_card_says_which_rate_to_read():
@@ -641,9 +699,9 @@ def test_a_card_says_which_rate_to_read():
         HubLanguage("ja", "Japanese", "ja", results=results),
     ]
     text = language_card(languages, "me/x")
-    assert [row[-2:] for row in rows_of(text)] == [
-        ["100.0 (100.0)", "10.0 (30.0)"],
-        ["100.0 (100.0)", "**10.0 (30.0)**"],
+    assert [row[6:] for row in rows_of(text)] == [
+        ["100.0 (100.0)", "10.0 (30.0)", ""],
+        ["100.0 (100.0)", "**10.0 (30.0)**", ""],
     ]
     assert "read CER, in bold: Japanese (ja)." in text
     assert [result.metric_name for result in ModelCard(text).data.eval_results] == [
@@ -754,7 +812,7 @@ def run_snippet(hub, whisper, tiny_processor, tmp_path):
 
 def test_the_snippet_of_the_card_runs_as_it_is(hub, whisper, run_snippet, tmp_path):
     push_language(experts(whisper(), "ca", max_audio_seconds=1.0), REPO, "ca")
-    assert "from peft_clsr import load_language, set_audio_context\n" in card_of(hub)
+    assert "from peft_clsr import load_with_experts, set_audio_context\n" in card_of(hub)
     run_snippet(card_of(hub))
     assert (tmp_path / "home" / "hub" / "models--me--experts").is_dir()
 
@@ -857,7 +915,9 @@ def test_the_trainer_pushes_languages_beside_those_of_others(hub, whisper, input
         "README.md",
         *(f"{code}/{name}" for code in ("ca", "ro") for name in ("adapter_config.json", WEIGHTS, "language.json")),
     }
-    assert [row[5:] for row in rows_of(card_of(hub))] == [["google/fleurs (test)", "25.0 (50.0)", "10.0 (20.0)"]] * 2
+    assert [row[5:] for row in rows_of(card_of(hub))] == [
+        ["google/fleurs (test)", "25.0 (50.0)", "10.0 (20.0)", ""]
+    ] * 2
     assert "`max_steps` 2" in card_of(hub)
     assert torch.equal(logits_of(load_language(whisper(), REPO, "ca").eval(), inputs), logits_of(model.eval(), inputs))
     assert b"hf_mine" not in b"".join(hub.files(REPO).values())
@@ -935,7 +995,7 @@ def test_create_model_card_writes_the_same_card_with_what_was_evaluated(
     trainer.state.log_history.append({"step": 2, "eval_wer_ca": 0.25, "eval_cer_ca": 0.1, "eval_wer": 0.25})
     trainer.create_model_card(dataset="google/fleurs")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert rows_of(text)[0][1] == "ca" and rows_of(text)[0][5:] == ["google/fleurs", "25.0", "10.0"]
+    assert rows_of(text)[0][1] == "ca" and rows_of(text)[0][5:] == ["google/fleurs", "25.0", "10.0", ""]
     path = tmp_path / "out" / "README.md"
     path.write_text(text + "By hand.")
     trainer.create_model_card(dataset="google/fleurs")
