@@ -1,3 +1,4 @@
+from .app.page import open_app as open_app
 from .checkpoints.checks import check_adapter_folder as check_adapter_folder
 from .checkpoints.convert_naver import convert_naver_expert as convert_naver_expert
 from .data.audio import EmptyAudioError as EmptyAudioError

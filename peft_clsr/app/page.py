@@ -71,6 +71,37 @@ def find_examples(inputs: Sequence[str]) -> list[Example]:
     return [Example(one.path, one.language, references.get(one.path.resolve(), "")) for one in recordings]
 
 
+def open_app(
+    model: str,
+    adapters: Sequence[str],
+    languages: Sequence[str] = (),
+    examples: Sequence[str] = (),
+    *,
+    max_seconds: float = 1800,
+    share: bool | None = None,
+) -> Any:
+    """
+    Open the page of `peft-clsr app` from Python: a recording, and its text by the base model and by the expert.
+
+    Args:
+        model (`str`): The base Whisper: Hub id or folder.
+        adapters (`Sequence[str]`): Adapter folders, folders with one folder a language, or Hub repositories.
+        languages (`Sequence[str]`, *optional*): The only languages to offer, tags or English names. Empty for all.
+        examples (`Sequence[str]`, *optional*): Recordings to offer: files, folders, or tables with their text.
+        max_seconds (`float`, *optional*, defaults to 1800): Longest recording.
+        share (`bool`, *optional*): As in [`open_page`].
+
+    Returns:
+        `gradio.Blocks`: the page, shown below the cell of a notebook. `local_url` is its address, `close()` ends it.
+
+    Raises:
+        ValueError: model, adapters, a language or an example cannot be used.
+        OSError: there is no free port.
+    """
+    found = find_examples(examples)
+    return open_page(Recognizer(model, adapters, languages, max_seconds), found, share=share)
+
+
 def launch_page(
     recognizer: Recognizer, examples: Sequence[Example] = (), host: str | None = None, port: int | None = None
 ) -> None:
