@@ -17,7 +17,7 @@ CONFIG_KEYS = {"dataset_config": "dataset", "eval_config": "test"}
 # These do not affect results, or stand in the row of their language.
 _NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config", "eval_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
-_NO_SETTINGS |= {"save_on_each_node"}
+_NO_SETTINGS |= {"save_on_each_node", "use_cpu"}
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:
@@ -27,7 +27,6 @@ def settings_of(options: TrainOptions) -> dict[str, Any]:
     data, expert, lora, training = options
     # Making arguments sets up the processes of the run anew, with the device that these name.
     plain = DistillationTrainingArguments(output_dir=training.output_dir, use_cpu=training.use_cpu)
-    plain.use_cpu = False
     changed = {
         item.name: getattr(training, item.name)
         for item in fields(training)
@@ -71,7 +70,7 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
         languages = {key: row for key, row in languages.items() if key not in data.languages}
     differences = ", ".join(
         f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
-        for key in sorted({**earlier["settings"], **settings})
+        for key in sorted({*earlier["settings"], *settings} - _NO_SETTINGS)
         if earlier["settings"].get(key) != settings.get(key)
     )
     if not differences:

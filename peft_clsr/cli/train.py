@@ -27,6 +27,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     for module in ("av", "datasets", "jiwer", "soundfile", "soxr"):  # before the work, not after it
         require(module)
+    import torch
+
     from .run_folder import CONFIG_KEYS, open_results
     from .train_data import check_recordings, language_configs, prompt_codes
     from .train_splits import Configs
@@ -37,6 +39,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         from ..languages.tags import language_tag
         from ..sources import check_source, check_whisper
 
+        # Without it, transformers refuses --bf16 where there is no GPU.
+        parser.set_defaults(use_cpu=not torch.accelerator.is_available())
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -87,9 +87,9 @@ def run(student, recordings, tmp_path, monkeypatch, capsys):
     """Runs the command with the given further arguments; returns its exit status and what it printed."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def call(*arguments, languages=("ro",), dataset=None, method=("--gate_dim", 8)):
+    def call(*arguments, languages=("ro",), dataset=None, method=("--gate_dim", 8), device=("--use_cpu",)):
         command = ["train", "--student", student, "--dataset", dataset or recordings]
-        command += ["--languages", *languages, "--output_dir", tmp_path / "out", "--max_steps", 2, "--use_cpu"]
+        command += ["--languages", *languages, "--output_dir", tmp_path / "out", "--max_steps", 2, *device]
         command += ["--report_to", "none", "--per_device_train_batch_size", 2, *method, *arguments]
         try:
             status = main([str(part) for part in command])
@@ -468,6 +468,15 @@ def test_defaults_suit_some_hundred_recordings(run, tmp_path):
     settings = results_of(tmp_path / "out")["settings"]
     assert settings.items() >= {**expected, "learning_rate": 2e-3, "warmup_steps": 0.1, "adam_beta2": 0.98}.items()
     assert "'loss': " in printed  # of the first step
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="trains on the GPU")
+def test_without_a_gpu_training_in_bfloat16_needs_no_second_option(run, tmp_path):
+    status, printed = run("--bf16", device=())
+    assert status == 0, printed
+    settings = json.loads((tmp_path / "out/results.json").read_text())["settings"]
+    assert settings["bf16"] is True and "use_cpu" not in settings
+    assert run("--bf16", "--use_cpu", device=())[0] == 0  # no other setting
 
 
 def test_a_full_expert_has_no_rank(run, tmp_path):
