@@ -10,8 +10,8 @@ import peft_clsr
 
 griffe = pytest.importorskip("griffe")
 
-from mkdocs_extensions.command_page import PAGE, on_page_markdown
-from mkdocs_extensions.docstrings import to_markdown
+from docs.extensions.command_page import PAGE, on_page_markdown
+from docs.extensions.docstrings import to_markdown
 from peft_clsr.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
