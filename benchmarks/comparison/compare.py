@@ -27,6 +27,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -134,7 +135,19 @@ def make_pool(jobs: int, setup: Setup) -> ProcessPoolExecutor:
     """Processes that do runs."""
     # They inherit this: too many threads cost far more time than they save, and bars of several processes mix.
     os.environ |= {"OMP_NUM_THREADS": str(setup.threads), "TQDM_DISABLE": "1"}
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_the_command
+    )
+
+
+def _end_with_the_command() -> None:
+    """Ends this process when the command was killed: else a run would go on, and its successor start it again."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ def pretended(store, tmp_path, monkeypatch):
         return run.name
 
     monkeypatch.setattr(abilities, "measure_abilities", measure)
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
         monkeypatch.setenv(name, "1")
     (tmp_path / "data" / "ca").mkdir(parents=True)

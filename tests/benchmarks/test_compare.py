@@ -336,7 +336,7 @@ def pretended(call_main, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "execute", execute)
     for group, (_, key) in compare.MEASURED_AGAIN.items():
         monkeypatch.setitem(compare.MEASURED_AGAIN, group, measuring(group, key))
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
     (tmp_path / "data").mkdir()
 
     def call(*arguments):

@@ -205,7 +205,7 @@ def pretended(tmp_path, monkeypatch):
 
     for task in ("execute", "validate"):
         monkeypatch.setattr(run, task, pretend(task))
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
         monkeypatch.setenv(name, "1")
     (tmp_path / "data").mkdir()
