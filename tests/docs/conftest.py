@@ -39,13 +39,15 @@ def _processor_and_model(*, languages, mel_bins=80, seed=0):
         seed,
         vocab_size=len(tokenizer),
         d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,  # a graph of two takes twice as long
         num_mel_bins=mel_bins,
         max_source_positions=1500,
         max_target_positions=448,
     )
     settings = model.generation_config
     settings.lang_to_id = {code: tokenizer.convert_tokens_to_ids(code) for code in codes}
-    settings.alignment_heads = [[1, 0], [1, 1]]
+    settings.alignment_heads = [[0, 0], [0, 1]]
     _say(model, tokenizer, SENTENCES[0])
     return WhisperProcessor(WhisperFeatureExtractor(feature_size=mel_bins), tokenizer), model
 
