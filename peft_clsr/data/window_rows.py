@@ -153,6 +153,7 @@ class WindowRows:
         samples = no_speech.samples(index - first, epoch, lambda row: read(row, None), self.sampling_rate)
         language, tokenizer = no_speech.languages[index - first], self.processor.tokenizer
         prompt = prompt_code(language, self.prompt_language)
+        # No <|nospeech|>: Whisper predicts it in the place of the language, which `generate` fills itself.
         if random.Random(f"{self.seed} {epoch} no speech {index}").random() < self.timestamps:
             labels = encode_segments(tokenizer, [], prompt, self.task)
         else:
