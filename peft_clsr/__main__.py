@@ -1,8 +1,6 @@
 """`python -m peft_clsr` is the command `peft-clsr`."""
 
-import sys
-
-from .cli import main
+from .cli import run_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

@@ -212,8 +212,11 @@ def make_page(recognizer: Recognizer, examples: Sequence[Example] = ()) -> Any:
         return _results(result, waveform, name, reference)
 
     choices = recognizer.languages()
+    experts = recognizer.expert_languages()
     if len(choices) > 1:
         choices.insert(0, ("Detect", ""))
+    # Small models detect languages badly, so a single expert is asked for its own.
+    first = experts[0] if len(experts) == 1 else choices[0][1]
     with gr.Blocks(title="peft_clsr", analytics_enabled=False, delete_cache=_FORGOTTEN) as page:
         gr.Markdown("# Whisper, without and with a language expert")
         recording = gr.State(None, time_to_live=3600)
@@ -233,7 +236,7 @@ def make_page(recognizer: Recognizer, examples: Sequence[Example] = ()) -> Any:
                     elem_id="examples",
                 )
             with gr.Column():
-                language = gr.Dropdown(choices, value=choices[0][1], label="Language", elem_id="language")
+                language = gr.Dropdown(choices, value=first, label="Language", elem_id="language")
                 reference = gr.Textbox(label="Its true text, for error rates (optional)", lines=2, elem_id="reference")
                 start = gr.Button("Transcribe", variant="primary", elem_id="start")
         about, wave = gr.HTML(elem_id="about"), gr.HTML(elem_id="wave", min_height=100)

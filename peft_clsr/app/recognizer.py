@@ -61,9 +61,13 @@ class Recognizer:
         self.rate = self.processor.feature_extractor.sampling_rate
         self.adapters = clsr_adapters(self.model)
 
+    def expert_languages(self) -> list[str]:
+        """Tags of the languages that have experts."""
+        return sorted({tag for tag in adapter_languages(self.adapters).values() if tag})
+
     def languages(self) -> list[tuple[str, str]]:
         """Names and tags of the languages to choose from, those with experts first."""
-        experts = sorted({tag for tag in adapter_languages(self.adapters).values() if tag})
+        experts = self.expert_languages()
         known = sorted(token[2:-2] for token in self.model.generation_config.lang_to_id)
         tags = self.only or [*experts, *(code for code in known if code not in experts)]
         return [(language_name(tag) + (" · expert" if self._adapter(tag) else ""), tag) for tag in tags]

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import sys
+import warnings
 from itertools import takewhile
 from types import ModuleType
 
@@ -50,6 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     return _run(command, everything, arguments)
 
 
+def run_and_exit() -> None:
+    """The program `peft-clsr`: ends the process, at Ctrl-C without a traceback."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130  # as shells have it
+    sys.exit(status)
+
+
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f".{name.replace('-', '_')}", __package__)
 
@@ -72,6 +83,8 @@ def _run(command: ModuleType, parser: argparse.ArgumentParser, arguments: list[s
         from ..registration import register
 
         register()
+    if not sys.warnoptions:  # of libraries among each other: nothing that a user of the command could mend
+        warnings.simplefilter("ignore", FutureWarning)
     try:
         return command.run(parser, arguments)
     except HTTPError as error:  # of the connection; commands handle the Hub's answers

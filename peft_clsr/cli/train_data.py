@@ -139,17 +139,16 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
                 reader = row_reader(recordings, processor, language, data, split)
                 checks = check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
             outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
-            counts = count_outcomes(outcomes)
+            counts, found = count_outcomes(outcomes), list(filter(None, problems))
             report(
                 options.training,
                 f"{language}, {name}: {counts[KEPT]} of {len(checks)} recordings can be used "
-                f"({describe_dropped(counts)})",
+                f"({'; '.join([describe_dropped(counts), *found[:_SHOWN]])}{'; ...' if len(found) > _SHOWN else ''})",
             )
-            check_dropped(
-                counts, len(checks), list(filter(None, problems)), max_dropped(data, split), "give --allow_dropped"
-            )
+            check_dropped(counts, len(checks), found, max_dropped(data, split), "give --allow_dropped")
 
 
+_SHOWN = 3  # recordings named that cannot be used
 # Below this many words, a standard error of WER is 3 points and more.
 MIN_WORDS = 200
 

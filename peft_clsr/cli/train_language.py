@@ -274,7 +274,8 @@ class _LanguageTraining:
                 logger.warning(
                     f"{self.language}: the training stopped after {trainer.state.global_step} of "
                     f"{trainer.state.max_steps} steps ({type(error).__name__}); the adapter of then is in "
-                    f"{self.options.output_dir / self.language}"
+                    f"{self.options.output_dir / self.language} (--resume_from_checkpoint true goes on at the last "
+                    "checkpoint, if one was saved)"
                 )
             raise
         self._save_weights(trainer)  # before anything else can fail

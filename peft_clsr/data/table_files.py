@@ -42,10 +42,12 @@ def read_recordings(path: Path, language: str | None = None, file_columns: Seque
     """
     table = read_cells(path, language)
     column = next(filter(None, (find_column(table.columns, name) for name in file_columns)), None)
-    if column is None or not table.rows:
+    if not table.rows:
+        raise ValueError(f"{path} has 0 rows of {', '.join(table.columns)}: expected one for each recording")
+    if column is None:
         raise ValueError(
-            f"{path} has {len(table.rows)} rows of {', '.join(table.columns)}; expected some, with a column "
-            f"{file_columns[0]!r} of file names (peft-clsr train: --file_column names another)"
+            f"{path} has no column {file_columns[0]!r} of file names, but {', '.join(table.columns)}: rename one, "
+            "or name it (peft-clsr train: --file_column)"
         )
     is_common_voice = path.suffix.lower() == ".tsv" and column == "path"
     finder = _Finder(path.parent, path.parent / "clips" if is_common_voice else path.parent)

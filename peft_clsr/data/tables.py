@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..languages.tags import language_tag
-from ..sources import collective_id
+from ..sources import collective_id, did_you_mean
 from .collective import fetch_collective
 from .language_rows import dataset_of_language, table_of_language, write_tags
 from .layouts import read_layout, read_texts_beside
@@ -228,9 +228,12 @@ def _load_dataset(
         elif "Unknown split" in reason:
             hint = "; parts of a split are splits, too: --train_split 'train[:90%]' --eval_split 'train[90%:]'"
         kind = MissingSplitError if "Unknown split" in reason else ValueError
+        where = ""
+        if not folder.exists():
+            where = f"there is no folder or table {name!r} here{did_you_mean(name) or '.'} On the Hub: "
         raise kind(
-            f"no split {split!r} of dataset {str(folder)!r} ({reason}): expected a table metadata.csv in the folder, "
-            f"a folder with {split}/metadata.csv, one with {split}.tsv and clips/, recordings with a text file each, "
+            f"{where}no split {split!r} of dataset {str(folder)!r} ({reason}): expected a table metadata.csv in the "
+            f"folder, a folder with {split}/metadata.csv, one with {split}.tsv and clips/, recordings with a text file each, "
             "or a dataset that datasets.load_dataset reads, here or on the Hub; check the names of the dataset, its "
             f"configuration (--dataset_config) and its splits (--train_split, --eval_split){hint}"
         ) from error

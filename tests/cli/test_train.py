@@ -525,7 +525,7 @@ def test_what_fits_no_window_is_named_and_counted(run, longer_student, recording
     path.write_bytes(path.read_bytes()[:8000])
     status, printed = run()
     assert status == 2 and not (tmp_path / "out").exists()
-    assert "ro, training: 3 of 4 recordings can be used (1 too_long)" in printed
+    assert "ro, training: 3 of 4 recordings can be used (1 too_long; item 0, " in printed
     assert "1 of 4 items cannot be used (1 too_long), more than 10% of them: item 0, " in printed
     assert f"{recordings / 'train' / '0.wav'}: 2.9 s of audio, longer than the context of 2.9 s" in printed
     status, printed = run("--allow_dropped")

@@ -767,7 +767,7 @@ def test_a_language_that_the_model_lacks_is_named_beside_recordings_of_unknown_l
         (("--output_dir", "{recordings}/a.wav/b"), "is a file, expected a folder"),
         (("--output_format", "docx"), "invalid choice: 'docx'"),
         (("gone.wav",), "gone.wav does not exist"),
-        (("{recordings}/notes.csv",), "expected some, with a column 'file_name'"),
+        (("{recordings}/notes.csv",), "notes.csv has no column 'file_name' of file names, but"),
         (("{recordings}/typo.csv",), "did you mean 'romanian'"),
     ],
 )

@@ -39,7 +39,7 @@ def test_quotes_in_common_voice_are_text_and_recordings_are_in_clips(folder):
     [
         ("", "has 0 rows of "),
         ("file_name,transcription\n", "has 0 rows of file_name, transcription"),
-        ("name\na\n", "expected some, with a column 'file_name'"),
+        ("name\na\n", "has no column 'file_name' of file names, but name: rename one"),
         ("file_name,transcription\na.wav,bon dia\nb.wav,un, dos\n", "line 3 has more cells than the 2 columns"),
     ],
 )

@@ -81,9 +81,12 @@ def filter_pseudo_labels(
 
 def describe_hours(hours: dict[str, float]) -> str:
     """The hours that are kept, and that each filter alone removes, in words."""
-    removed = ", ".join(f"{name} {value:.2f} h" for name, value in hours.items() if name not in ("total", "kept"))
+    scale, unit = (1, "h") if hours["total"] >= 1 else (60, "min")
+    removed = ", ".join(
+        f"{name} {scale * value:.2f} {unit}" for name, value in hours.items() if name not in ("total", "kept")
+    )
     each = f"; each filter alone removes: {removed}" if removed else ""
-    return f"{hours['kept']:.2f} of {hours['total']:.2f} h kept{each}"
+    return f"{scale * hours['kept']:.2f} of {scale * hours['total']:.2f} {unit} kept{each}"
 
 
 def disagreements(labels: datasets.Dataset, others: datasets.Dataset, language: str) -> list[float]:

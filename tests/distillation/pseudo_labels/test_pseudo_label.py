@@ -386,7 +386,7 @@ def test_the_command_writes_a_folder_to_train_on_and_filters_it_again_without_th
     monkeypatch.setattr(label_module, "transcribe_waveforms", says("un tres"))
     arguments = ("--dataset", folder, *OFF, "--other", tmp_path / "labels")
     status, printed = run(*arguments, "--max_disagreement", "0.4", output_dir="second")
-    assert status == 2 and "disagreement 0.00 h" in printed
+    assert status == 2 and "disagreement 0.04 min" in printed
     status, printed = run(*arguments, "--max_disagreement", "0.5", output_dir="second")
     assert status == 0 and "4 of 4 rows" in printed
 
