@@ -234,8 +234,8 @@ def _load_dataset(
         raise kind(
             f"{where}no split {split!r} of dataset {str(folder)!r} ({reason}): expected a table metadata.csv in the "
             f"folder, a folder with {split}/metadata.csv, one with {split}.tsv and clips/, recordings with a text "
-            "file each, or a dataset that datasets.load_dataset reads, here or on the Hub; check the names of the dataset, its "
-            f"configuration (--dataset_config) and its splits (--train_split, --eval_split){hint}"
+            "file each, or a dataset that datasets.load_dataset reads, here or on the Hub; check the names of the "
+            f"dataset, its configuration (--dataset_config) and its splits (--train_split, --eval_split){hint}"
         ) from error
 
 
