@@ -22,7 +22,8 @@ def language_code(language: str) -> str:
         language (`str`):
             A code ("ca"), an English name ("catalan", "Catalan") or a language token ("<|ca|>"). Or a tag in any case,
             with "-" or "_", as FLEURS ("ca_es", "cmn_hans_cn"), Common Voice ("zh-CN") and ISO 639-2 and 639-3
-            ("cat", "rum") write it. Region, script and variant are ignored: "pt-BR" is "pt".
+            ("cat", "rum") write it, or its own name ("català"). Region, script and variant are ignored: "pt-BR" is
+            "pt".
 
     Returns:
         `str`: The code, "ca".
@@ -39,7 +40,7 @@ def language_code(language: str) -> str:
     'jw'
     ```
     """
-    code = whisper_code(language)
+    code = whisper_code(language) or whisper_code(_tag_of_name(_key(language)))
     if code is not None:
         return code
     near = difflib.get_close_matches(_key(language), TO_LANGUAGE_CODE, n=1, cutoff=0.7)
@@ -63,7 +64,8 @@ def language_tag(language: str) -> str:
     Args:
         language (`str`):
             A BCP 47 tag in any case, with "-" or "_" ("rw", "gsw-CH", "ca_valencia", "sr-Latn"), or what
-            [`language_code`] takes, or another English name that CLDR knows ("Kinyarwanda").
+            [`language_code`] takes, or another name that CLDR knows, in English or in the language ("Kinyarwanda",
+            "română").
 
     Returns:
         `str`: The tag, standardized by langcodes. A language without region, script or variant that Whisper knows gets
@@ -90,7 +92,7 @@ def language_tag(language: str) -> str:
         near = difflib.get_close_matches(key, TO_LANGUAGE_CODE, n=1, cutoff=0.7)
         hint = f"; did you mean {near[0]!r} ({TO_LANGUAGE_CODE[near[0]]})?" if near else ""
         raise ValueError(
-            f"language {language!r} is neither a language tag (BCP 47) nor an English name: expected one such as "
+            f"language {language!r} is neither a language tag (BCP 47) nor a name: expected one such as "
             f"'ca', 'catalan', 'rw', 'gsw-CH' or 'ca-valencia'{hint}"
         )
     return tag
@@ -235,15 +237,18 @@ def _with_whispers_code(tag: str) -> str:
 
 
 def _tag_of_name(key: str) -> str | None:
-    """The tag of an English name that CLDR knows."""
+    """The tag of a name that CLDR knows, in English or in the language itself."""
     if len(key) < 4:
         return None
-    try:
-        found = langcodes.find(key, language="en")
-    except LookupError:
-        return None
-    # langcodes guesses: "romanain" would be Balkan Romani.
-    return _standard_tag(str(found)) if found.display_name().lower() == key else None
+    for names in ("en", None):
+        try:
+            found = langcodes.find(key, language=names)
+        except LookupError:
+            continue
+        # langcodes guesses: "romanain" would be Balkan Romani.
+        if key in (found.display_name().lower(), found.autonym().lower()):
+            return _standard_tag(str(found))
+    return None
 
 
 # Whisper's "no" is Bokmål (it has "nn" for Nynorsk). CLDR separates Bokmål, "nb", from Norwegian, "no".

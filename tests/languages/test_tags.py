@@ -147,6 +147,8 @@ def test_the_nearest_language_is_named(language):
         ("ca_es", "ca-ES"),
         ("cmn_hans_cn", "zh-Hans-CN"),
         ("Kinyarwanda", "rw"),
+        ("română", "ro"),
+        ("Ikinyarwanda", "rw"),
         ("upper sorbian", "hsb"),
         ("kin", "rw"),
         # what Whisper knows has Whisper's code
@@ -176,7 +178,7 @@ def test_whispers_codes_are_tags(code):
     "language", ["default", "mine", "my-model", "ca_es_", "", "-", "xx", "romanain", "und", "mul", None, 5]
 )
 def test_what_is_neither_tag_nor_name_is_refused(language):
-    with pytest.raises(ValueError, match=r"is neither a language tag \(BCP 47\) nor an English name") as error:
+    with pytest.raises(ValueError, match=r"is neither a language tag \(BCP 47\) nor a name") as error:
         language_tag(language)
     assert repr(language) in str(error.value)
 
@@ -248,3 +250,8 @@ def test_the_exact_language_wins_over_a_broader_one(language, tags, closest):
 )
 def test_names(tag, name):
     assert language_name(tag) == name
+
+
+@pytest.mark.parametrize(("name", "code"), [("Deutsch", "de"), ("català", "ca"), ("Русский", "ru"), ("norsk", "no")])
+def test_a_language_may_be_named_in_itself(name, code):
+    assert language_code(name) == language_tag(name) == code
