@@ -89,7 +89,9 @@ def open_app(
         languages (`Sequence[str]`, *optional*): The only languages to offer, tags or English names. Empty for all.
         examples (`Sequence[str]`, *optional*): Recordings to offer: files, folders, or tables with their text.
         max_seconds (`float`, *optional*, defaults to 1800): Longest recording.
-        share (`bool`, *optional*): As in [`open_page`].
+        share (`bool`, *optional*):
+            Give the page a public address at gradio.live. By default only in a hosted notebook, such as Colab, where
+            the page could not be reached otherwise.
 
     Returns:
         `gradio.Blocks`: the page, shown below the cell of a notebook. `local_url` is its address, `close()` ends it.
@@ -131,9 +133,7 @@ def open_page(
         examples (`Sequence[Example]`, *optional*): Recordings to choose from.
         host (`str`, *optional*): Where to listen. By default as gradio does: a Hugging Face Space says it by itself.
         port (`int`, *optional*): The port. By default a free one from 7860 on.
-        share (`bool`, *optional*):
-            Give the page a public address at gradio.live. By default only in a hosted notebook, such as Colab, where
-            the page could not be reached otherwise.
+        share (`bool`, *optional*): As in [`open_app`].
 
     Returns:
         `gradio.Blocks`: the page. `close()` ends it.
