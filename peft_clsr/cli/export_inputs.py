@@ -29,6 +29,7 @@ from ..tuner.config import CLSRConfig
 from ..whisper import POSITIONS_PER_SECOND, set_audio_context
 from .table import markdown_table, rate_cells
 
+FEW_RECORDINGS = 100
 MAX_NEW_TOKENS = 224  # half of the decoder's positions, as OpenAI's Whisper and CTranslate2 have it
 
 
@@ -85,9 +86,11 @@ class ExportInputs:
         return error_rates(transcripts, self.dataset["text"], language=self.code)[self.code]
 
     def rates_table(self, rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
-        """Error rates in percent, as a Markdown table."""
+        """Error rates in percent as a Markdown table, and how many recordings they rest on."""
         cells = [[name, *rate_cells(rates, self.code)] for name, rates in rows]
-        return markdown_table(["model", "WER %", "CER %"], cells)
+        count = len(self.dataset)
+        few = ": with so few, differences of a few percent are chance" if count < FEW_RECORDINGS else ""
+        return f"{markdown_table(['model', 'WER %', 'CER %'], cells)}\n\nMeasured on {count} recordings{few}."
 
 
 def load_inputs(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -27,6 +28,7 @@ def test_the_command_exports_at_the_context_of_the_adapter_or_of_the_base(export
     assert status == 0, printed
     rows = table(printed)
     assert {"with the expert, routed", "frozen", "frozen, faster-whisper float32"} <= rows.keys()
+    assert re.search(r"Measured on \d recordings: with so few, ", printed)
     assert rows[MODULES[1]] == ["0.0", "0.0", "shared"]
     assert json.loads((tmp_path / "out" / "whisper" / "config.json").read_text())["max_source_positions"] == positions
     names = {path.name for path in (tmp_path / "out" / "ctranslate2").iterdir()}
