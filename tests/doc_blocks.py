@@ -78,7 +78,7 @@ def run_blocks(blocks: list[Block], name: str, folder: Path, logs: Path, environ
     """
     Runs the python and bash blocks without excuse, each in a fresh process, in one folder.
 
-    What a block starts in the background lives until the last block ends.
+    Processes that a block starts in the background live until the last block ends.
 
     Args:
         blocks (`list[Block]`): What [`find_blocks`] returned.

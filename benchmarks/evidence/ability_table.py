@@ -1,5 +1,5 @@
 """
-What trainings did to other abilities, on disk: a row for each run in `abilities.csv`, beside `runs.csv`.
+The abilities that trainings changed, on disk: a row for each run in `abilities.csv`, beside `runs.csv`.
 
 A line for each run in `abilities.jsonl.gz` has what the row's scores follow from, by utterance. `KEY` joins the files,
 and with them the rows of `runs.csv`. Until a run is collected, it has `abilities.json` in its folder of the work.
@@ -21,7 +21,7 @@ from benchmarks.comparison.errors import evaluation_of
 from benchmarks.comparison.runs import Run, settings_hash
 from benchmarks.comparison.store import ResultStore, encode_cell, write_bytes
 
-# What `abilities.py` measures of a run, by part:
+# The scores that `abilities.py` measures of a run, by part:
 #   "other": "language", "identical" (`None` for a method without experts), "utterances" as in `errors`;
 #   "translation", "shared_decoder": n-grams of chrF [recordings, 18]; the second of experts alone;
 #   "times": the error in time of each utterance in seconds, `None` if there were no segments; "seconds".

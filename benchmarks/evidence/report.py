@@ -131,7 +131,7 @@ def verdict(cell: dict[str, float] | None, trainings: Sequence[int]) -> str:
 
 
 def short_section(both: dict[str, Any], expected: int) -> list[str]:
-    """What experts reach, against what they should."""
+    """A sentence that compares the experts with the aim."""
     lines = []
     for label, entry in both.items():
         if label not in ("experts", TAUGHT_EXPERTS.label):
@@ -222,7 +222,7 @@ def tuning_section(grid: Grid) -> list[str]:
         return [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
 
     def mark(value: float | None, values: Sequence[float | None]) -> str:
-        """Of a chosen candidate: a better one may lie beyond the lowest and the highest that were tried."""
+        """A note on a chosen candidate: a better one may lie beyond the lowest and the highest that were tried."""
         return "chosen, at the border" if value in (min(values), max(values)) else "chosen"
 
     tried: list[tuple[str, str, Sequence[Run], str]] = []
@@ -259,7 +259,7 @@ def tuning_section(grid: Grid) -> list[str]:
 
 
 def or_none(function: Callable[[], Any]) -> Any:
-    """What the function returns, `None` if runs of tuning are missing."""
+    """Returns the function's value, `None` if runs of tuning are missing."""
     try:
         return function()
     except ValueError:

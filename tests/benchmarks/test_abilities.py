@@ -1,4 +1,4 @@
-"""What trainings did to other abilities: the scores, the measurement, the command, and its files."""
+"""The abilities that trainings changed: the scores, the measurement, the command, and its files."""
 
 import csv
 import json

@@ -112,7 +112,7 @@ def _write_recordings(folder):
 
 
 def _write_demo(hub, page):
-    """What `make demo` leaves behind, for the README."""
+    """Write the files that `make demo` leaves behind, for the README."""
     shutil.copytree(hub / "openai" / "whisper-base", page / ".cache" / "whisper-base")
     whisper = WhisperForConditionalGeneration.from_pretrained(page / ".cache" / "whisper-base", dtype=torch.float32)
     save_language(random_clsr(whisper, "ro", expert_rank=4), page / "runs" / "demo-ro", "ro")
