@@ -27,6 +27,7 @@ from benchmarks.comparison.report import NONE, format_interval, format_range, fo
 from benchmarks.comparison.runs import Run
 from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import ResultStore
+from peft_clsr.languages.tags import language_name
 
 from .ability_report import abilities_section, ability_numbers
 from .estimates import difference
@@ -37,14 +38,6 @@ from .rows import TEACHER, Row, common_languages, mean, read_rows
 SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
 BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
 REFERENCES = ("LoRA", "full fine-tuning")
-LANGUAGE_NAMES = {
-    "ro": "Romanian",
-    "be": "Belarusian",
-    "ru": "Russian",
-    "el": "Greek",
-    "bg": "Bulgarian",
-    "ca": "Catalan",
-}
 NAME = "second-round"
 
 
@@ -309,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += [f"**Not complete: {there} of {total} runs are there.** What is missing stands below.", ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     picture = options.output_dir / f"{NAME}.png"
-    names = ", ".join(LANGUAGE_NAMES[language] for language in in_mean)
+    names = ", ".join(map(language_name, in_mean))
     if points:
         unchanged = both.get(UNCHANGED.label, {}).get("wer")
         title = f"Word errors in {names}, %: mean of both domains"
