@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import langcodes
 import numpy as np
 
 from benchmarks.comparison.estimates import DRAWS, interval
@@ -27,7 +28,6 @@ from benchmarks.comparison.report import NONE, format_interval, format_range, fo
 from benchmarks.comparison.runs import Run
 from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import ResultStore
-from peft_clsr.languages.tags import language_name
 
 from .ability_report import abilities_section, ability_numbers
 from .estimates import difference
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += [f"**Not complete: {there} of {total} runs are there.** What is missing stands below.", ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     picture = options.output_dir / f"{NAME}.png"
-    names = ", ".join(map(language_name, in_mean))
+    names = ", ".join(langcodes.get(language).display_name() for language in in_mean)
     if points:
         unchanged = both.get(UNCHANGED.label, {}).get("wer")
         title = f"Word errors in {names}, %: mean of both domains"
