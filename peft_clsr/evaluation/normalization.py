@@ -124,9 +124,10 @@ def normalize_text(text: str, language: str) -> str:
     if code in _EDGE_APOSTROPHES:
         text = _QUOTED_WORD.sub(r"\1", text)
     text = _STRAY_MARKS.sub(" ", _punctuation(code).sub(" ", _GERSHAYIM.sub("", text)))
+    text = ("" if spaceless else " ").join(text.split())
     for am, parts in _AM.items():
         text = parts.sub(rf"\1{am}", text)
-    return ("" if spaceless else " ").join(text.split())
+    return text
 
 
 def _fold_case(text: str, code: str) -> str:

@@ -154,6 +154,7 @@ def test_latin_cyrillic_and_greek_without_marks_and_apostrophes_are_as_whisper_p
 @given(st.text(), st.sampled_from(["ca", "tr", "hi", "fa", "ja", "haw", "he", "kab"]))
 @example("¸´A", "tr")  # a cedilla that stands alone, and an apostrophe
 @example("İ\u0307", "ca")
+@example("1\u0e4d<\u0e32", "ja")  # a sign between the two parts of Thai's "am"
 def test_a_normalized_text_has_single_spaces_and_stays_as_it_is(text, language):
     once = normalize_text(text, language)
     assert once == " ".join(once.split()) and normalize_text(once, language) == once
