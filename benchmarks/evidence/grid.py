@@ -29,19 +29,19 @@ GRID_LANGUAGES = ("ro", "be", "ru")  # with all methods; others as time allows
 TUNING_LANGUAGES, TUNING_FOLD = ("ro", "be"), 0
 _LOW_RANK: list[Candidate] = [(1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64)]
 CANDIDATES: dict[str, list[Candidate]] = {
-    FULL: [(1e-5, None), (2e-5, None), (5e-5, None)],
+    FULL: [(1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None)],
     LORA: _LOW_RANK,
     EXPERT: _LOW_RANK,
-    STRAIGHT: _LOW_RANK,
     LORA_ATTENTION: [(5e-4, 32), (1e-3, 32), (2e-3, 32), (1e-3, 64)],
     CLSR: [(1e-4, None), (2e-4, None), (5e-4, None)],
     FULL_EXPERT: [(1e-4, None), (2e-4, None), (5e-4, None)],
 }
-
+# A method that is not tuned on its own takes the learning rate and rank of another one.
+TUNED_AS = {STRAIGHT: EXPERT}
 
 # How strong the teacher is: weight of the distillation, and True if it falls to 0 over the training.
 Distillation = tuple[float, bool]
-DISTILLATIONS: list[Distillation] = [(1.0, False), (2.0, False), (8.0, False), (2.0, True), (8.0, True)]
+DISTILLATIONS: list[Distillation] = [(2.0, False), (8.0, False), (8.0, True)]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ GROUPS: dict[str, list[Method]] = {
     ],
 }
 METHODS = [method for methods in GROUPS.values() for method in methods]
+NAMES = tuple(dict.fromkeys(method.name for method in METHODS))
 
 
 class Grid:
@@ -100,7 +101,7 @@ class Grid:
         store: ResultStore,
         languages: Sequence[str] = GRID_LANGUAGES,
         folds: Sequence[int] = tuple(range(FOLDS)),
-        names: Sequence[str] = (ZERO_SHOT, *CANDIDATES),
+        names: Sequence[str] = NAMES,
         max_steps: int = -1,
     ) -> None:
         self.store, self.languages, self.folds, self.max_steps = store, languages, folds, max_steps
@@ -111,10 +112,11 @@ class Grid:
         return [method for method in GROUPS[group] if method.name in self.names]
 
     def candidates(self, name: str) -> list[Run]:
-        """The runs that try the candidates of a method."""
+        """The runs that try the candidates of a method, or of the one that it is tuned as."""
+        tried = TUNED_AS.get(name, name)
         return [
-            self.run(Method(name, ""), language, TUNING_FOLD, {"learning_rate": learning_rate, "rank": rank})
-            for learning_rate, rank in CANDIDATES[name]
+            self.run(Method(tried, ""), language, TUNING_FOLD, {"learning_rate": learning_rate, "rank": rank})
+            for learning_rate, rank in CANDIDATES[tried]
             for language in TUNING_LANGUAGES
         ]
 

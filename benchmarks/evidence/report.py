@@ -244,7 +244,7 @@ def tuning_section(grid: Grid) -> list[str]:
     text = (
         f"WER in validation, %, fold {TUNING_FOLD}. The lowest mean of both languages is chosen; of equal ones the "
         "first. Test recordings have no part in it. Taught rows have the learning rate and rank of the untaught, and "
-        "the distillation chosen for taught experts."
+        "the distillation chosen for taught experts. Experts with noise that falls have the settings of experts."
     )
     if not rows:
         return []

@@ -8,7 +8,8 @@ Train and measure the runs of the second round.
 Groups, in this order, each tuned first:
 - `main`: the unchanged model, full fine-tuning, LoRA and experts;
 - `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
-- `gates`: experts whose gates start undecided, with noise that falls to 0, as `peft-clsr train` has them by default;
+- `gates`: experts whose gates start undecided, with noise that falls to 0, as `peft-clsr train` has them by default.
+  They have the learning rate and rank of `main`'s experts;
 - `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
@@ -27,13 +28,11 @@ import time
 from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
 from benchmarks.comparison.experiment import execute, validate
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
-from benchmarks.comparison.methods import ALL_LANGUAGES, ZERO_SHOT
+from benchmarks.comparison.methods import ALL_LANGUAGES
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import is_measured
 
-from .grid import CANDIDATES, GRID_LANGUAGES, GROUPS, Grid
-
-METHODS = (ZERO_SHOT, *CANDIDATES)
+from .grid import GRID_LANGUAGES, GROUPS, NAMES, Grid
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of runs")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods of the groups")
+    add("--methods", nargs="+", choices=NAMES, default=list(NAMES), help="methods of the groups")
     add("--languages", nargs="+", choices=LANGUAGES, default=list(GRID_LANGUAGES), help="languages")
     add("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="folds")
     add("--budget_minutes", type=float, default=math.inf, help="start no runs after so many minutes")

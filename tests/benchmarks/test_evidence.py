@@ -121,6 +121,7 @@ def test_each_method_has_as_many_passes_and_is_tuned_on_validation_in_one_fold(s
     tried = Counter(each.method for each in dict.fromkeys(tuning))
     assert tried == {name: 2 * len(candidates) for name, candidates in grid.CANDIDATES.items()}
     assert len(grid.CANDIDATES["lora"]) == len(grid.CANDIDATES["expert"])
+    assert made.tuning("gates") == made.candidates("expert")
 
 
 def test_the_lowest_validation_wer_chooses_learning_rates_for_taught_rows_too(tuned):
@@ -144,11 +145,11 @@ def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
     assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
     assert tuned.chosen_distillation() == (8.0, False)
     for each in tried:
-        if (each.kd_weight, each.kd_decay) == (2.0, True):
+        if (each.kd_weight, each.kd_decay) == (8.0, True):
             tuned.store.write(each, made_up_results(each, 0.01))
     for group in ("kd", "more"):
         taught = [each for each in tuned.runs(group) if each.teacher]
-        assert {(each.kd_weight, each.kd_decay) for each in taught} == {(2.0, True)}
+        assert {(each.kd_weight, each.kd_decay) for each in taught} == {(8.0, True)}
     assert set(tuned.taught_tuning("main")) == set()
     assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
 
@@ -226,7 +227,7 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     validated = [made for task, made in done if task == "validate"]
     executed = [made for task, made in done if task == "execute"]
     # Tuning, and that of the distillation; main and taught in two folds, and the teachers of these.
-    assert len(validated) == len(set(validated)) == 22 + 10
+    assert len(validated) == len(set(validated)) == 24 + 6
     assert len(executed) == len(set(executed)) == 8 + 2 + 2
     assert len(set(validated) & set(executed)) == 3 + 1  # the chosen ones are measured further
     teachers = [made for made in executed if made.language == "all"]
@@ -234,7 +235,7 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     places = [made for _, made in done]
     assert places.index(teachers[1]) > max(places.index(made) for made in validated)
     assert pretended(*arguments) == []
-    assert len(read_table(store.table_dir)) == 22 + 10 + 12 - 4  # collected as they come
+    assert len(read_table(store.table_dir)) == 24 + 6 + 12 - 4  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
@@ -258,8 +259,8 @@ def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pr
 def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, capsys):
     arguments = ("--groups", "main", "--languages", "ro", "--folds", 0)
     assert pretended(*arguments, "--budget_minutes", 0) == []
-    assert "tuning: the time is over; 22 runs are left. The same command goes on there." in capsys.readouterr().out
-    assert len(pretended(*arguments)) == 22 + 4
+    assert "tuning: the time is over; 24 runs are left. The same command goes on there." in capsys.readouterr().out
+    assert len(pretended(*arguments)) == 24 + 4
 
 
 def test_a_budget_ends_between_runs(monkeypatch):
