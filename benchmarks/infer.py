@@ -112,10 +112,10 @@ def build_methods(
     """The methods to time, by name."""
 
     def clsr(share: float, names: list[str], **config: Any) -> PeftModel:
-        model = get_peft_model(sharing_weights(base), CLSRConfig(**config), names[0])
+        model = get_peft_model(sharing_weights(base), CLSRConfig.paper(**config), names[0])
         for name in names:
             if name != names[0]:
-                model.add_adapter(name, CLSRConfig(**config))
+                model.add_adapter(name, CLSRConfig.paper(**config))
             model.set_adapter(name)
             set_gate_shares(model.eval(), share, inputs)
         return model

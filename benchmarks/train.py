@@ -81,7 +81,7 @@ def build_trainers(
     def clsr(
         train_dataset: datasets.Dataset = dataset, teacher: Any = None, bf16: bool = settings["bf16"], **config: Any
     ) -> DistillationTrainer:
-        model = get_peft_model(copy.deepcopy(base), CLSRConfig(language=language, **config), adapter_name=language)
+        model = get_peft_model(copy.deepcopy(base), CLSRConfig.paper(language, **config), adapter_name=language)
         model.base_model.set_gate_progress(0.5)  # the middle of training: gates are noisy
         return DistillationTrainer(
             model=model,

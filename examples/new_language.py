@@ -48,8 +48,7 @@ def measure(name, model, language):
 
 
 measure("before", whisper, options.prompt_language)
-gates = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
-model = get_peft_model(whisper, CLSRConfig(**names, expert_rank=64, **gates), adapter_name=language)
+model = get_peft_model(whisper, CLSRConfig(**names), adapter_name=language)
 settings = {"max_steps": options.max_steps, "per_device_train_batch_size": 2, "learning_rate": 2e-3}
 settings |= {"adam_beta2": 0.98, "warmup_steps": 0.1, "bf16": options.bf16, "use_cpu": options.bf16}
 args = DistillationTrainingArguments("runs/new-language", **settings)

@@ -39,9 +39,7 @@ test_recordings = load_recordings(options.data, options.language, "test")
 train_set, _ = prepare_dataset(train_recordings, processor, options.language)
 test_set, _ = prepare_dataset(test_recordings, processor, options.language)
 
-# Gates for some hundred recordings, see docs/how-to/train.md.
-gates = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
-config = CLSRConfig(language=options.language, expert_rank=64, **gates)
+config = CLSRConfig(language=options.language)
 model = get_peft_model(whisper, config, adapter_name=config.language)
 arguments = DistillationTrainingArguments(
     options.output_dir, learning_rate=2e-3, warmup_steps=0.1, adam_beta2=0.98, max_steps=options.max_steps

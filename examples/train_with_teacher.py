@@ -44,8 +44,7 @@ teacher = WhisperForConditionalGeneration.from_pretrained(options.teacher, dtype
 states = cache_teacher_states(dataset, teacher, teacher_processor, Path(options.output_dir, "teacher-states"))
 
 model = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
-gates = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0, "expert_dropout": 0.05}  # how-to/train.md
-first, *others = [CLSRConfig(language=code, expert_rank=64, **gates) for code in options.languages]
+first, *others = [CLSRConfig(language=code) for code in options.languages]
 model = get_peft_model(model, first, adapter_name=first.language)
 for config in others:
     model.add_adapter(config.language, config)

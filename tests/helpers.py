@@ -14,9 +14,9 @@ SMALL = {**QUIET, "gate_dim": 8}
 def clsr(base, adapters=("ca",), **config):
     """Adapters of `SMALL` on a base model, as they start."""
     torch.manual_seed(0)  # the gate's first projection starts at random
-    model = get_peft_model(base, CLSRConfig(**{**SMALL, **config}), adapter_name=adapters[0])
+    model = get_peft_model(base, CLSRConfig.paper(**{**SMALL, **config}), adapter_name=adapters[0])
     for adapter in adapters[1:]:
-        model.add_adapter(adapter, CLSRConfig(**{**SMALL, **config}))
+        model.add_adapter(adapter, CLSRConfig.paper(**{**SMALL, **config}))
     return model
 
 

@@ -51,7 +51,7 @@ def test_importing_twice_and_everything_is_harmless():
     code = (
         "import importlib, peft_clsr; importlib.reload(peft_clsr)\n"
         "from peft_clsr import *\n"
-        "import pickle; config = pickle.loads(pickle.dumps(CLSRConfig(language='ca'))); print(config.language)"
+        "import pickle; config = pickle.loads(pickle.dumps(CLSRConfig.paper(language='ca'))); print(config.language)"
     )
     assert run_python(code) == "ca"
 

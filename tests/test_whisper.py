@@ -44,7 +44,7 @@ def clsr():
 
 
 def config(seconds, **kwargs):
-    return CLSRConfig(gate_dim=8, max_audio_seconds=seconds, **kwargs)
+    return CLSRConfig.paper(gate_dim=8, max_audio_seconds=seconds, **kwargs)
 
 
 def context_of(model):
@@ -311,7 +311,7 @@ def test_a_model_at_a_cut_context_trains(whisper, clsr):
 @pytest.mark.parametrize("names", [("short", "long"), ("long", "short")])
 def test_adapters_of_different_contexts_on_one_model_are_warned_of(tiny_whisper, tmp_path, names):
     for name, seconds in (("short", 0.5), ("long", None)):
-        config = CLSRConfig(gate_dim=4, max_audio_seconds=seconds)
+        config = CLSRConfig.paper(gate_dim=4, max_audio_seconds=seconds)
         get_peft_model(tiny_whisper(), config, adapter_name=name).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(tiny_whisper(), tmp_path, subfolder=names[0], adapter_name=names[0])
     with pytest.warns(

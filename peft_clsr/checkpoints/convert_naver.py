@@ -83,7 +83,7 @@ def convert_naver_expert(
             key = f"base_model.model.model.{side}.layers.{layer}.{_NAMES[name]}"
             tensors[key] = tensor.detach().to(dtype).clone(memory_format=torch.contiguous_format)
     inputs, outputs = FFN_PROJECTIONS["whisper"]
-    config = CLSRConfig(
+    config = CLSRConfig.paper(
         language=code,
         target_modules=list(inputs),
         output_modules=list(outputs),

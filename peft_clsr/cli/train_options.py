@@ -80,12 +80,7 @@ class DataArguments:
 
 @dataclass
 class ExpertArguments:
-    """
-    The expert and its gates, see [`CLSRConfig`].
-
-    The defaults suit some hundred recordings (docs/how-to/train.md, "Gates in short trainings"). Those of `CLSRConfig`
-    are the paper's.
-    """
+    """The expert and its gates, with the defaults of [`CLSRConfig`]."""
 
     _argument_group_name = "expert (defaults for some hundred recordings; paper's: examples/recipes/paper.yaml)"
 

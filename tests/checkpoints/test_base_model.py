@@ -83,4 +83,4 @@ def test_a_relative_path_of_the_base_model_is_saved_as_an_absolute_one(whisper, 
     assert model.peft_config["ca"].base_model_name_or_path == "./base"
     assert warned(load(whisper("./base"), "adapters/ca")) == []
     for name in ("openai/whisper-base", "./gone", None):
-        assert CLSRConfig(base_model_name_or_path=name).to_dict()["base_model_name_or_path"] == name
+        assert CLSRConfig.paper(base_model_name_or_path=name).to_dict()["base_model_name_or_path"] == name

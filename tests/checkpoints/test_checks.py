@@ -54,18 +54,18 @@ def base(tiny_whisper):
 @pytest.fixture
 def folder(base, tmp_path):
     """A good adapter."""
-    get_peft_model(base(), CLSRConfig(**SETTINGS), adapter_name="ca").save_pretrained(tmp_path / "experts")
+    get_peft_model(base(), CLSRConfig.paper(**SETTINGS), adapter_name="ca").save_pretrained(tmp_path / "experts")
     return tmp_path / "experts" / "ca"
 
 
 def with_adapters(base):
-    model = get_peft_model(base, CLSRConfig(**SETTINGS), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(**SETTINGS))
+    model = get_peft_model(base, CLSRConfig.paper(**SETTINGS), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig.paper(**SETTINGS))
     return model
 
 
 def with_native_adapter(base):
-    inject_adapter_in_model(CLSRConfig(**SETTINGS), base, "ca")
+    inject_adapter_in_model(CLSRConfig.paper(**SETTINGS), base, "ca")
     base._hf_peft_config_loaded = True  # as transformers' add_adapter, which in 5.24 wants a PEFT that is not out
     return base
 
@@ -147,7 +147,7 @@ def unchanged(model):
     ],
 )
 def test_good_adapters_pass_and_the_model_stays_as_it_is(base, tmp_path, config):
-    config = CLSRConfig(**SETTINGS | config)
+    config = CLSRConfig.paper(**SETTINGS | config)
     get_peft_model(base(), config, adapter_name="ca").save_pretrained(tmp_path)
     for model in (None, base(), get_peft_model(base(), copy.deepcopy(config), adapter_name="uk")):
         with unchanged(model) if model is not None else contextmanager(lambda: (yield))():
@@ -434,9 +434,9 @@ def test_an_adapter_of_another_base_is_refused(base, folder):
 def test_a_config_of_the_caller_is_checked_against_the_weights_too(base, folder):
     model = base()
     with unchanged(model), pytest.raises(ValueError, match="not the expert and the gate of an FFN with gate_dim=8"):
-        PeftModel.from_pretrained(model, folder, config=CLSRConfig(**SETTINGS | {"gate_dim": 8}))
+        PeftModel.from_pretrained(model, folder, config=CLSRConfig.paper(**SETTINGS | {"gate_dim": 8}))
     with unchanged(model), pytest.raises(ValueError, match="not the expert and the gate of an FFN with gate_dim=8"):
-        model.load_adapter(str(folder), peft_config=CLSRConfig(**SETTINGS | {"gate_dim": 8}))
+        model.load_adapter(str(folder), peft_config=CLSRConfig.paper(**SETTINGS | {"gate_dim": 8}))
 
 
 # ---------------------------------------------------------------- pickles
@@ -468,7 +468,7 @@ def test_the_exploit_works(tmp_path):
 def test_a_base_is_not_loaded_with_an_adapter_that_is_a_pickle(base, tmp_path, monkeypatch):
     base().save_pretrained(tmp_path / "base")
     whisper = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base")
-    get_peft_model(whisper, CLSRConfig(**SETTINGS)).save_pretrained(tmp_path / "adapter")
+    get_peft_model(whisper, CLSRConfig.paper(**SETTINGS)).save_pretrained(tmp_path / "adapter")
     torch.save({}, tmp_path / "adapter" / "adapter_model.bin")
     for load in (WhisperForConditionalGeneration.from_pretrained, AutoPeftModel.from_pretrained):
         load(tmp_path / "adapter")
@@ -515,7 +515,7 @@ BAD_NAMES = {
 def test_usable_names(base, name):
     check_adapter_name(name)
     check_subfolder(f"experts/{name}")
-    assert get_peft_model(base(), CLSRConfig(**SETTINGS), adapter_name=name).active_adapters == [name]
+    assert get_peft_model(base(), CLSRConfig.paper(**SETTINGS), adapter_name=name).active_adapters == [name]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
@@ -531,7 +531,7 @@ def test_unusable_names_are_refused_for_new_and_loaded_adapters(base, folder, na
         with unchanged(native), pytest.raises(ValueError, match=BAD_NAMES[name]):
             native.load_adapter(str(folder), name)
     with unchanged(plain), pytest.raises(ValueError, match=BAD_NAMES[name]):
-        get_peft_model(plain, CLSRConfig(**SETTINGS), adapter_name=name)
+        get_peft_model(plain, CLSRConfig.paper(**SETTINGS), adapter_name=name)
 
 
 @pytest.mark.parametrize(

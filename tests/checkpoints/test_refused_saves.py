@@ -10,11 +10,11 @@ from peft_clsr import CLSRConfig, save_language
 
 
 def peft_model(base, **config):
-    return get_peft_model(base, CLSRConfig(**SMALL, **config), adapter_name="ca")
+    return get_peft_model(base, CLSRConfig.paper(**SMALL, **config), adapter_name="ca")
 
 
 def transformers_model(base, **config):
-    base.add_adapter(CLSRConfig(**SMALL, **config), "ca")
+    base.add_adapter(CLSRConfig.paper(**SMALL, **config), "ca")
     return base
 
 

@@ -60,7 +60,7 @@ def test_half_precision_bases(whisper, inputs, tmp_path, dtype, autocast_adapter
     base = whisper().to(dtype)
     expected = logits_of(base, inputs)
     model = get_peft_model(
-        base, CLSRConfig(**SMALL), adapter_name="ca", autocast_adapter_dtype=autocast_adapter_dtype
+        base, CLSRConfig.paper(**SMALL), adapter_name="ca", autocast_adapter_dtype=autocast_adapter_dtype
     ).eval()
     adapter_dtype = torch.float32 if autocast_adapter_dtype else dtype
     assert {p.dtype for name, p in model.named_parameters() if "clsr_" in name} == {adapter_dtype}
@@ -192,7 +192,7 @@ def test_a_compiled_model_is_swapped_without_recompilation(whisper, inputs, tmp_
     ],
 )
 def test_hotswapping_what_does_not_fit_is_refused_and_changes_nothing(whisper, inputs, tmp_path, config, error):
-    get_peft_model(whisper(), CLSRConfig(**{**SMALL, **config}), adapter_name="uk").save_pretrained(tmp_path)
+    get_peft_model(whisper(), CLSRConfig.paper(**{**SMALL, **config}), adapter_name="uk").save_pretrained(tmp_path)
     model = random_clsr(whisper(), "ca")
     before = logits_of(model, inputs)
     with pytest.raises((ValueError, RuntimeError), match=error):
@@ -229,16 +229,16 @@ def test_inject_adapter_in_model_and_its_state_dict(whisper, inputs):
     reference = random_clsr(whisper(), "ca")
     expected = logits_of(reference, inputs)
     state_dict = get_peft_model_state_dict(reference, adapter_name="ca")
-    model = inject_adapter_in_model(CLSRConfig(**SMALL), whisper(), "ca").eval()
+    model = inject_adapter_in_model(CLSRConfig.paper(**SMALL), whisper(), "ca").eval()
     assert type(model) is WhisperForConditionalGeneration
     set_peft_model_state_dict(model, state_dict, adapter_name="ca")
     assert torch.equal(logits_of(model, inputs), expected)
-    inject_adapter_in_model(CLSRConfig(**SMALL), model, "uk")
+    inject_adapter_in_model(CLSRConfig.paper(**SMALL), model, "uk")
     assert len({id(layer.route.routing) for layer in model.modules() if isinstance(layer, CLSRLayer)}) == 1
 
     targets = {key.rsplit(".clsr_", 1)[0].removeprefix("base_model.model.") for key in state_dict}
     by_keys = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
-    model = inject_adapter_in_model(CLSRConfig(**SMALL), whisper(), "ca", state_dict=by_keys).eval()
+    model = inject_adapter_in_model(CLSRConfig.paper(**SMALL), whisper(), "ca", state_dict=by_keys).eval()
     assert {name for name, module in model.named_modules() if isinstance(module, CLSRLayer)} == targets
     set_peft_model_state_dict(model, state_dict, adapter_name="ca")
     assert torch.equal(logits_of(model, inputs), expected)
@@ -275,7 +275,7 @@ def test_transformers_own_adapters(whisper, inputs, tmp_path):
 @transformers_own_adapters
 def test_transformers_own_adapters_train_with_the_budget_loss(whisper, inputs):
     model = whisper()
-    model.add_adapter(CLSRConfig(**{**SMALL, "gate_budget": 1.0, "budget_weight": 3.0}), "ca")
+    model.add_adapter(CLSRConfig.paper(**{**SMALL, "gate_budget": 1.0, "budget_weight": 3.0}), "ca")
     model.train()
     labels = inputs.pop("decoder_input_ids")
     outputs = model(**inputs, labels=labels)

@@ -11,8 +11,8 @@ from peft_clsr.cli import main
 @pytest.fixture
 def experts(tiny_whisper, tmp_path):
     """A folder of random experts of Catalan and Romanian."""
-    model = get_peft_model(tiny_whisper(), CLSRConfig(language="ca", expert_rank=2), adapter_name="ca")
-    model.add_adapter("ro", CLSRConfig(language="ro"))
+    model = get_peft_model(tiny_whisper(), CLSRConfig.paper(language="ca", expert_rank=2), adapter_name="ca")
+    model.add_adapter("ro", CLSRConfig.paper(language="ro"))
     model.save_pretrained(tmp_path / "experts")
     return tmp_path / "experts"
 

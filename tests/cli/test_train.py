@@ -294,7 +294,7 @@ def test_choosing_by_wer_in_a_language_without_spaces_is_warned_of(tmp_path, cap
 
 
 def test_a_base_that_cannot_be_trained_is_named_before_features_are_computed(run, student, tiny_whisper, tmp_path):
-    get_peft_model(tiny_whisper(), CLSRConfig(language="ca")).save_pretrained(tmp_path / "adapter")
+    get_peft_model(tiny_whisper(), CLSRConfig.paper(language="ca")).save_pretrained(tmp_path / "adapter")
     status, printed = run("--student", tmp_path / "adapter")
     assert status == 2 and f"--student {tmp_path / 'adapter'} is an adapter, expected a whole Whisper" in printed
     path = student / "generation_config.json"

@@ -61,7 +61,7 @@ def experts(base, tmp_path):
     def save(*languages, folder="experts", **config):
         model = base.build()
         for seed, language in enumerate(languages):
-            settings = CLSRConfig(language=language, **{**QUIET, "gate_dim": 8, **config})
+            settings = CLSRConfig.paper(language=language, **{**QUIET, "gate_dim": 8, **config})
             if seed == 0:
                 model = get_peft_model(model, settings, adapter_name=language)
             else:
@@ -448,7 +448,7 @@ def test_only_adapters_of_the_languages_are_loaded(run, experts, monkeypatch, tm
 
 
 def test_adapters_of_a_repository_are_used(run, hub, base, experts, recordings, tmp_path):  # noqa: F811
-    model = get_peft_model(base.build(), CLSRConfig(language="ca", **QUIET), adapter_name="ca")
+    model = get_peft_model(base.build(), CLSRConfig.paper(language="ca", **QUIET), adapter_name="ca")
     push_language(randomize(model), "me/experts", "ca")
     arguments = ("--language", "ca", "--output_format", "json")
     assert run(*arguments, "--adapters", "me/experts")[0] == 0
@@ -836,7 +836,7 @@ def test_what_is_no_base_model_and_no_adapter_is_named_with_the_option_to_give_i
     get_peft_model(base.build(), LoraConfig(target_modules=["fc1"])).save_pretrained(tmp_path / "lora")
     status, printed = run("--adapters", tmp_path / "lora")
     assert status == 2 and "lora is an adapter of the method LORA. Merge it into its base model" in printed.err
-    get_peft_model(base.build(), CLSRConfig(**QUIET)).save_pretrained(tmp_path / "nameless")
+    get_peft_model(base.build(), CLSRConfig.paper(**QUIET)).save_pretrained(tmp_path / "nameless")
     status, printed = run("--adapters", tmp_path / "nameless")
     assert status == 2 and "names no language, and 'nameless' is none" in printed.err
 

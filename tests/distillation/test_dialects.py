@@ -21,8 +21,8 @@ LANGUAGES = ["ca", "ca-valencia", "hsb", "ca_es"]
 @pytest.fixture
 def model(tiny_whisper):
     model = clsr(tiny_whisper(init_std=0.2), ["ca"])
-    model.add_adapter("ca-valencia", CLSRConfig(gate_dim=8))
-    model.add_adapter("hsb", CLSRConfig(language="hsb", prompt_language="ca", gate_dim=8))
+    model.add_adapter("ca-valencia", CLSRConfig.paper(gate_dim=8))
+    model.add_adapter("hsb", CLSRConfig.paper(language="hsb", prompt_language="ca", gate_dim=8))
     for seed, name in enumerate(model.peft_config):
         randomize(model, name, seed=seed, scale=0.3)
     return model
@@ -101,7 +101,7 @@ def test_a_plain_trainer_is_told_the_languages(tiny_processor, rows):
 
 
 def test_a_broader_expert_trains_on_a_dialect_and_this_is_said(tiny_whisper, tiny_processor, rows, tmp_path):
-    model = get_peft_model(tiny_whisper(), CLSRConfig(language="ca", gate_dim=8), adapter_name="ca")
+    model = get_peft_model(tiny_whisper(), CLSRConfig.paper(language="ca", gate_dim=8), adapter_name="ca")
     only = [row for row in rows if row["language"] == "ca-valencia"]
     with pytest.warns(UserWarning, match="no adapter for 'ca-valencia', so 'ca' takes it, which is for 'ca'"):
         trainer = trainer_of(model, tiny_processor, tmp_path, only, only)

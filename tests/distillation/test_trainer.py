@@ -466,7 +466,7 @@ def by_transformers(base, adapters=("ca",), **config):
     """`clsr`, but with transformers' own `add_adapter`."""
     torch.manual_seed(0)
     for adapter in adapters:
-        base.add_adapter(CLSRConfig(**{**SMALL, **config}), adapter)
+        base.add_adapter(CLSRConfig.paper(**{**SMALL, **config}), adapter)
     base.set_adapter(adapters[0])
     return base
 

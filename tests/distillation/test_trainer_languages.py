@@ -339,6 +339,6 @@ def test_grouping_raw_examples_by_length_is_refused_with_the_remedy(readable_whi
 
 def test_modules_to_save_of_several_languages_are_refused(readable_whisper, tmp_path):
     model = clsr(readable_whisper(), ("ca",), modules_to_save=["layer_norm"])
-    model.add_adapter("bg", CLSRConfig(modules_to_save=["layer_norm"]))
+    model.add_adapter("bg", CLSRConfig.paper(modules_to_save=["layer_norm"]))
     with pytest.raises(ValueError, match="one after the other"):
         distiller(model, None, tmp_path, dataset=make_dataset(languages=("ca", "bg")))

@@ -62,8 +62,8 @@ def recordings(tmp_path):
 def experts(whisper, tmp_path):
     """A folder of random experts of Catalan and Romanian."""
     base = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32)
-    model = get_peft_model(base, CLSRConfig(language="ca", expert_rank=2), adapter_name="ca")
-    model.add_adapter("ro", CLSRConfig(language="ro", expert_rank=2))
+    model = get_peft_model(base, CLSRConfig.paper(language="ca", expert_rank=2), adapter_name="ca")
+    model.add_adapter("ro", CLSRConfig.paper(language="ro", expert_rank=2))
     model.save_pretrained(tmp_path / "experts")
     return tmp_path / "experts"
 

@@ -44,7 +44,7 @@ def silent():
 def test_a_seq2seq_trainer_schedules_and_measures_the_expert(tiny_whisper, tiny_processor, tmp_path, silent):
     model = tiny_whisper()
     model.generation_config.language = "ro"
-    model = get_peft_model(model, CLSRConfig(language="ro", **NOISY), adapter_name="ro")
+    model = get_peft_model(model, CLSRConfig.paper(language="ro", **NOISY), adapter_name="ro")
     before, base = adapter_weights(model), base_state(model)
     answered = []
 
@@ -78,7 +78,7 @@ def test_a_distillation_loop_trains_an_adapter_of_transformers(
 ):
     student, teacher = tiny_whisper(), tiny_whisper(seed=1)
     exclude = {"exclude_modules": r".*encoder.*"} if freeze_encoder else {}
-    student.add_adapter(CLSRConfig(language="ro", **NOISY, **exclude), "ro")
+    student.add_adapter(CLSRConfig.paper(language="ro", **NOISY, **exclude), "ro")
     if freeze_encoder:  # as the script: parameters one by one, and the teacher takes the student's encoder
         for parameter in student.model.encoder.parameters():
             parameter.requires_grad = False
@@ -115,7 +115,7 @@ def test_a_distillation_loop_trains_an_adapter_of_transformers(
 
 def test_the_int8_notebook_trains_with_its_config_changed(tiny_whisper, tiny_processor, tmp_path, silent):
     model = prepare_model_for_kbit_training(tiny_whisper())
-    model = get_peft_model(model, CLSRConfig(language="ro", expert_rank=2, **NOISY), adapter_name="ro")
+    model = get_peft_model(model, CLSRConfig.paper(language="ro", expert_rank=2, **NOISY), adapter_name="ro")
     before = adapter_weights(model)
     trainer = Seq2SeqTrainer(
         model=model,
@@ -129,7 +129,7 @@ def test_the_int8_notebook_trains_with_its_config_changed(tiny_whisper, tiny_pro
 
 
 def test_a_plain_loop_has_the_budget_in_its_loss(tiny_whisper, tiny_processor, silent):
-    model = get_peft_model(tiny_whisper(), CLSRConfig(language="ro", **SMALL), adapter_name="ro").train()
+    model = get_peft_model(tiny_whisper(), CLSRConfig.paper(language="ro", **SMALL), adapter_name="ro").train()
     batch = collate(rows(tiny_processor.tokenizer))
     set_gate_progress(model, 0.0)
     outputs = model(**batch)

@@ -88,7 +88,7 @@ def routed(tiny_whisper):
         base = tiny_whisper(init_std=0.5, max_target_positions=20) if base is None else base
         torch.manual_seed(0)
         for name in adapters:
-            clsr = CLSRConfig(gate_dim=8, language=name, **config)
+            clsr = CLSRConfig.paper(gate_dim=8, language=name, **config)
             if name == adapters[0]:
                 model = get_peft_model(base, clsr, adapter_name=name)
             else:

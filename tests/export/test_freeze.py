@@ -265,7 +265,7 @@ def test_the_language_asked_for_is_frozen_whatever_is_active_and_the_model_stays
 
 def test_an_adapter_of_another_name_is_found_by_its_language(routed, freeze, tiny_whisper, dataset):
     base = tiny_whisper(init_std=0.5, max_target_positions=20)
-    model = get_peft_model(base, CLSRConfig(gate_dim=8, language="ca"), adapter_name="mine")
+    model = get_peft_model(base, CLSRConfig.paper(gate_dim=8, language="ca"), adapter_name="mine")
     set_gates(model, dict.fromkeys(MODULES, EXPERT))
     for language in ("ca", "mine"):
         assert set(freeze(model, language).decisions.values()) == {"expert"}
@@ -364,7 +364,9 @@ def test_a_model_without_clsr_layers_is_refused(freeze, tiny_whisper):
         ("encoder_attention_heads", "decoder_attention_heads", "encoder_layers", "decoder_layers"), 1
     )
     sizes |= {"vocab_size": 20, "d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    bart = get_peft_model(BartForConditionalGeneration(BartConfig(**sizes)), CLSRConfig(gate_dim=4), adapter_name="ca")
+    bart = get_peft_model(
+        BartForConditionalGeneration(BartConfig(**sizes)), CLSRConfig.paper(gate_dim=4), adapter_name="ca"
+    )
     with pytest.raises(TypeError, match="around a BartForConditionalGeneration, expected"):
         freeze(bart)
 

@@ -27,9 +27,9 @@ def whisper(tiny_whisper):
 @pytest.fixture
 def model(whisper):
     settings = {**QUIET, "gate_dim": 8}
-    model = get_peft_model(whisper(), CLSRConfig(language="ca", **settings), adapter_name="ca")
-    model.add_adapter("valencian", CLSRConfig(language="CA_valencia", **settings))
-    model.add_adapter("hsb", CLSRConfig(language="Upper Sorbian", prompt_language="Romanian", **settings))
+    model = get_peft_model(whisper(), CLSRConfig.paper(language="ca", **settings), adapter_name="ca")
+    model.add_adapter("valencian", CLSRConfig.paper(language="CA_valencia", **settings))
+    model.add_adapter("hsb", CLSRConfig.paper(language="Upper Sorbian", prompt_language="Romanian", **settings))
     for seed, name in enumerate(model.peft_config):
         randomize(model, name, seed=seed)
     return model.eval()

@@ -57,7 +57,7 @@ def experts(base, *languages, seed=5, **config):
     """A model with trained-looking adapters, each of other weights."""
     config = {**QUIET, "gate_dim": 8, **config}
     for number, language in enumerate(languages):
-        settings = CLSRConfig(language=language, **config)
+        settings = CLSRConfig.paper(language=language, **config)
         if number == 0:
             model = get_peft_model(base, settings, adapter_name=language)
         else:
@@ -148,7 +148,7 @@ def test_a_repository_without_an_owner_is_that_of_the_user(hub, whisper):
 
 
 def test_an_adapter_of_any_name_goes_into_the_folder_of_its_language(hub, whisper, inputs):
-    model = get_peft_model(whisper(), CLSRConfig(language="ca", **QUIET))  # "default"
+    model = get_peft_model(whisper(), CLSRConfig.paper(language="ca", **QUIET))  # "default"
     randomize(model).eval()
     push_language(model, REPO, "default")
     assert "ca/adapter_model.safetensors" in hub.files(REPO)
@@ -156,7 +156,7 @@ def test_an_adapter_of_any_name_goes_into_the_folder_of_its_language(hub, whispe
 
 
 def test_a_language_without_config_language_gets_one(hub, whisper):
-    model = get_peft_model(whisper(), CLSRConfig(**QUIET), adapter_name="ca")
+    model = get_peft_model(whisper(), CLSRConfig.paper(**QUIET), adapter_name="ca")
     push_language(model, REPO, "ca")
     assert json.loads(hub.files(REPO)["ca/adapter_config.json"])["language"] == "ca"
     assert model.peft_config["ca"].language is None
@@ -840,7 +840,7 @@ def test_no_token_is_logged_or_written(hub, whisper, caplog, capfd):
 @pytest.mark.parametrize("name", ["ca", "default"])
 def test_the_card_of_a_folder_takes_the_place_of_the_empty_template_of_peft(whisper, run_snippet, tmp_path, name):
     model = get_peft_model(
-        whisper(), CLSRConfig(language="ca", max_audio_seconds=1.0, gate_dim=8, **QUIET), adapter_name=name
+        whisper(), CLSRConfig.paper(language="ca", max_audio_seconds=1.0, gate_dim=8, **QUIET), adapter_name=name
     )
     folder = tmp_path / "out"
     model.save_pretrained(folder)
@@ -873,7 +873,7 @@ def test_each_saved_language_has_its_card_and_a_template_in_its_folder_is_replac
     text = (tmp_path / "one" / "ro" / "README.md").read_text()
     assert [(row[0], row[1], row[6]) for row in rows_of(text)] == [("Romanian (ro)", "", "25.0 (50.0)")]
     for code in ("ca", "ro"):
-        get_peft_model(whisper(), CLSRConfig(language=code, **QUIET)).save_pretrained(tmp_path / code)
+        get_peft_model(whisper(), CLSRConfig.paper(language=code, **QUIET)).save_pretrained(tmp_path / code)
     by_hand = "# By hand"
     (tmp_path / "ro" / "README.md").write_text(by_hand)
     write_folder_card(tmp_path)
@@ -905,7 +905,7 @@ def trainer_of(model, folder, **kwargs):
 @pytest.mark.parametrize("name", ["ca", "default"])
 def test_the_trainer_pushes_languages_beside_those_of_others(hub, whisper, inputs, tmp_path, name):
     push_language(experts(whisper(), "ro"), REPO, "ro", metrics=METRICS)
-    model = get_peft_model(whisper(), CLSRConfig(language="ca", gate_dim=8, **QUIET), adapter_name=name)
+    model = get_peft_model(whisper(), CLSRConfig.paper(language="ca", gate_dim=8, **QUIET), adapter_name=name)
     trainer = trainer_of(model, tmp_path / "out", hub_strategy="end")
     trainer.train()
     assert [message for _, message in hub.repos[REPO].history][-1] == "Add Romanian (ro)"
@@ -932,8 +932,8 @@ def test_the_trainer_pushes_languages_beside_those_of_others(hub, whisper, input
     ],
 )
 def test_hub_strategies_push_languages_at_every_save(hub, whisper, inputs, tmp_path, strategy, extra):
-    model = get_peft_model(whisper(), CLSRConfig(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
-    model.add_adapter("ro", CLSRConfig(language="ro", gate_dim=8, **QUIET))
+    model = get_peft_model(whisper(), CLSRConfig.paper(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
+    model.add_adapter("ro", CLSRConfig.paper(language="ro", gate_dim=8, **QUIET))
     trainer = trainer_of(
         model, tmp_path / "out", hub_strategy=strategy, save_strategy="steps", save_steps=1, hub_always_push=True
     )
@@ -952,7 +952,7 @@ def test_hub_strategies_push_languages_at_every_save(hub, whisper, inputs, tmp_p
 
 
 def test_a_run_that_diverged_stops_and_neither_saves_nor_pushes_its_weights(hub, whisper, tmp_path):
-    model = get_peft_model(whisper(), CLSRConfig(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
+    model = get_peft_model(whisper(), CLSRConfig.paper(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
     trainer = trainer_of(model, tmp_path / "out", save_strategy="steps", save_steps=2, learning_rate=1e30)
     with pytest.raises(ValueError, match="NaN or infinite"):
         trainer.train()
@@ -970,7 +970,7 @@ def test_a_card_or_an_upload_that_fails_is_said_and_does_not_end_the_training(
     def fail(*arguments, **options):
         raise ConnectionError("the network is down")
 
-    model = get_peft_model(whisper(), CLSRConfig(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
+    model = get_peft_model(whisper(), CLSRConfig.paper(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
     trainer = trainer_of(model, tmp_path / "out", save_strategy="steps", save_steps=2)
     monkeypatch.setattr(f"peft_clsr.distillation.publishing.{function}", fail)
     logging.getLogger("transformers").addHandler(caplog.handler)
@@ -986,7 +986,7 @@ def test_a_card_or_an_upload_that_fails_is_said_and_does_not_end_the_training(
 def test_create_model_card_writes_the_same_card_with_what_was_evaluated(
     hub, readable_whisper, tiny_processor, tmp_path
 ):
-    model = get_peft_model(readable_whisper(), CLSRConfig(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
+    model = get_peft_model(readable_whisper(), CLSRConfig.paper(language="ca", gate_dim=8, **QUIET), adapter_name="ca")
     model.get_base_model().name_or_path = BASE
     trainer = trainer_of(model, tmp_path / "out", push_to_hub=False)
     trainer.train()
@@ -1003,14 +1003,14 @@ def test_create_model_card_writes_the_same_card_with_what_was_evaluated(
 
 
 def test_the_trainer_refuses_to_push_an_adapter_for_no_language(hub, whisper, tmp_path):
-    model = get_peft_model(whisper(), CLSRConfig(**QUIET))
+    model = get_peft_model(whisper(), CLSRConfig.paper(**QUIET))
     with pytest.raises(ValueError, match="adapter 'default' is for no language"):
         trainer_of(model, tmp_path)
 
 
 def test_a_folder_of_the_very_name_comes_before_that_of_the_language(hub, whisper, inputs, tmp_path):
     model = experts(whisper(), "ca")
-    model.add_adapter("ca_valencia", CLSRConfig(language="ca", **QUIET))
+    model.add_adapter("ca_valencia", CLSRConfig.paper(language="ca", **QUIET))
     model.set_adapter("ca_valencia")
     randomize(model).eval()
     model.save_pretrained(tmp_path)

@@ -169,7 +169,7 @@ def test_full_experts_and_modules_to_save_are_copied_too(experts, tmp_path):
 
 def test_a_model_with_transformers_own_add_adapter_is_started_too(whisper, experts, folder, inputs):
     model = whisper()
-    model.add_adapter(CLSRConfig(language="ca", **SMALL), adapter_name="ca")
+    model.add_adapter(CLSRConfig.paper(language="ca", **SMALL), adapter_name="ca")
     warm_start(model, "ca", folder, "ro")
     assert torch.equal(model.eval()(**inputs).logits, logits_of(experts("ro"), inputs))
 

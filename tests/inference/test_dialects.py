@@ -33,9 +33,9 @@ def base(tiny_whisper, tiny_processor):
 @pytest.fixture
 def model(base):
     torch.manual_seed(0)
-    model = get_peft_model(base(), CLSRConfig(language="ca", gate_dim=8), adapter_name="ca")
-    model.add_adapter("ca-valencia", CLSRConfig(language="ca-valencia", gate_dim=8))
-    model.add_adapter("rw", CLSRConfig(language="rw", prompt_language="sw", gate_dim=4, expert_rank=2))
+    model = get_peft_model(base(), CLSRConfig.paper(language="ca", gate_dim=8), adapter_name="ca")
+    model.add_adapter("ca-valencia", CLSRConfig.paper(language="ca-valencia", gate_dim=8))
+    model.add_adapter("rw", CLSRConfig.paper(language="rw", prompt_language="sw", gate_dim=4, expert_rank=2))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "clsr_" in name:
@@ -147,10 +147,10 @@ def test_a_language_without_expert_and_token_is_refused(model):
 
 def test_a_config_whose_prompt_this_whisper_has_no_token_for_is_refused(base):
     with pytest.raises(ValueError, match=r"prompt_language is 'yue', and this Whisper has no token <\|yue\|>"):
-        get_peft_model(base(), CLSRConfig(language="yue"), adapter_name="yue")
-    model = get_peft_model(base(), CLSRConfig(language="ca"), adapter_name="ca")
+        get_peft_model(base(), CLSRConfig.paper(language="yue"), adapter_name="yue")
+    model = get_peft_model(base(), CLSRConfig.paper(language="ca"), adapter_name="ca")
     with pytest.raises(ValueError, match="has no token"):
-        model.add_adapter("hak", CLSRConfig(language="hak", prompt_language="yue"))
+        model.add_adapter("hak", CLSRConfig.paper(language="hak", prompt_language="yue"))
     assert list(model.peft_config) == ["ca"]
 
 
@@ -177,13 +177,13 @@ def test_what_is_detected_takes_the_exact_expert_or_by_request_the_only_one_with
     given = generate(model, features, "sw", route_by_prompt_language=True)  # nothing is detected
     assert torch.equal(given, by_hand(model, None, features, "sw"))
 
-    model.add_adapter("rn", CLSRConfig(language="rn", prompt_language="sw", gate_dim=8))
+    model.add_adapter("rn", CLSRConfig.paper(language="rn", prompt_language="sw", gate_dim=8))
     model.base_model.routing.warned_of.clear()
     with pytest.warns(UserWarning, match="prompt_language of 'rw', 'rn': pass the language to choose one"):
         tokens = generate(model.eval(), features, None, task="transcribe", route_by_prompt_language=True)
     assert torch.equal(tokens, by_hand(model, None, features, "sw", task="transcribe"))
 
-    model.add_adapter("sw", CLSRConfig(language="sw", gate_dim=8))
+    model.add_adapter("sw", CLSRConfig.paper(language="sw", gate_dim=8))
     expected = by_hand(model.eval(), "sw", features, "sw")
     assert torch.equal(generate(model, features, None, task="transcribe"), expected)
 

@@ -32,9 +32,9 @@ def base(tiny_whisper, tiny_processor):
 def model(base):
     """Adapters for Catalan, French and Romanian, each unlike the others; Romanian is active."""
     torch.manual_seed(0)
-    model = get_peft_model(base(), CLSRConfig(language="ro", gate_dim=8), adapter_name="ro")
-    model.add_adapter("ca", CLSRConfig(gate_dim=8))  # its name says its language
-    model.add_adapter("mine", CLSRConfig(language="fr", gate_dim=4, expert_rank=2))
+    model = get_peft_model(base(), CLSRConfig.paper(language="ro", gate_dim=8), adapter_name="ro")
+    model.add_adapter("ca", CLSRConfig.paper(gate_dim=8))  # its name says its language
+    model.add_adapter("mine", CLSRConfig.paper(language="fr", gate_dim=4, expert_rank=2))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "clsr_" in name:
@@ -280,7 +280,7 @@ def test_set_adapter_is_in_force_where_routing_is_off(model):
 
 
 def test_two_experts_of_a_language_are_chosen_by_set_adapter(model):
-    model.add_adapter("ca-2", CLSRConfig(language="ca", gate_dim=8))
+    model.add_adapter("ca-2", CLSRConfig.paper(language="ca", gate_dim=8))
     features = make_features(2)
     first = generate(model, features, "ca")  # the one of that name
     model.set_adapter("ca-2")  # fresh: as the base
@@ -292,7 +292,7 @@ def test_two_experts_of_a_language_are_chosen_by_set_adapter(model):
 
 def test_a_sole_adapter_of_no_language_takes_all(tiny_whisper):
     torch.manual_seed(0)
-    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(gate_dim=8)).eval()
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig.paper(gate_dim=8)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "clsr_" in name:
@@ -355,9 +355,9 @@ def test_nothing_is_routed_after_an_error(model):
 def test_modules_to_save_follow_the_language(tiny_whisper):
     torch.manual_seed(0)
     config = {"gate_dim": 8, "modules_to_save": ["proj_out"]}
-    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(language="ro", **config), adapter_name="ro")
-    model.add_adapter("ca", CLSRConfig(language="ca", **config))
-    model.add_adapter("mine", CLSRConfig(language="fr", **config))
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig.paper(language="ro", **config), adapter_name="ro")
+    model.add_adapter("ca", CLSRConfig.paper(language="ca", **config))
+    model.add_adapter("mine", CLSRConfig.paper(language="fr", **config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save.ca" in name or "modules_to_save.mine" in name:
@@ -384,7 +384,7 @@ def test_the_language_of_the_generation_config_may_be_an_alias(model):
 
 
 def test_features_over_a_context_that_an_adapter_cut_are_refused_with_the_remedy(base):
-    model = get_peft_model(base(), CLSRConfig(language="ca", max_audio_seconds=0.5), adapter_name="ca").eval()
+    model = get_peft_model(base(), CLSRConfig.paper(language="ca", max_audio_seconds=0.5), adapter_name="ca").eval()
     with pytest.raises(
         ValueError, match=r"have 100 frames, .* is 50, 0.5 s, .*set_audio_context\(None, processor, 0.5\)"
     ):

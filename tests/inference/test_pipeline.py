@@ -24,8 +24,8 @@ def experts(tiny_whisper, tokenizer):
 
     def build(seed):
         whisper = tiny_whisper(seed=seed, init_std=0.2, vocab_size=len(tokenizer))
-        model = get_peft_model(whisper, CLSRConfig(language="ro", gate_dim=8, **QUIET), adapter_name="ro")
-        model.add_adapter("ca", CLSRConfig(language="ca", gate_dim=8, **QUIET))
+        model = get_peft_model(whisper, CLSRConfig.paper(language="ro", gate_dim=8, **QUIET), adapter_name="ro")
+        model.add_adapter("ca", CLSRConfig.paper(language="ca", gate_dim=8, **QUIET))
         torch.manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -129,7 +129,7 @@ def test_each_recording_of_a_batch_is_routed_by_the_language_that_the_base_hears
 
 def test_a_language_that_whisper_does_not_know_takes_its_expert_in_the_pipeline(experts, transcribe):
     model = experts(seed=3)
-    model.add_adapter("hsb", CLSRConfig(language="hsb", prompt_language="ca", gate_dim=8, **QUIET))
+    model.add_adapter("hsb", CLSRConfig.paper(language="hsb", prompt_language="ca", gate_dim=8, **QUIET))
     torch.manual_seed(9)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -33,7 +33,7 @@ def frequent_switches():
 def model(tiny_whisper, tiny_processor):
     whisper = tiny_whisper(init_std=0.2, vocab_size=len(tiny_processor.tokenizer) + 51)
     model = random_clsr(whisper, "ca", "fr")
-    model.add_adapter("ro", CLSRConfig(gate_dim=8, expert_rank=2))
+    model.add_adapter("ro", CLSRConfig.paper(gate_dim=8, expert_rank=2))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -126,9 +126,9 @@ def test_adapter_names_of_a_forward_are_those_of_the_call(model):
 @pytest.mark.parametrize("name", ["proj_out", "layer_norm"])
 def test_modules_to_save_are_those_of_the_call(tiny_whisper, name):
     config = {"gate_dim": 8, "modules_to_save": [name]}
-    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(**config), adapter_name="ro")
-    model.add_adapter("ca", CLSRConfig(**config))
-    model.add_adapter("fr", CLSRConfig(**config))
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig.paper(**config), adapter_name="ro")
+    model.add_adapter("ca", CLSRConfig.paper(**config))
+    model.add_adapter("fr", CLSRConfig.paper(**config))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -269,7 +269,7 @@ def test_adapters_may_be_added_and_activated_while_others_generate(model):
         running = [pool.submit(serve, language) for language in LANGUAGES]
         try:
             for code in ("en", "el", "be"):
-                model.add_adapter(code, CLSRConfig(gate_dim=8))
+                model.add_adapter(code, CLSRConfig.paper(gate_dim=8))
                 model.set_adapter(code)
             model.delete_adapter("el")
         finally:

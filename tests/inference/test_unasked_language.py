@@ -70,7 +70,7 @@ def test_nothing_is_said_where_the_base_was_asked_for(model):
     model.base_model.route_by_language = False
     assert not said(lambda: generate(model))
     model.base_model.route_by_language = True
-    model.add_adapter("default", CLSRConfig(gate_dim=8))
+    model.add_adapter("default", CLSRConfig.paper(gate_dim=8))
     model.set_adapter("default")  # takes all languages
     assert not said(lambda: generate(model))
     model.set_adapter("ro")
@@ -147,7 +147,7 @@ def test_a_plain_trainer_evaluates_each_sample_in_the_language_of_its_labels(
         weights = {name: weight for name, weight in model.get_base_model().state_dict().items() if "clsr_" in name}
         model = tiny_whisper(init_std=0.2)
         for name in ("ro", "ca"):
-            model.add_adapter(CLSRConfig(gate_dim=8), name)
+            model.add_adapter(CLSRConfig.paper(gate_dim=8), name)
         model.set_adapter("ro")
         assert not model.load_state_dict(weights, strict=False).unexpected_keys
     predictions = []

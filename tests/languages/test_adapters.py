@@ -4,7 +4,7 @@ import pytest
 
 from peft_clsr import CLSRConfig, adapter_of_language, inference_adapter
 
-ANY = CLSRConfig()
+ANY = CLSRConfig.paper()
 
 
 # In training
@@ -15,7 +15,7 @@ ANY = CLSRConfig()
     ("adapters", "name"),
     [
         ({"uk": ANY, "ca": ANY}, "ca"),
-        ({"uk": ANY, "mine": CLSRConfig(language="ca")}, "mine"),
+        ({"uk": ANY, "mine": CLSRConfig.paper(language="ca")}, "mine"),
         ({"uk": ANY, "catalan": ANY}, "catalan"),
         ({"default": ANY}, "default"),
     ],
@@ -32,9 +32,9 @@ def test_training_takes_an_adapters_name_before_its_language():
     ("adapters", "has"),
     [
         ({"uk": ANY}, "no adapter"),
-        ({"mine": CLSRConfig(language="uk")}, "no adapter"),
+        ({"mine": CLSRConfig.paper(language="uk")}, "no adapter"),
         ({"default": ANY, "uk": ANY}, "no adapter"),
-        ({"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca")}, "several adapters"),
+        ({"a": CLSRConfig.paper(language="ca"), "b": CLSRConfig.paper(language="ca")}, "several adapters"),
         ({"ca_valencia": ANY, "uk": ANY}, "no adapter"),  # a part of the language
     ],
 )
@@ -45,9 +45,9 @@ def test_training_wants_one_adapter_for_a_language(adapters, has):
 
 # In inference
 
-RWANDA = CLSRConfig(language="rw", prompt_language="sw")
+RWANDA = CLSRConfig.paper(language="rw", prompt_language="sw")
 DIALECTS = {"ca": ANY, "ca-valencia": ANY, "rw": RWANDA}
-TWO = {"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca"), "uk": ANY, "default": ANY}
+TWO = {"a": CLSRConfig.paper(language="ca"), "b": CLSRConfig.paper(language="ca"), "uk": ANY, "default": ANY}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ TWO = {"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca"), "uk": ANY
     [
         # the active one, if it is of the language
         (TWO, "ca", "b", "b"),
-        ({"ca": ANY, "mine": CLSRConfig(language="ca")}, "ca", "mine", "mine"),
+        ({"ca": ANY, "mine": CLSRConfig.paper(language="ca")}, "ca", "mine", "mine"),
         ({"ca": ANY, "ca_es": ANY}, "ca", "ca", "ca"),
         ({"ca": ANY, "ca_es": ANY}, "ca", "ca_es", "ca"),  # the exact one
         # the exact one, else a broader one, but not a part of it
@@ -67,12 +67,12 @@ TWO = {"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca"), "uk": ANY
         (DIALECTS, "rw", "ca", "rw"),
         (DIALECTS, "sw", "rw", None),
         # the one of its name
-        ({"ca": ANY, "mine": CLSRConfig(language="ca")}, "ca", "ca", "ca"),
-        ({"ca": ANY, "mine": CLSRConfig(language="ca"), "uk": ANY}, "ca", "uk", "ca"),
+        ({"ca": ANY, "mine": CLSRConfig.paper(language="ca")}, "ca", "ca", "ca"),
+        ({"ca": ANY, "mine": CLSRConfig.paper(language="ca"), "uk": ANY}, "ca", "uk", "ca"),
         ({"xx": ANY, "uk": ANY}, "xx", "uk", "xx"),
         ({"xx": ANY, "uk": ANY}, "xx", None, "xx"),
         # the only one of it
-        ({"mine": CLSRConfig(language="ca"), "uk": ANY}, "ca", "uk", "mine"),
+        ({"mine": CLSRConfig.paper(language="ca"), "uk": ANY}, "ca", "uk", "mine"),
         ({"ca_es": ANY, "default": ANY}, "ca", "default", "ca_es"),
         ({"jv": ANY, "uk": ANY}, "jw", None, "jv"),
         # the active one, if it is for no language in particular
@@ -82,7 +82,7 @@ TWO = {"a": CLSRConfig(language="ca"), "b": CLSRConfig(language="ca"), "uk": ANY
         (TWO, "ro", "uk", None),
         (TWO, "ro", None, None),
         (TWO, "xx", "uk", None),
-        ({"mine": CLSRConfig(language="ca")}, "uk", "mine", None),
+        ({"mine": CLSRConfig.paper(language="ca")}, "uk", "mine", None),
         ({"default": ANY}, "ca", None, None),
         ({}, "ca", None, None),
     ],
@@ -99,7 +99,7 @@ def test_inference_does_not_choose_among_several_adapters_of_a_language(active):
 
 def test_training_takes_a_broader_adapter_for_a_dialect_and_the_exact_one_if_there_is_one():
     assert adapter_of_language({"ca": ANY, "uk": ANY}, "ca-valencia") == "ca"
-    assert adapter_of_language({"ca": ANY, "mine": CLSRConfig(language="ca-valencia")}, "ca_valencia") == "mine"
+    assert adapter_of_language({"ca": ANY, "mine": CLSRConfig.paper(language="ca-valencia")}, "ca_valencia") == "mine"
     with pytest.raises(ValueError, match="'rw' has no adapter"):
         adapter_of_language({"sw": ANY, "uk": ANY}, "rw")
 
@@ -108,18 +108,18 @@ def test_a_detected_language_takes_the_only_adapter_with_its_prompt_if_that_is_a
     one = {"rw": RWANDA, "ca": ANY}
     assert inference_adapter(one, "sw", "ca") is None
     assert inference_adapter(one, "sw", "ca", by_prompt_language=True) == "rw"
-    two = {**one, "rn": CLSRConfig(language="rn", prompt_language="sw")}
+    two = {**one, "rn": CLSRConfig.paper(language="rn", prompt_language="sw")}
     assert inference_adapter(two, "sw", "rw", by_prompt_language=True) is None  # no guess between two
     assert inference_adapter({**two, "sw": ANY}, "sw", "rw", by_prompt_language=True) == "sw"
 
 
 def test_the_prompt_of_a_config_is_whispers_own_language_or_must_be_given():
-    assert CLSRConfig(language="ca-valencia").prompt_language == "ca"
-    config = CLSRConfig(language="kinyarwanda", prompt_language="Swahili")
+    assert CLSRConfig.paper(language="ca-valencia").prompt_language == "ca"
+    config = CLSRConfig.paper(language="kinyarwanda", prompt_language="Swahili")
     assert (config.language, config.prompt_language) == ("rw", "sw")
     with pytest.raises(ValueError, match="Whisper has no language 'rw': name the Whisper language .*sw \\(swahili\\)"):
-        CLSRConfig(language="rw")
+        CLSRConfig.paper(language="rw")
     with pytest.raises(ValueError, match="'rn' is not a Whisper language"):
-        CLSRConfig(language="rw", prompt_language="rn")
+        CLSRConfig.paper(language="rw", prompt_language="rn")
     with pytest.raises(ValueError, match="prompt_language is 'sw' but language is not given"):
-        CLSRConfig(prompt_language="sw")
+        CLSRConfig.paper(prompt_language="sw")

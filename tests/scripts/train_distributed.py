@@ -42,9 +42,9 @@ def build_student(languages, skip_gate_prob=0.0, gate_noise=0.0, vocab_size=60):
     quiet = {"gate_dropout": 0.0, "expert_dropout": 0.0, "gate_noise": gate_noise, "gate_dim": 8}
     config = {**quiet, "skip_gate_prob": skip_gate_prob, "budget_weight": 2.0}
     whisper = build_whisper(0, vocab_size)
-    model = get_peft_model(whisper, CLSRConfig(gate_budget=1.0, **config), adapter_name=languages[0])
+    model = get_peft_model(whisper, CLSRConfig.paper(gate_budget=1.0, **config), adapter_name=languages[0])
     for language in languages[1:]:
-        model.add_adapter(language, CLSRConfig(gate_budget=0.1, **config))
+        model.add_adapter(language, CLSRConfig.paper(gate_budget=0.1, **config))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

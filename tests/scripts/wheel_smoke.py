@@ -28,7 +28,7 @@ def collate(rows):
 
 features = torch.randn(4, 80, 100)
 rows = [{"input_features": one, "labels": torch.randint(0, 50000, (6,))} for one in features]
-model = get_peft_model(build(), CLSRConfig(language="ca", gate_dim=8), adapter_name="ca")
+model = get_peft_model(build(), CLSRConfig.paper(language="ca", gate_dim=8), adapter_name="ca")
 with tempfile.TemporaryDirectory() as folder:
     args = DistillationTrainingArguments(folder, max_steps=2, per_device_train_batch_size=2, report_to="none")
     args.save_strategy = "no"

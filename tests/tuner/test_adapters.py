@@ -27,7 +27,7 @@ def test_adding_an_adapter_changes_neither_the_output_nor_what_is_trained(tiny_w
     model = random_clsr(tiny_whisper(init_std=0.2), "ca")
     before = logits_of(model, inputs)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    model.add_adapter("uk", CLSRConfig(**SMALL))
+    model.add_adapter("uk", CLSRConfig.paper(**SMALL))
     assert model.active_adapters == ["ca"]
     assert torch.equal(logits_of(model, inputs), before)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
@@ -44,7 +44,7 @@ def test_set_adapter_makes_one_adapter_trainable_and_inference_mode_none(tiny_wh
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(adapter_parameters(model, "uk"))
     model.set_requires_grad("uk", requires_grad=False)
     assert not any(p.requires_grad for p in model.parameters())
-    model = get_peft_model(tiny_whisper(), CLSRConfig(inference_mode=True))
+    model = get_peft_model(tiny_whisper(), CLSRConfig.paper(inference_mode=True))
     assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -56,7 +56,7 @@ def test_a_name_of_the_models_own_is_refused(tiny_whisper, name):
     model = random_clsr(tiny_whisper(), "ca")
     before = set(model.state_dict())
     with pytest.raises(ValueError, match=f"adapter name '{name}' is a part of the names"):
-        model.add_adapter(name, CLSRConfig())
+        model.add_adapter(name, CLSRConfig.paper())
     assert set(model.state_dict()) == before and list(model.peft_config) == ["ca"]
 
 
@@ -141,9 +141,9 @@ def test_printed_numbers_of_parameters(tiny_whisper, capsys):
 def test_adapters_on_different_layers(tiny_whisper, inputs):
     base_logits = logits_of(tiny_whisper(init_std=0.2), inputs)
     model = get_peft_model(
-        tiny_whisper(init_std=0.2), CLSRConfig(**SMALL, layers_to_transform=[0]), adapter_name="first"
+        tiny_whisper(init_std=0.2), CLSRConfig.paper(**SMALL, layers_to_transform=[0]), adapter_name="first"
     )
-    model.add_adapter("second", CLSRConfig(**SMALL, layers_to_transform=[1], expert_rank=2))
+    model.add_adapter("second", CLSRConfig.paper(**SMALL, layers_to_transform=[1], expert_rank=2))
     model.eval()
     assert torch.allclose(logits_of(model, inputs, "second"), base_logits, atol=1e-6)
     randomize(model, "first", seed=sum(map(ord, "first")), scale=0.3)
@@ -176,7 +176,7 @@ def test_switching_between_training_and_evaluation_leaves_nothing_behind(tiny_wh
 def test_a_further_adapter_with_swapped_projections_is_refused(tiny_whisper, inputs):
     model = random_clsr(tiny_whisper(init_std=0.2), "ca")
     with pytest.raises(ValueError, match="fc"):
-        model.add_adapter("uk", CLSRConfig(**SMALL, target_modules=["fc2"], output_modules=["fc1"]))
+        model.add_adapter("uk", CLSRConfig.paper(**SMALL, target_modules=["fc2"], output_modules=["fc1"]))
 
 
 # ---------------------------------------------------------------- merging
@@ -207,7 +207,7 @@ def test_merging_is_refused_and_nothing_is_half_merged(tiny_whisper, inputs, mer
 
 def test_modules_to_save_are_trained_and_switched(tiny_whisper, inputs):
     model = get_peft_model(
-        tiny_whisper(), CLSRConfig(**SMALL, modules_to_save=["layer_norm"]), adapter_name="ca"
+        tiny_whisper(), CLSRConfig.paper(**SMALL, modules_to_save=["layer_norm"]), adapter_name="ca"
     ).eval()
     trainable = {name for name, p in model.named_parameters() if p.requires_grad and "clsr_" not in name}
     assert trainable and all("layer_norm.modules_to_save.ca" in name for name in trainable)
@@ -233,7 +233,7 @@ def test_a_plain_network_takes_two_adapters():
     torch.manual_seed(0)
     base, x = MLP(), torch.randn(40, 10)
     expected = base(x)
-    config = CLSRConfig(**SMALL, target_modules=["lin0"], output_modules=["lin1"])
+    config = CLSRConfig.paper(**SMALL, target_modules=["lin0"], output_modules=["lin1"])
     model = get_peft_model(base, config, adapter_name="a")
     model.add_adapter("b", config)
     randomize(model, "a", seed=sum(map(ord, "a")), scale=0.3)
@@ -259,7 +259,7 @@ class Network(nn.Module):
 
 def network(*adapters, **config):
     torch.manual_seed(0)
-    config = CLSRConfig(**SMALL, target_modules=["lin0"], output_modules=["lin1"], **config)
+    config = CLSRConfig.paper(**SMALL, target_modules=["lin0"], output_modules=["lin1"], **config)
     model = get_peft_model(Network(), config, adapter_name=adapters[0])
     for adapter in adapters[1:]:
         model.add_adapter(adapter, config)
@@ -285,8 +285,8 @@ def test_a_mixed_batch_takes_the_modules_to_save_of_each_sample():
 
 
 def test_a_mixed_batch_in_generation_with_beams_takes_the_modules_to_save_of_each_sample(tiny_whisper, inputs):
-    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(**SMALL, modules_to_save=["out_proj"]), "ca")
-    model.add_adapter("uk", CLSRConfig(**SMALL, modules_to_save=["out_proj"]))
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig.paper(**SMALL, modules_to_save=["out_proj"]), "ca")
+    model.add_adapter("uk", CLSRConfig.paper(**SMALL, modules_to_save=["out_proj"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name:
@@ -333,7 +333,7 @@ def test_casting_of_inputs_can_be_switched_off():
 
 def test_without_initial_weights_every_token_goes_to_a_random_expert():
     torch.manual_seed(0)
-    config = CLSRConfig(**SMALL, target_modules=["lin0"], output_modules=["lin1"], init_weights=False)
+    config = CLSRConfig.paper(**SMALL, target_modules=["lin0"], output_modules=["lin1"], init_weights=False)
     base, X = Network(), torch.randn(40, 10)
     with torch.no_grad():
         expected = base(X)
@@ -346,5 +346,5 @@ def test_without_initial_weights_every_token_goes_to_a_random_expert():
 def test_an_adapter_of_another_method_may_be_there_first(tiny_whisper):
     whisper = tiny_whisper()
     inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), whisper, "lora")
-    inject_adapter_in_model(CLSRConfig(language="ca", gate_dim=4), whisper, "ca")
+    inject_adapter_in_model(CLSRConfig.paper(language="ca", gate_dim=4), whisper, "ca")
     assert any(isinstance(module, CLSRLayer) for module in whisper.modules())

@@ -162,7 +162,7 @@ def test_reentrant_checkpointing_gives_the_same_gradients_where_no_loss_needs_th
 
 def test_task_types_train_and_generate_with_a_language_a_sample(build, inputs):
     task_type = "SEQ_2_SEQ_LM" if build().config.is_encoder_decoder else "CAUSAL_LM"
-    config = CLSRConfig(**QUIET, gate_dim=8, task_type=task_type, init_weights=False)
+    config = CLSRConfig.paper(**QUIET, gate_dim=8, task_type=task_type, init_weights=False)
     model = get_peft_model(build(), config, adapter_name="ca")
     model.add_adapter("uk", config)
     with torch.no_grad():

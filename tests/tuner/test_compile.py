@@ -21,8 +21,8 @@ def fresh_compiler():
 def model(request, tiny_whisper):
     torch.manual_seed(0)
     base = tiny_whisper(init_std=0.2)
-    model = get_peft_model(base, CLSRConfig(gate_dim=8, expert_rank=request.param, **QUIET), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(gate_dim=8, **QUIET))
+    model = get_peft_model(base, CLSRConfig.paper(gate_dim=8, expert_rank=request.param, **QUIET), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig.paper(gate_dim=8, **QUIET))
     return randomize(model, scale=0.3).eval()
 
 
@@ -119,7 +119,7 @@ def test_generation_by_language_with_a_compiled_forward_gives_the_same_tokens(mo
     features = make_inputs(model)["input_features"]
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "cache_implementation": "static"}
     options |= {"input_features": features, "language": ["ca", "fr", "ro"]}
-    model.add_adapter("ro", CLSRConfig(gate_dim=8, **QUIET))
+    model.add_adapter("ro", CLSRConfig.paper(gate_dim=8, **QUIET))
     expected = model.generate(**options)
     whisper = model.get_base_model()
     whisper.forward = torch.compile(whisper.forward, backend="aot_eager", fullgraph=True)

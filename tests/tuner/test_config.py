@@ -11,7 +11,7 @@ from torch import nn
 
 from peft_clsr import CLSRConfig
 from peft_clsr.cli.config_file import arguments_in_file
-from peft_clsr.cli.train_options import expert_config, make_train_parser
+from peft_clsr.cli.train_options import ExpertArguments, expert_config, make_train_parser
 
 
 class MLP(nn.Module):
@@ -25,14 +25,13 @@ class MLP(nn.Module):
         return self.lin1(self.relu(self.lin0(x)))
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_command():
     config = CLSRConfig()
     assert config.language is None
     assert config.peft_type == "CLSR"
-    assert (config.gate_dim, config.gate_dropout, config.gate_noise) == (64, 0.1, 5.0)
-    assert (config.skip_gate_prob, config.gate_budget, config.budget_weight) == (0.2, 0.5, 1.0)
-    assert (config.expert_dropout, config.expert_rank, config.init_weights) == (0.3, None, True)
     assert config.max_audio_seconds is None
+    assert (config.straight_through, config.expert_rank, config.init_weights) == (True, 64, True)
+    assert config == CLSRConfig(**expert_config(ExpertArguments()))
 
 
 # Of the paper's experts and gates. They stay, whatever the defaults become.
@@ -217,7 +216,8 @@ def test_no_module_matched_is_pefts_own_error(tiny_whisper):
 def test_a_projection_that_is_not_linear_is_named(tiny_whisper):
     with pytest.raises((ValueError, TypeError), match="LayerNorm|layer_norm"):
         get_peft_model(
-            tiny_whisper(), CLSRConfig(target_modules=["self_attn_layer_norm"], output_modules=["final_layer_norm"])
+            tiny_whisper(),
+            CLSRConfig(target_modules=["self_attn_layer_norm"], output_modules=["final_layer_norm"]),
         )
 
 

@@ -65,8 +65,8 @@ def test_experts_on_an_offloaded_base_start_as_the_shared_network(plain, offload
     assert base.model.encoder.layers[1].fc1.weight.is_meta
     expected = logits_of(reference, inputs)
     torch.manual_seed(0)
-    model = get_peft_model(base, CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(**SMALL))
+    model = get_peft_model(base, CLSRConfig.paper(**SMALL, expert_rank=rank), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig.paper(**SMALL))
     experts = model.base_model.model.model.encoder.layers[1].fc1.clsr_expert
     assert torch.equal(experts["uk"].weight, reference.model.encoder.layers[1].fc1.weight)
     assert not any(p.is_meta for name, p in model.named_parameters() if "clsr_" in name)
@@ -79,7 +79,7 @@ def test_experts_on_an_offloaded_base_start_as_the_shared_network(plain, offload
 
 
 def test_an_adapter_trained_on_an_offloaded_base_loads_on_a_plain_one(plain, offloaded, inputs):
-    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca", **CA).train()
+    model = randomize(get_peft_model(offloaded(), CLSRConfig.paper(**SMALL), adapter_name="ca"), "ca", **CA).train()
     model(**inputs).loss.backward()
     assert all((p.grad is not None) == ("clsr_" in name) for name, p in model.named_parameters())
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
@@ -90,7 +90,7 @@ def test_an_adapter_trained_on_an_offloaded_base_loads_on_a_plain_one(plain, off
 
 
 def test_unloading_leaves_the_offloaded_base(plain, offloaded, inputs):
-    model = randomize(get_peft_model(offloaded(), CLSRConfig(**SMALL), adapter_name="ca"), "ca", **CA).eval()
+    model = randomize(get_peft_model(offloaded(), CLSRConfig.paper(**SMALL), adapter_name="ca"), "ca", **CA).eval()
     assert not torch.allclose(logits_of(model, inputs), logits_of(plain(), inputs), atol=1e-3)
     base = model.unload()
     assert base.model.encoder.layers[1].fc1.weight.is_meta
@@ -100,8 +100,8 @@ def test_unloading_leaves_the_offloaded_base(plain, offloaded, inputs):
 @adapters_on_the_disk
 @pytest.mark.parametrize("offloaded", ["disk"], indirect=True)
 def test_adapters_load_on_a_base_that_rests_on_the_disk(plain, offloaded, inputs):
-    model = get_peft_model(plain(), CLSRConfig(**SMALL), adapter_name="ca").eval()
-    model.add_adapter("uk", CLSRConfig(**SMALL))
+    model = get_peft_model(plain(), CLSRConfig.paper(**SMALL), adapter_name="ca").eval()
+    model.add_adapter("uk", CLSRConfig.paper(**SMALL))
     expected = {}
     for adapter in ("uk", "ca"):
         randomize(model, adapter, seed=sum(map(ord, adapter)), scale=0.3).set_adapter(adapter)
@@ -127,7 +127,7 @@ def test_adapters_load_on_a_base_that_rests_on_the_disk(plain, offloaded, inputs
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_an_adapter_on_the_meta_device_has_the_names_and_shapes_of_a_real_one(plain, rank):
-    config = CLSRConfig(**SMALL, expert_rank=rank)
+    config = CLSRConfig.paper(**SMALL, expert_rank=rank)
     shapes = {name: p.shape for name, p in get_peft_model(plain(), config, adapter_name="ca").named_parameters()}
     with torch.device("meta"):
         base = plain()

@@ -12,9 +12,9 @@ CODES = ["ca", "ro", "be", "bg", "el", "fr", "en", "uk"]
 
 @pytest.fixture
 def model(tiny_whisper):
-    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig(gate_dim=8), adapter_name=CODES[0])
+    model = get_peft_model(tiny_whisper(init_std=0.2), CLSRConfig.paper(gate_dim=8), adapter_name=CODES[0])
     for code in CODES[1:]:
-        model.add_adapter(code, CLSRConfig(gate_dim=8))
+        model.add_adapter(code, CLSRConfig.paper(gate_dim=8))
     return model.eval()
 
 

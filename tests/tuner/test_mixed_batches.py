@@ -15,9 +15,9 @@ def model(tiny_whisper):
     """Three adapters, one of them low-rank and one on the decoder only, each unlike the others."""
     torch.manual_seed(0)
     base = tiny_whisper(init_std=0.2)
-    model = get_peft_model(base, CLSRConfig(language="ca", gate_dim=8), adapter_name="ca")
-    model.add_adapter("uk", CLSRConfig(language="be", gate_dim=4, expert_rank=2))
-    model.add_adapter("far", CLSRConfig(gate_dim=8, exclude_modules=r".*encoder.*"))
+    model = get_peft_model(base, CLSRConfig.paper(language="ca", gate_dim=8), adapter_name="ca")
+    model.add_adapter("uk", CLSRConfig.paper(language="be", gate_dim=4, expert_rank=2))
+    model.add_adapter("far", CLSRConfig.paper(gate_dim=8, exclude_modules=r".*encoder.*"))
     return randomize(model, scale=0.3).eval()
 
 

@@ -56,7 +56,7 @@ def inputs():
 def test_a_fresh_adapter_changes_next_to_nothing(build, inputs, rank):
     with torch.no_grad():
         expected = build()(**inputs).logits
-        model = get_peft_model(build(), CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca").eval()
+        model = get_peft_model(build(), CLSRConfig.paper(**SMALL, expert_rank=rank), adapter_name="ca").eval()
         actual = model(**inputs).logits
     fc1 = model.base_model.model.model.encoder.layers[0].fc1
     if rank is None:
@@ -69,7 +69,7 @@ def test_a_fresh_adapter_changes_next_to_nothing(build, inputs, rank):
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_training_moves_the_adapter_alone_and_it_can_be_saved(build, inputs, tmp_path, rank):
-    model = get_peft_model(build(), CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca").train()
+    model = get_peft_model(build(), CLSRConfig.paper(**SMALL, expert_rank=rank), adapter_name="ca").train()
     fc1 = model.base_model.model.model.encoder.layers[0].fc1
     quantized = dequantize_module_weight(copy.deepcopy(fc1.base_layer)).clone()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -92,10 +92,10 @@ def test_training_moves_the_adapter_alone_and_it_can_be_saved(build, inputs, tmp
 
 
 def test_an_adapter_may_join_after_the_model_was_used(build, inputs):
-    model = get_peft_model(build(), CLSRConfig(**SMALL), adapter_name="ca").eval()
+    model = get_peft_model(build(), CLSRConfig.paper(**SMALL), adapter_name="ca").eval()
     with torch.no_grad():
         expected = model(**inputs).logits
-        model.add_adapter("uk", CLSRConfig(**SMALL))
+        model.add_adapter("uk", CLSRConfig.paper(**SMALL))
         assert torch.equal(model(**inputs).logits, expected)
         model.set_adapter("uk")
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
@@ -103,14 +103,14 @@ def test_an_adapter_may_join_after_the_model_was_used(build, inputs):
 
 def fresh_weights(build, rank):
     """The weights of an adapter on a base that has not run."""
-    model = get_peft_model(build(), CLSRConfig(**SMALL, expert_rank=rank), adapter_name="ca")
+    model = get_peft_model(build(), CLSRConfig.paper(**SMALL, expert_rank=rank), adapter_name="ca")
     return {name: p for name, p in model.named_parameters() if "clsr_expert" in name}
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_experts_can_be_added_to_a_base_that_has_run_and_leave_it_bit_identical(build, inputs, tmp_path, trained):
     base, expected_experts = build(), fresh_weights(build, None)
-    get_peft_model(build(), CLSRConfig(**SMALL), adapter_name="ca").save_pretrained(tmp_path)
+    get_peft_model(build(), CLSRConfig.paper(**SMALL), adapter_name="ca").save_pretrained(tmp_path)
     if trained:  # the base runs in training mode, too
         base.train()(**inputs)
         base.eval()
@@ -124,12 +124,12 @@ def test_experts_can_be_added_to_a_base_that_has_run_and_leave_it_bit_identical(
         state = getattr(base.model.encoder.layers[0].fc1.weight, "quant_state", None)
         # The state_dict() of bitsandbytes itself, which PEFT calls to load, breaks 4-bit weights packed for a CPU.
         is_packed = getattr(state, "packing_format_for_cpu", False)
-        model = get_peft_model(base, CLSRConfig(**SMALL), adapter_name="ca").eval()
+        model = get_peft_model(base, CLSRConfig.paper(**SMALL), adapter_name="ca").eval()
         for add in (
             lambda: None,
-            lambda: model.add_adapter("uk", CLSRConfig(**SMALL)),
+            lambda: model.add_adapter("uk", CLSRConfig.paper(**SMALL)),
             load,
-            lambda: model.add_adapter("de", CLSRConfig(**SMALL, expert_rank=2)),
+            lambda: model.add_adapter("de", CLSRConfig.paper(**SMALL, expert_rank=2)),
         ):
             add()
             with model.disable_adapter():
@@ -147,7 +147,7 @@ def test_experts_can_be_added_to_a_base_that_has_run_and_leave_it_bit_identical(
 def test_training_works_as_pefts_notebooks_prepare_a_quantized_base(build, inputs):
     def gradients(prepare):
         torch.manual_seed(0)
-        model = get_peft_model(prepare(build()), CLSRConfig(**SMALL), adapter_name="ca").train()
+        model = get_peft_model(prepare(build()), CLSRConfig.paper(**SMALL), adapter_name="ca").train()
         model(**inputs).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 

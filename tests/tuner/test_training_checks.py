@@ -63,7 +63,7 @@ WAYS = [
 def test_a_new_adapter_leaves_a_base_in_evaluation_mode_as_it_is(tiny_whisper, inputs, tmp_path, add, rank):
     base = tiny_whisper()
     before = logits_of(base, inputs)
-    model = add(base, CLSRConfig(**NOISY, expert_rank=rank), tmp_path)
+    model = add(base, CLSRConfig.paper(**NOISY, expert_rank=rank), tmp_path)
     set_gate_progress(model, 1.0)
     for _ in range(3):
         torch.testing.assert_close(logits_of(model, inputs), before, atol=1e-5, rtol=0)
@@ -75,7 +75,7 @@ def test_a_new_adapter_leaves_a_base_in_evaluation_mode_as_it_is(tiny_whisper, i
 @pytest.mark.parametrize("add", [add for add in WAYS if "load" not in add.__name__])  # loading calls model.eval()
 def test_an_adapter_on_a_base_in_training_mode_is_in_training_mode(tiny_whisper, tmp_path, add):
     base = tiny_whisper().train()
-    add(base, CLSRConfig(**SMALL), tmp_path)
+    add(base, CLSRConfig.paper(**SMALL), tmp_path)
     assert all(module.training for module in base.modules())
 
 
@@ -97,7 +97,9 @@ def messages_of(function):
 @pytest.mark.parametrize("add", [by_get_peft_model, by_add_adapter_of_transformers, by_inject_adapter_in_model])
 @pytest.mark.parametrize("straight_through", [False, True])
 def test_a_training_step_without_a_noise_schedule_is_named_once(tiny_whisper, batch, add, straight_through):
-    model = add(tiny_whisper(), CLSRConfig(language="ca", gate_dim=8, straight_through=straight_through), None).train()
+    model = add(
+        tiny_whisper(), CLSRConfig.paper(language="ca", gate_dim=8, straight_through=straight_through), None
+    ).train()
 
     def two_steps():
         for _ in range(2):
@@ -143,7 +145,7 @@ class Wrapper(nn.Module):
 
 @pytest.mark.parametrize("add", [by_get_peft_model, by_add_adapter_of_transformers, by_inject_adapter_in_model])
 def test_the_progress_of_every_kind_of_model_can_be_set(tiny_whisper, tmp_path, add):
-    model = add(tiny_whisper(), CLSRConfig(**SMALL), tmp_path)
+    model = add(tiny_whisper(), CLSRConfig.paper(**SMALL), tmp_path)
     for progress, wrapped in ((0.25, model), (1, Wrapper(model))):
         set_gate_progress(wrapped, progress)
         layers = [module for module in model.modules() if isinstance(module, CLSRLayer)]
@@ -177,7 +179,7 @@ def freeze_encoder(model):
 @pytest.mark.parametrize("rank", [None, 2])
 def test_frozen_encoder_experts_act_in_training_as_in_evaluation(tiny_whisper, batch, rank):
     torch.manual_seed(0)
-    model = by_add_adapter_of_transformers(tiny_whisper(), CLSRConfig(**NOISY, expert_rank=rank), None)
+    model = by_add_adapter_of_transformers(tiny_whisper(), CLSRConfig.paper(**NOISY, expert_rank=rank), None)
     randomize(model, scale=0.3)
     freeze_encoder(model)
     set_gate_progress(model, 1.0)

@@ -187,7 +187,7 @@ def test_fresh_adapter_equals_base(tiny_whisper, training, rank):
     base = tiny_whisper()
     inputs = make_inputs(base)
     model = clsr(tiny_whisper(), "ca", expert_rank=rank)
-    model.add_adapter("uk", CLSRConfig(**QUIET, language="be", gate_dim=4))
+    model.add_adapter("uk", CLSRConfig.paper(**QUIET, language="be", gate_dim=4))
     base.train(training)
     model.train(training)
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_unloaded_model_is_bit_identical_to_base(tiny_whisper):
 
 def test_training_one_language_leaves_base_and_other_language_untouched(tiny_whisper):
     model = randomize(clsr(tiny_whisper(), "ca"), "ca")
-    model.add_adapter("uk", CLSRConfig(**QUIET, gate_dim=8))
+    model.add_adapter("uk", CLSRConfig.paper(**QUIET, gate_dim=8))
     inputs = make_inputs(model)
     model.eval()
     with torch.no_grad():
@@ -809,7 +809,9 @@ def test_a_skipped_module_has_zero_gradients_not_none(tiny_whisper):
 
 @pytest.mark.performance
 def test_a_skipped_module_computes_its_gate_but_no_expert(tiny_whisper):
-    model = get_peft_model(tiny_whisper(), CLSRConfig(gate_dim=8, skip_gate_prob=1 - 1e-9), adapter_name="ca").train()
+    model = get_peft_model(
+        tiny_whisper(), CLSRConfig.paper(gate_dim=8, skip_gate_prob=1 - 1e-9), adapter_name="ca"
+    ).train()
     called = []
     for name, module in model.named_modules():
         if ".clsr_" in name and name.endswith(".ca"):

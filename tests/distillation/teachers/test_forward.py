@@ -63,7 +63,7 @@ def build(tiny_whisper, tmp_path):
         "lora": lambda: with_adapter(LoraConfig(target_modules=["q_proj", "fc1"], lora_dropout=0.5)),
         "lora of the output layer": lambda: with_adapter(LoraConfig(target_modules=["fc1", "proj_out"])),
         "lora with a task type": lambda: with_adapter(LoraConfig(target_modules=["q_proj"], task_type="SEQ_2_SEQ_LM")),
-        "clsr": lambda: with_adapter(CLSRConfig(gate_dim=8)),
+        "clsr": lambda: with_adapter(CLSRConfig.paper(gate_dim=8)),
         "8-bit": bitsandbytes,
         "8-bit output layer": with_8bit_output_layer,
         "torchao": torchao,
