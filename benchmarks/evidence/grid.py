@@ -29,7 +29,7 @@ GRID_LANGUAGES = ("ro", "be", "ru")  # with all methods; others as time allows
 TUNING_LANGUAGES, TUNING_FOLD = ("ro", "be"), 0
 _LOW_RANK: list[Candidate] = [(1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64)]
 CANDIDATES: dict[str, list[Candidate]] = {
-    FULL: [(1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None)],
+    FULL: [(1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None), (2e-4, None)],
     LORA: _LOW_RANK,
     EXPERT: _LOW_RANK,
     LORA_ATTENTION: [(5e-4, 32), (1e-3, 32), (2e-3, 32), (1e-3, 64)],
