@@ -35,7 +35,7 @@ class CLSRConfig(PeftConfig):
     A trainable expert stands beside each frozen feed-forward network (FFN), and a gate chooses between the two for
     each token (Ferraz et al., "Multilingual DistilWhisper", 2024; Zhang et al., "Share or Not?", ICLR 2021).
 
-    The defaults are for some hundred recordings, see docs/results. [`CLSRConfig.paper`] has the settings of the paper.
+    The defaults are for some hundred recordings (docs/results/index.md). [`CLSRConfig.paper`] has the paper's.
 
     Args:
         language (`str`, *optional*):
