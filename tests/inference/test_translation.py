@@ -19,7 +19,7 @@ def token(tiny_processor):
 def model(tiny_whisper):
     """Two languages, one of them with the option."""
     model = clsr(tiny_whisper(init_std=0.2), ("ca",), language="ca", **OPTION)
-    model.add_adapter("ro", CLSRConfig.paper(language="ro", gate_dim=8, expert_rank=2))
+    model.add_adapter("ro", CLSRConfig(language="ro", gate_dim=8, expert_rank=2))
     return randomize(model, scale=0.3, gate_scale=0.5).eval()
 
 
