@@ -127,16 +127,15 @@ def verdict(cell: dict[str, float] | None, trainings: Sequence[int]) -> str:
 def short_section(both: dict[str, Any], human: dict[str, Any], expected: int) -> list[str]:
     """Sentences that compare the experts with the aim: in the mean of the languages, and where the voice is human."""
     lines = []
-    for where, numbers in ((None, both), (language_name(HUMAN), human)):
+    for where, numbers in (("", both), (f"{language_name(HUMAN)}, ", human)):
         for label, entry in numbers.items():
             if label not in ("experts", TAUGHT_EXPERTS.label):
                 continue
             for reference in REFERENCES:
                 cell = entry.get(f"wer to {reference}")
                 if cell is not None:
-                    named = f"{where}, {label}" if where else label
-                    word = entry[f"verdict to {reference}"]
-                    lines.append(f"- **{named}, to {reference}: {word}**, {format_interval(cell, '+')} points of WER.")
+                    compared = f"{where}{label}, to {reference}: {entry[f'verdict to {reference}']}"
+                    lines.append(f"- **{compared}**, {format_interval(cell, '+')} points of WER.")
     if not lines:
         return ["## In short", "", "No experts are there yet to be compared.", ""]
     text = (
@@ -331,10 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "the voice is synthetic, this decides the mean."
         )
         lines += both_section(both, expected, "Mean of both domains", text)
-    if human:
-        text = "The same in the language that has a human voice out of domain."
-        lines += both_section(human, FOLDS, f"{language_name(HUMAN)}: mean of both domains", text)
-    if rows:
+        if human:
+            text = "The same in the language that has a human voice out of domain."
+            lines += both_section(human, FOLDS, f"{language_name(HUMAN)}: mean of both domains", text)
         lines += [*rates_section(numbers, languages), *abilities_section(abilities)]
     lines += [*runs_section(rows, missing), *tuning]
     (options.output_dir / f"{NAME}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
