@@ -47,8 +47,7 @@ from peft_clsr.evaluation.normalization import normalize_text
 from peft_clsr.whisper import context_seconds
 
 from .errors import evaluation_of
-from .folds import LANGUAGES as FOLD_LANGUAGES
-from .folds import WINDOWS, parts
+from .folds import GRID_LANGUAGES, WINDOWS, parts
 from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, LORAS, ZERO_SHOT
 from .runs import Run, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
@@ -87,13 +86,18 @@ def execute(run: Run, setup: Setup) -> str:
     """
     Train and measure a run, and write its results. One that has been validated is measured further from its weights.
 
+    Validation is for choices: a run of the second round has it only if it was a candidate.
+
     Returns:
         `str`: A line about it.
     """
     validated = setup.store.read(run)
+    splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
+    if run.fold < 0 or validated is not None:
+        splits.insert(0, "validation")
     if validated is not None and not is_measured(validated) and setup.store.weights(run).exists():
-        return _measure_all(run, setup, *load_run(run, setup, run.audio_seconds))
-    return _measure_all(run, setup, *_trained(run, setup))
+        return _measure_and_write(run, setup, *load_run(run, setup, run.audio_seconds), splits)
+    return _measure_and_write(run, setup, *_trained(run, setup), splits)
 
 
 def validate(run: Run, setup: Setup) -> str:
@@ -131,11 +135,6 @@ def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
     if run.method != ZERO_SHOT:
         write_bytes(trained, json.dumps(without_nan(result)).encode())
     return result, model, processor
-
-
-def _measure_all(run: Run, setup: Setup, result: Result, model: nn.Module, processor: Any) -> str:
-    splits = ["validation", "test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
-    return _measure_and_write(run, setup, result, model, processor, splits)
 
 
 def _measure_and_write(
@@ -283,7 +282,7 @@ def languages_of(run: Run) -> Sequence[str]:
     """The languages that a run is trained and measured on."""
     if run.language != ALL_LANGUAGES:
         return [run.language]
-    return LANGUAGES if run.fold < 0 else FOLD_LANGUAGES
+    return LANGUAGES if run.fold < 0 else GRID_LANGUAGES
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -451,7 +450,7 @@ def joined_recordings(run: Run, setup: Setup, processor: Any, language: str) -> 
 
 def others_untouched(run: Run, setup: Setup, model: nn.Module, processor: Any) -> bool:
     """`is_untouched` in the first language that is not the run's."""
-    language = next(other for other in FOLD_LANGUAGES if other != run.language)
+    language = next(other for other in GRID_LANGUAGES if other != run.language)
     return is_untouched(
         setup, model, load_split(setup, language, "test", processor, OTHER_RECORDINGS, run.fold), language
     )

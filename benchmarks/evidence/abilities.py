@@ -36,7 +36,7 @@ from benchmarks.comparison.experiment import (
     load_run,
     load_split,
 )
-from benchmarks.comparison.folds import FOLDS, LANGUAGES
+from benchmarks.comparison.folds import FOLDS, GRID_LANGUAGES, LANGUAGES
 from benchmarks.comparison.methods import EXPERTS, ZERO_SHOT
 from benchmarks.comparison.runs import Run
 from benchmarks.comparison.store import is_measured
@@ -45,7 +45,7 @@ from peft_clsr.cli.joined import transcribe_joined
 from peft_clsr.evaluation.times import time_errors
 
 from .ability_table import AbilityTable, key_of
-from .grid import GRID_LANGUAGES, GROUPS, Grid
+from .grid import GROUPS, Grid
 
 RECORDINGS = 100  # of a fold's test, at most: in the other language, and translated
 COMPARED = 25  # recordings whose logits are compared bit by bit

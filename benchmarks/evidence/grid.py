@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.comparison.folds import FOLD_SETTINGS, FOLDS
+from benchmarks.comparison.folds import FOLD_SETTINGS, FOLDS, GRID_LANGUAGES
 from benchmarks.comparison.methods import (
     CLSR,
     EXPERT,
@@ -24,7 +24,6 @@ from benchmarks.comparison.runs import Run
 from benchmarks.comparison.selection import best_candidate
 from benchmarks.comparison.store import ResultStore
 
-GRID_LANGUAGES = ("ro", "be", "ru")  # with all methods; others as time allows
 # Tuning is by WER in validation, mean over these, in this fold. Test recordings have no part in it.
 TUNING_LANGUAGES, TUNING_FOLD = ("ro", "be"), 0
 _LOW_RANK: list[Candidate] = [(1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64)]

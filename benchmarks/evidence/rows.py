@@ -16,7 +16,7 @@ from .ability_table import Abilities, AbilityTable, key_of
 from .estimates import Counts, counts_of, rate
 from .grid import GROUPS, METHODS, Grid
 
-TEACHER = "teacher, one for all languages"
+TEACHER = "teacher, one for the three languages"
 MAIN = [method.label for method in GROUPS["main"]]
 
 

@@ -75,7 +75,7 @@ def evidence_setup(tiny_whisper, tmp_path, monkeypatch):
                 lines.append(f"{place}.wav,floare {split} {place},{language},Flower")
             (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    settings = {"FULL_CONTEXT": EVIDENCE_SECONDS, "MAX_NEW_TOKENS_OF_LONG": 8, "FOLD_LANGUAGES": ("ro", "ca")}
+    settings = {"FULL_CONTEXT": EVIDENCE_SECONDS, "MAX_NEW_TOKENS_OF_LONG": 8, "GRID_LANGUAGES": ("ro", "ca")}
     for name, value in settings.items():
         monkeypatch.setattr(experiment, name, value)
     monkeypatch.setattr("benchmarks.comparison.folds.VALIDATION", 2)

@@ -309,12 +309,12 @@ def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain
     made = small(grid.Grid(setup.store).run(method, "ro", 1, {"learning_rate": 1e-2, "rank": rank}))
     execute(made, setup)
     result = setup.store.read(made)
-    assert set(result["evaluations"]) == {"validation", "test", "joined", "out_of_domain"}
-    assert [len(result["evaluations"][split]["utterances"]) for split in ("validation", "test", "joined")] == [2, 4, 1]
+    assert set(result["evaluations"]) == {"test", "joined", "out_of_domain"}  # nothing is chosen by it
+    assert [len(result["evaluations"][split]["utterances"]) for split in ("test", "joined")] == [4, 1]
     words = {split: sum(row[3] for row in result["evaluations"][split]["utterances"]) for split in ("test", "joined")}
     assert words == {"test": 12, "joined": 12}
     assert result["others_untouched"] == (name in ("zero-shot", "expert"))
-    assert set(result["gates"]) == ({"validation"} if name == "expert" else set())
+    assert result["gates"] == {}
     if name == "zero-shot":
         return
     assert result["train_utterances"] == 6 and result["train_steps"] >= 4
@@ -335,13 +335,16 @@ def test_a_run_that_was_validated_is_measured_further_from_its_weights(name, set
     validate(made, setup)
     validated = setup.store.read(made)
     assert set(validated["evaluations"]) == {"validation"} and "others_untouched" not in validated
+    assert [len(evaluation["utterances"]) for evaluation in validated["evaluations"].values()] == [2]
+    assert set(validated["gates"]) == ({"validation"} if name == "expert" else set())
     setup.store.collect({made: "tuning"})
     monkeypatch.setattr(experiment, "train", None)
     execute(made, setup)
     result = setup.store.read(made)
-    for part in ("evaluations", "gates", "others_untouched", "train_steps", "settings"):
+    assert result["evaluations"] == validated["evaluations"] | expected["evaluations"]
+    for part in ("others_untouched", "train_steps", "settings"):
         assert result[part] == expected[part], part
-    assert result["seconds"] > validated["seconds"]
+    assert result["gates"] == validated["gates"] and result["seconds"] > validated["seconds"]
 
 
 def test_a_run_that_was_stopped_while_it_was_measured_is_not_trained_again(setup, monkeypatch):
@@ -379,9 +382,7 @@ def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch
     result = setup.store.read(small(teacher))
     assert result["train_utterances"] == 2 * 6
     assert set(result["evaluations"]) == {
-        f"{language} {split}"
-        for language in ("ro", "ca")
-        for split in ("validation", "test", "joined", "out_of_domain")
+        f"{language} {split}" for language in ("ro", "ca") for split in ("test", "joined", "out_of_domain")
     }
     tuned = {"learning_rate": 1e-2, "rank": 4, "kd_decay": True}
     made = small(grid.Grid(setup.store).run(grid.TAUGHT_EXPERTS, "ro", 1, tuned))
