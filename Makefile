@@ -159,7 +159,7 @@ evidence: $(TEST_ENV)
 
 # All steps of it for a few training steps, with the method that demo-smoke does not have.
 evidence-smoke: $(TEST_ENV)
-	$(BIN)/python -m benchmarks.evidence.speech --cache_dir $(CACHE) --languages ro be ca
+	$(BIN)/python -m benchmarks.evidence.speech --cache_dir $(CACHE) --languages ro be ru ca
 	rm -rf runs/smoke/evidence
 	$(BIN)/python -m benchmarks.evidence.run --groups main --methods zero-shot full --languages ro --folds 0 \
 		--jobs 2 --max_steps 2 --max_utterances 4 --results_dir runs/smoke/evidence/results --work_dir runs/smoke/evidence

@@ -32,14 +32,18 @@ def made_up_results(made, wer=None):
 
 
 def write_tuning(made):
-    """Results of all runs that tune a grid. Returns them."""
-    runs = [each for group in ("main", "kd", "more") for each in made.tuning(group)]
-    for each in runs:
-        made.store.write(each, made_up_results(each))
-    taught = made.taught_candidates()
-    for each in taught:
-        made.store.write(each, made_up_results(each))
-    return [*runs, *taught]
+    """Results of all runs that tune a grid; those in the final language have been validated alone."""
+    for tuning in (made.tuning, made.finals, made.taught_tuning, made.taught_finals):
+        for each in [each for group in ("main", "kd", "more") for each in tuning(group)]:
+            result = made_up_results(each)
+            if tuning in (made.finals, made.taught_finals):
+                result["evaluations"] = {"validation": result["evaluations"]["validation"]}
+            made.store.write(each, result)
+
+
+def tuning_of(made, *groups):
+    """The runs that tune groups, without those of the distillation."""
+    return [each for group in groups for runs in (made.tuning, made.finals) for each in runs(group)]
 
 
 def small(made, **changes):

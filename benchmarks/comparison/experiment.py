@@ -86,23 +86,33 @@ def execute(run: Run, setup: Setup) -> str:
     """
     Train and measure a run, and write its results. One that has been validated is measured further from its weights.
 
-    Validation is for choices: a run of the second round has it only if it was a candidate.
+    Validation is for choices: a run of the second round has it only if it was a candidate. A run that has results but
+    no weights is trained again, and keeps its results.
 
     Returns:
         `str`: A line about it.
     """
-    validated = setup.store.read(run)
+    known = setup.store.read(run)
+    if known is not None and is_measured(known) and not setup.store.weights(run).exists():
+        _trained(run, setup)
+        setup.store.trained_file(run).unlink(missing_ok=True)
+        return f"{run.name}: trained again, for its weights"
     splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
-    if run.fold < 0 or validated is not None:
+    if run.fold < 0 or known is not None:
         splits.insert(0, "validation")
-    if validated is not None and not is_measured(validated) and setup.store.weights(run).exists():
-        return _measure_and_write(run, setup, *load_run(run, setup, run.audio_seconds), splits)
-    return _measure_and_write(run, setup, *_trained(run, setup), splits)
+    return _measure_and_write(run, setup, *_loaded_or_trained(run, setup), splits)
 
 
 def validate(run: Run, setup: Setup) -> str:
     """Train a run and measure it in validation alone, for a choice; write its results. Returns a line about it."""
-    return _measure_and_write(run, setup, *_trained(run, setup), splits=["validation"])
+    return _measure_and_write(run, setup, *_loaded_or_trained(run, setup), splits=["validation"])
+
+
+def _loaded_or_trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
+    """`load_run` where there are results and weights, else `_trained`."""
+    if setup.store.read(run) is not None and setup.store.weights(run).exists():
+        return load_run(run, setup, run.audio_seconds)
+    return _trained(run, setup)
 
 
 def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:

@@ -156,20 +156,17 @@ def tuning_runs(results: Sequence[Result], method: str, teacher: str | None) -> 
     ]
 
 
-def best_candidate(
-    rates: dict[Candidate, dict[str, float]], languages: Sequence[str] = TUNING_LANGUAGES
-) -> Candidate | None:
+def best_candidate(rates: dict[Candidate, dict[str, float]]) -> Candidate | None:
     """
     The candidate with the lowest WER on the validation split, mean over the tuning languages. Ties go to the first.
 
     Args:
         rates (`dict`): WER by learning rate and rank, then language. Candidates that lack a language do not count.
-        languages (`Sequence[str]`, *optional*): The tuning languages.
     """
     means = {
-        candidate: np.mean([by_language[language] for language in languages])
+        candidate: np.mean([by_language[language] for language in TUNING_LANGUAGES])
         for candidate, by_language in rates.items()
-        if set(languages) <= set(by_language)
+        if set(TUNING_LANGUAGES) <= set(by_language)
     }
     return min(means, key=means.get) if means else None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from benchmarks.comparison.folds import FOLD_SETTINGS, FOLDS, GRID_LANGUAGES
@@ -21,11 +22,12 @@ from benchmarks.comparison.methods import (
     Candidate,
 )
 from benchmarks.comparison.runs import Run
-from benchmarks.comparison.selection import best_candidate
 from benchmarks.comparison.store import ResultStore
 
 # Tuning is by WER in validation, mean over these, in this fold. Test recordings have no part in it.
 TUNING_LANGUAGES, TUNING_FOLD = ("ro", "be"), 0
+# The best candidates are compared in one more language: validation in two does not tell close ones apart.
+FINALISTS, FINAL_LANGUAGE = 2, "ru"
 _LOW_RANK: list[Candidate] = [(1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64)]
 CANDIDATES: dict[str, list[Candidate]] = {
     FULL: [(1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None), (2e-4, None)],
@@ -92,7 +94,7 @@ class Grid:
         languages (`Sequence[str]`): Languages.
         folds (`Sequence[int]`, *optional*): Folds.
         names (`Sequence[str]`, *optional*): Names of methods.
-        max_steps (`int`, *optional*): Of each training; all by default.
+        max_steps (`int`, *optional*): Of each training, for a trial, which has `FINALISTS` candidates alone.
     """
 
     def __init__(
@@ -113,9 +115,10 @@ class Grid:
     def candidates(self, name: str) -> list[Run]:
         """The runs that try the candidates of a method, or of the one that it is tuned as."""
         tried = TUNED_AS.get(name, name)
+        candidates = CANDIDATES[tried] if self.max_steps < 0 else CANDIDATES[tried][:FINALISTS]
         return [
             self.run(Method(tried, ""), language, TUNING_FOLD, {"learning_rate": learning_rate, "rank": rank})
-            for learning_rate, rank in CANDIDATES[tried]
+            for learning_rate, rank in candidates
             for language in TUNING_LANGUAGES
         ]
 
@@ -137,37 +140,66 @@ class Grid:
         """True if a method of the group has a teacher."""
         return any(method.taught for method in self.methods(group))
 
+    def tuned_names(self, group: str) -> list[str]:
+        """The methods of a group whose learning rates and ranks are chosen."""
+        names = [method.name for method in self.methods(group) if method != UNCHANGED]
+        return [*dict.fromkeys(names + [EXPERT] * self.is_taught(group))]
+
     def tuning(self, group: str) -> list[Run]:
         """The runs that choose the learning rates and ranks of a group."""
-        names = [method.name for method in self.methods(group) if method != UNCHANGED]
-        names += [EXPERT] * self.is_taught(group)
-        return [run for name in dict.fromkeys(names) for run in self.candidates(name)]
+        return [run for name in self.tuned_names(group) for run in self.candidates(name)]
+
+    def finals(self, group: str) -> list[Run]:
+        """The runs of the best candidates of `tuning` in the final language."""
+        return [run for name in self.tuned_names(group) for run in self._finals(self._tried(name))]
 
     def taught_tuning(self, group: str) -> list[Run]:
         """The runs that choose the distillation of a group; see `taught_candidates`."""
         return self.taught_candidates() if self.is_taught(group) else []
 
+    def taught_finals(self, group: str) -> list[Run]:
+        """The runs of the best candidates of `taught_tuning` in the final language."""
+        return [*self._finals(self._taught_tried())] if self.is_taught(group) else []
+
     def chosen(self, name: str) -> Candidate:
         """
-        Learning rate and rank of the lowest WER in validation, mean over the tuning languages. Ties go to the first.
+        Learning rate and rank of the lowest WER in validation. Ties go to the first.
+
+        The mean over the tuning languages chooses the finalists, and that over these and the final language the best.
 
         Raises:
             ValueError: a tuning run has no results.
         """
-        return self._best({run: (run.learning_rate, run.rank) for run in self.candidates(name)})
+        return self._best(self._tried(name))
 
     def chosen_distillation(self) -> Distillation:
         """The candidate of the lowest WER in validation, as `chosen`."""
-        return self._best({run: (run.kd_weight, run.kd_decay) for run in self.taught_candidates()})
+        return self._best(self._taught_tried())
 
-    def _best(self, candidates: Mapping[Run, Any]) -> Any:
-        rates: dict[Any, dict[str, float]] = {}
-        for run, candidate in candidates.items():
+    def _tried(self, name: str) -> dict[Run, Candidate]:
+        return {run: (run.learning_rate, run.rank) for run in self.candidates(name)}
+
+    def _taught_tried(self) -> dict[Run, Distillation]:
+        return {run: (run.kd_weight, run.kd_decay) for run in self.taught_candidates()}
+
+    def _finals(self, tried: Mapping[Run, Any]) -> dict[Run, Any]:
+        best = self._ranked(tried)[:FINALISTS]
+        return {replace(run, language=FINAL_LANGUAGE): each for run, each in tried.items() if each in best}
+
+    def _best(self, tried: Mapping[Run, Any]) -> Any:
+        finals = self._finals(tried)
+        first = {run: candidate for run, candidate in tried.items() if candidate in finals.values()}
+        return self._ranked(first | finals)[0]
+
+    def _ranked(self, tried: Mapping[Run, Any]) -> list[Any]:
+        """Candidates by the mean WER in validation of their runs."""
+        rates: dict[Any, list[float]] = {}
+        for run, candidate in tried.items():
             results = self.store.read(run)
-            if results is None:
+            if results is None or "validation" not in results["evaluations"]:
                 raise ValueError(f"{run.name} has no results in {self.store.table_dir}: run its group again")
-            rates.setdefault(candidate, {})[run.language] = results["evaluations"]["validation"]["wer"]
-        return best_candidate(rates, TUNING_LANGUAGES)
+            rates.setdefault(candidate, []).append(results["evaluations"]["validation"]["wer"])
+        return sorted(rates, key=lambda candidate: mean(rates[candidate]))
 
     def tuned(self, method: Method) -> dict[str, Any]:
         """

@@ -16,6 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,18 @@ from benchmarks.comparison.store import ResultStore
 from .ability_report import abilities_section, ability_numbers
 from .estimates import difference
 from .figure import draw
-from .grid import CANDIDATES, DISTILLATIONS, METHODS, TAUGHT_EXPERTS, TUNING_FOLD, TUNING_LANGUAGES, UNCHANGED, Grid
+from .grid import (
+    CANDIDATES,
+    DISTILLATIONS,
+    FINAL_LANGUAGE,
+    FINALISTS,
+    METHODS,
+    TAUGHT_EXPERTS,
+    TUNING_FOLD,
+    TUNING_LANGUAGES,
+    UNCHANGED,
+    Grid,
+)
 from .rows import TEACHER, Row, common_languages, mean, read_rows
 
 SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
@@ -213,7 +225,8 @@ def tuning_section(grid: Grid) -> list[str]:
     """Empty if nothing has been tried."""
 
     def wer(runs: Sequence[Run]) -> list[float]:
-        found = [grid.store.read(run) for run in runs]
+        """That of the tuning languages and the final one."""
+        found = [grid.store.read(run) for run in (*runs, *(replace(run, language=FINAL_LANGUAGE) for run in runs[:1]))]
         return [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
 
     def mark(value: float | None, values: Sequence[float | None]) -> str:
@@ -244,13 +257,15 @@ def tuning_section(grid: Grid) -> list[str]:
             columns = [NONE if math.isnan(rate) else percent(rate) for rate in rates]
             rows.append([label, text, *columns, choice])
     text = (
-        f"WER in validation, %, fold {TUNING_FOLD}. The lowest mean of both languages is chosen; of equal ones the "
-        "first. Test recordings have no part in it. Taught rows have the learning rate and rank of the untaught, and "
-        "the distillation chosen for taught experts. Experts with noise that falls have the settings of experts."
+        f"WER in validation, %, fold {TUNING_FOLD}. The {FINALISTS} candidates of the lowest mean in "
+        f"{' and '.join(map(language_name, TUNING_LANGUAGES))} are compared in {language_name(FINAL_LANGUAGE)} too. "
+        "The lowest mean of all is chosen, of equal ones the first. Test recordings have no part in it. Taught rows "
+        "have the learning rate and rank of the untaught, and the distillation chosen for taught experts. Experts "
+        "with noise that falls have the settings of experts."
     )
     if not rows:
         return []
-    return ["## Tuning", "", text, "", *table(["method", "candidate", *TUNING_LANGUAGES, ""], rows)]
+    return ["## Tuning", "", text, "", *table(["method", "candidate", *TUNING_LANGUAGES, FINAL_LANGUAGE, ""], rows)]
 
 
 def or_none(function: Callable[[], Any]) -> Any:

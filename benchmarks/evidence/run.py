@@ -54,9 +54,9 @@ def main() -> None:
     studies: dict[Run, str] = {}
 
     def lacks(run: Run, is_tuning: bool) -> bool:
-        """True if the run has no results: of validation for tuning, of all splits otherwise. Teachers need weights."""
+        """True if the run has no results: of validation for tuning, of the test otherwise. Teachers need weights."""
         results = store.read(run)
-        if results is None or not (is_tuning or is_measured(results)):
+        if results is None or not ("validation" in results["evaluations"] if is_tuning else is_measured(results)):
             return True
         return run.language == ALL_LANGUAGES and not store.weights(run).exists()
 
@@ -82,9 +82,8 @@ def main() -> None:
         return do_all("teacher", teachers) and do_all(study, runs)
 
     def do_group(group: str) -> bool:
-        if not do("tuning", grid.tuning(group)) or not do("tuning", grid.taught_tuning(group)):
-            return False
-        return do(group, grid.runs(group))
+        tuning = (grid.tuning, grid.finals, grid.taught_tuning, grid.taught_finals)  # each follows from the one before
+        return all(do("tuning", runs(group)) for runs in tuning) and do(group, grid.runs(group))
 
     with make_pool(arguments.jobs, setup) as pool:
         all(do_group(group) for group in arguments.groups)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from evidence_runs import made_up_results, small, write_tuning
+from evidence_runs import made_up_results, small, tuning_of, write_tuning
 from safetensors.torch import load_file
 
 from benchmarks.comparison import compare, experiment
@@ -122,6 +122,8 @@ def test_each_method_has_as_many_passes_and_is_tuned_on_validation_in_one_fold(s
     assert tried == {name: 2 * len(candidates) for name, candidates in grid.CANDIDATES.items()}
     assert len(grid.CANDIDATES["lora"]) == len(grid.CANDIDATES["expert"])
     assert made.tuning("gates") == made.candidates("expert")
+    trial = grid.Grid(store, max_steps=2)
+    assert len(trial.candidates("full")) == 2 * grid.FINALISTS < len(made.candidates("full"))
 
 
 def test_the_lowest_validation_wer_chooses_learning_rates_for_taught_rows_too(tuned):
@@ -129,7 +131,13 @@ def test_the_lowest_validation_wer_chooses_learning_rates_for_taught_rows_too(tu
     other = next(each for each in tuned.candidates("lora") if each.rank == 64)
     for language in ("ro", "be"):
         tuned.store.write(replace(other, language=language), made_up_results(other, 0.01))
+    with pytest.raises(ValueError, match="ru_lora_.*rank=64.* has no results"):  # it is compared in Russian first
+        tuned.chosen("lora")
+    tuned.store.write(replace(other, language="ru"), made_up_results(other, 0.01))
     assert tuned.chosen("lora") == (2e-3, 64)
+    tuned.store.write(replace(other, language="ru"), made_up_results(other, 3.0))
+    assert tuned.chosen("lora") == (4e-3, 32)
+    tuned.store.write(replace(other, language="ru"), made_up_results(other, 0.01))
     taught = tuned.runs("kd")
     assert {(each.teacher, each.learning_rate, each.rank) for each in taught} == {
         ("finetuned", *tuned.chosen("expert"))
@@ -144,14 +152,15 @@ def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
     assert len(tried) == len(set(tried)) == 2 * len(grid.DISTILLATIONS)
     assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
     assert tuned.chosen_distillation() == (8.0, False)
-    for each in tried:
+    for each in (*tried, *tuned.taught_finals("kd")):
         if (each.kd_weight, each.kd_decay) == (8.0, True):
             tuned.store.write(each, made_up_results(each, 0.01))
     for group in ("kd", "more"):
         taught = [each for each in tuned.runs(group) if each.teacher]
         assert {(each.kd_weight, each.kd_decay) for each in taught} == {(8.0, True)}
-    assert set(tuned.taught_tuning("main")) == set()
-    assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
+    assert tuned.taught_tuning("main") == tuned.taught_finals("main") == []
+    tried += tuned.taught_finals("kd")
+    assert len([each for each in tuned.runs("kd") if each in tried]) == 3  # the chosen ones are not trained again
 
 
 def test_runs_without_a_teacher_are_those_of_before(tuned):
@@ -221,7 +230,8 @@ def pretended(tmp_path, monkeypatch):
     return call
 
 
-TUNED = sum(2 * len(grid.CANDIDATES[name]) for name in ("full", "lora", "expert"))  # runs of main's tuning
+FIRST = sum(2 * len(grid.CANDIDATES[name]) for name in ("full", "lora", "expert"))  # runs of main's tuning
+TUNED = FIRST + 3 * grid.FINALISTS  # and those in one more language
 
 
 def test_the_command_does_what_is_missing_teachers_before_those_they_teach(pretended, store):
@@ -230,7 +240,7 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     validated = [made for task, made in done if task == "validate"]
     executed = [made for task, made in done if task == "execute"]
     # Tuning, and that of the distillation; main and taught in two folds, and the teachers of these.
-    assert len(validated) == len(set(validated)) == TUNED + 6
+    assert len(validated) == len(set(validated)) == TUNED + 6 + grid.FINALISTS
     assert len(executed) == len(set(executed)) == 8 + 2 + 2
     assert len(set(validated) & set(executed)) == 3 + 1  # the chosen ones are measured further
     teachers = [made for made in executed if made.language == "all"]
@@ -238,7 +248,7 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     places = [made for _, made in done]
     assert places.index(teachers[1]) > max(places.index(made) for made in validated)
     assert pretended(*arguments) == []
-    assert len(read_table(store.table_dir)) == TUNED + 6 + 12 - 4  # collected as they come
+    assert len(read_table(store.table_dir)) == TUNED + 6 + grid.FINALISTS + 12 - 4  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
@@ -263,7 +273,7 @@ def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, cap
     arguments = ("--groups", "main", "--languages", "ro", "--folds", 0)
     assert pretended(*arguments, "--budget_minutes", 0) == []
     told = capsys.readouterr().out
-    assert f"tuning: the time is over; {TUNED} runs are left. The same command goes on there." in told
+    assert f"tuning: the time is over; {FIRST} runs are left. The same command goes on there." in told
     assert len(pretended(*arguments)) == TUNED + 4
 
 
@@ -455,7 +465,7 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
         if each != left_out:
             store.write(each, made_up_results(each, {"zero-shot": 0.9, "lora": 0.5, "expert": 0.4}.get(each.method)))
     every = {**dict.fromkeys(runs, "main"), teacher_run(fold=0): "teacher"}
-    store.collect(every | {each: "tuning" for group in grid.GROUPS for each in tuned.tuning(group)})
+    store.collect(every | dict.fromkeys(tuning_of(tuned, *grid.GROUPS), "tuning"))
     for folder in ("one", "two"):
         report.main(["--results_dir", str(store.results_dir), "--output_dir", str(tmp_path / folder)])
     names = ["second-round.json", "second-round.md", "second-round.png"]
@@ -508,16 +518,20 @@ def report_of(store, runs, tmp_path):
 
 
 def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_methods_have(tuned, tmp_path):
-    tried = [each for group in grid.GROUPS for each in tuned.tuning(group)]
     for each in tuned.candidates("lora"):
         if (each.learning_rate, each.rank) == (2e-3, 32):
             tuned.store.write(each, made_up_results(each, 0.3))
+    for each in tuned.finals("main"):
+        if each.method == "lora" and each.learning_rate == 2e-3:
+            result = made_up_results(each, 0.3)
+            tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+    tried = tuning_of(tuned, *grid.GROUPS)
     first = tuned.runs("main")[:6]  # Romanian, and two methods of Belarusian; tuning has both of fold 0
     for each in first:
         tuned.store.write(each, made_up_results(each, 0.3))
     text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
     assert "**Not complete: 14 of 99 runs are there.**" in text and "taught experts: tuning" in text
-    assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | chosen |" in text
+    assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | 30.0 | chosen |" in text
     assert numbers["both domains"]["LoRA"]["trainings"] == 2
     assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
     assert "too early: 2 of 9 trainings" in text and "better" not in re.sub("is better", "", text)
@@ -532,8 +546,8 @@ def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
         tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
     text, _ = report_of(tuned.store, tried, tmp_path)
     assert "**Not complete: 0 of 99 runs are there.**" in text and "No experts are there yet" in text
-    assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 |  |" in text
-    assert "whisper, unchanged: all; full fine-tuning: all; LoRA: tuning" in text
+    assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 | - |  |" in text
+    assert "whisper, unchanged: all; full fine-tuning: tuning; LoRA: tuning" in text
     assert not (tmp_path / "out" / "second-round.png").exists()
 
 
@@ -543,7 +557,7 @@ def test_the_figure_names_methods_and_marks_those_that_lack_trainings(tuned, tmp
     runs = tuned.runs("main")
     for each in runs[:-1]:
         tuned.store.write(each, made_up_results(each, 0.9 if each.method == "zero-shot" else 0.5))
-    report_of(tuned.store, [*runs[:-1], *tuned.tuning("main"), *tuned.tuning("kd")], tmp_path)
+    report_of(tuned.store, [*runs[:-1], *tuning_of(tuned, "main", "kd")], tmp_path)
     ((points, unchanged),) = drawn
     assert unchanged == pytest.approx(90)
     names = [(point["label"], point["has_experts"]) for point in points]
@@ -564,7 +578,7 @@ def test_abilities_are_tabled_with_intervals_and_differences_to_the_unchanged_mo
         }
         table.write(each, abilities | ({"shared_decoder": [[10, 10, 10] * 6]} if expert else {}))
     table.collect(runs)
-    text, numbers = report_of(tuned.store, [*runs, *tuned.tuning("main")], tmp_path)
+    text, numbers = report_of(tuned.store, [*runs, *tuning_of(tuned, "main")], tmp_path)
     assert "## Untouched ability" in text
     lora, experts = (numbers["abilities"][label]["mean"] for label in ("LoRA", "experts"))
     assert lora["other_wer to unchanged"] == {"value": 0.25, "low": 0.25, "high": 0.25}
