@@ -19,7 +19,6 @@ from benchmarks.comparison.methods import (
     METHOD_SETTINGS,
     STRAIGHT,
     ZERO_SHOT,
-    Candidate,
 )
 from benchmarks.comparison.runs import Run
 from benchmarks.comparison.store import ResultStore
@@ -27,31 +26,45 @@ from benchmarks.comparison.store import ResultStore
 # Tuning is by WER in validation, mean over these, in this fold. Test recordings have no part in it.
 TUNING_LANGUAGES, TUNING_FOLD = ("ro", "be"), 0
 # The best candidates are compared in one more language: validation in two does not tell close ones apart.
-FINALISTS, FINAL_LANGUAGE = 2, "ru"
-_LOW_RANK: list[Candidate] = [(1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64)]
-CANDIDATES: dict[str, list[Candidate]] = {
-    FULL: [(1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None), (2e-4, None)],
+FINALISTS, FINAL_LANGUAGE = 3, "ru"
+Settings = dict[str, Any]  # of `Run`
+
+
+def _candidates(*pairs: tuple[float, int | None]) -> list[Settings]:
+    return [{"learning_rate": learning_rate, "rank": rank} for learning_rate, rank in pairs]
+
+
+# Gates that are held open, so that all tokens train the expert, and nothing is dropped: almost a LoRA.
+HELD_OPEN = {"budget_weight": 1.0, "expert_dropout": 0.0}
+_LOW_RANK = _candidates((1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64))
+_FULL_EXPERTS = _candidates((1e-4, None), (2e-4, None), (5e-4, None))
+CANDIDATES: dict[str, list[Settings]] = {
+    FULL: _candidates((1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None), (2e-4, None)),
     LORA: _LOW_RANK,
-    EXPERT: _LOW_RANK,
-    LORA_ATTENTION: [(5e-4, 32), (1e-3, 32), (2e-3, 32), (1e-3, 64)],
-    CLSR: [(1e-4, None), (2e-4, None), (5e-4, None)],
-    FULL_EXPERT: [(1e-4, None), (2e-4, None), (5e-4, None)],
+    EXPERT: [*_LOW_RANK, {"learning_rate": 2e-3, "rank": 32, **HELD_OPEN}],
+    LORA_ATTENTION: _candidates((5e-4, 32), (1e-3, 32), (2e-3, 32), (1e-3, 64)),
+    CLSR: _FULL_EXPERTS,
+    FULL_EXPERT: _FULL_EXPERTS,
 }
 # A method that is not tuned on its own takes the learning rate and rank of another one.
 TUNED_AS = {STRAIGHT: EXPERT}
 
-# How strong the teacher is: weight of the distillation, and True if it falls to 0 over the training.
-Distillation = tuple[float, bool]
-DISTILLATIONS: list[Distillation] = [(2.0, False), (8.0, False), (8.0, True)]
+# How strong the teacher is: weight of the distillation, and if it falls to 0 over the training.
+DISTILLATIONS: list[Settings] = [
+    {"kd_weight": 2.0, "kd_decay": False},
+    {"kd_weight": 8.0, "kd_decay": False},
+    {"kd_weight": 8.0, "kd_decay": True},
+]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables. Taught rows have the learning rate and rank of the untaught one."""
+    """A row of the tables. Taught rows are tuned as the untaught one."""
 
     name: str  # of `methods.METHODS`
     label: str
     taught: bool = False
+    fixed: Settings | None = None  # in place of those that tuning chooses
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,7 +85,10 @@ GROUPS: dict[str, list[Method]] = {
         Method(EXPERT, "experts"),
     ],
     "kd": [TAUGHT_EXPERTS],
-    "gates": [Method(STRAIGHT, "experts, noise that falls")],
+    "gates": [
+        Method(EXPERT, "experts, gates that may close", fixed=_LOW_RANK[-1]),
+        Method(STRAIGHT, "experts, noise that falls"),
+    ],
     "more": [
         Method(LORA_ATTENTION, "LoRA, attention too"),
         Method(FULL_EXPERT, "full experts"),
@@ -117,8 +133,8 @@ class Grid:
         tried = TUNED_AS.get(name, name)
         candidates = CANDIDATES[tried] if self.max_steps < 0 else CANDIDATES[tried][:FINALISTS]
         return [
-            self.run(Method(tried, ""), language, TUNING_FOLD, {"learning_rate": learning_rate, "rank": rank})
-            for learning_rate, rank in candidates
+            self.run(Method(tried, ""), language, TUNING_FOLD, settings)
+            for settings in candidates
             for language in TUNING_LANGUAGES
         ]
 
@@ -131,8 +147,8 @@ class Grid:
         """
         tuned = self.tuned(Method(EXPERT, ""))
         return [
-            self.run(TAUGHT_EXPERTS, language, TUNING_FOLD, tuned | {"kd_weight": weight, "kd_decay": decays})
-            for weight, decays in DISTILLATIONS
+            self.run(TAUGHT_EXPERTS, language, TUNING_FOLD, tuned | distillation)
+            for distillation in DISTILLATIONS
             for language in TUNING_LANGUAGES
         ]
 
@@ -142,7 +158,7 @@ class Grid:
 
     def tuned_names(self, group: str) -> list[str]:
         """The methods of a group whose learning rates and ranks are chosen."""
-        names = [method.name for method in self.methods(group) if method != UNCHANGED]
+        names = [method.name for method in self.methods(group) if method != UNCHANGED and method.fixed is None]
         return [*dict.fromkeys(names + [EXPERT] * self.is_taught(group))]
 
     def tuning(self, group: str) -> list[Run]:
@@ -151,7 +167,7 @@ class Grid:
 
     def finals(self, group: str) -> list[Run]:
         """The runs of the best candidates of `tuning` in the final language."""
-        return [run for name in self.tuned_names(group) for run in self._finals(self._tried(name))]
+        return [run for name in self.tuned_names(group) for run in self._finals(self.candidates(name))]
 
     def taught_tuning(self, group: str) -> list[Run]:
         """The runs that choose the distillation of a group; see `taught_candidates`."""
@@ -159,47 +175,46 @@ class Grid:
 
     def taught_finals(self, group: str) -> list[Run]:
         """The runs of the best candidates of `taught_tuning` in the final language."""
-        return [*self._finals(self._taught_tried())] if self.is_taught(group) else []
+        return self._finals(self.taught_candidates()) if self.is_taught(group) else []
 
-    def chosen(self, name: str) -> Candidate:
+    def chosen(self, name: str) -> Settings:
         """
-        Learning rate and rank of the lowest WER in validation. Ties go to the first.
+        The candidate of the lowest WER in validation. Ties go to the first.
 
         The mean over the tuning languages chooses the finalists, and that over these and the final language the best.
 
         Raises:
             ValueError: a tuning run has no results.
         """
-        return self._best(self._tried(name))
+        return self._best(self.candidates(name), CANDIDATES[TUNED_AS.get(name, name)])
 
-    def chosen_distillation(self) -> Distillation:
+    def chosen_distillation(self) -> Settings:
         """The candidate of the lowest WER in validation, as `chosen`."""
-        return self._best(self._taught_tried())
+        return self._best(self.taught_candidates(), DISTILLATIONS)
 
-    def _tried(self, name: str) -> dict[Run, Candidate]:
-        return {run: (run.learning_rate, run.rank) for run in self.candidates(name)}
+    def _finals(self, runs: Sequence[Run]) -> list[Run]:
+        return [replace(run, language=FINAL_LANGUAGE) for run in self._ranked(runs)[:FINALISTS]]
 
-    def _taught_tried(self) -> dict[Run, Distillation]:
-        return {run: (run.kd_weight, run.kd_decay) for run in self.taught_candidates()}
+    def _best(self, runs: Sequence[Run], candidates: Sequence[Settings]) -> Settings:
+        finals = self._finals(runs)
+        (best, *_) = self._ranked([*(run for run in runs if replace(run, language=FINAL_LANGUAGE) in finals), *finals])
+        return dict(zip(runs[:: len(TUNING_LANGUAGES)], candidates, strict=False))[best]  # a trial has fewer runs
 
-    def _finals(self, tried: Mapping[Run, Any]) -> dict[Run, Any]:
-        best = self._ranked(tried)[:FINALISTS]
-        return {replace(run, language=FINAL_LANGUAGE): each for run, each in tried.items() if each in best}
-
-    def _best(self, tried: Mapping[Run, Any]) -> Any:
-        finals = self._finals(tried)
-        first = {run: candidate for run, candidate in tried.items() if candidate in finals.values()}
-        return self._ranked(first | finals)[0]
-
-    def _ranked(self, tried: Mapping[Run, Any]) -> list[Any]:
-        """Candidates by the mean WER in validation of their runs."""
-        rates: dict[Any, list[float]] = {}
-        for run, candidate in tried.items():
-            results = self.store.read(run)
-            if results is None or "validation" not in results["evaluations"]:
+    def _ranked(self, runs: Sequence[Run]) -> list[Run]:
+        """The run of each candidate in the first language, by the mean WER in validation over languages."""
+        rates: dict[Run, list[float]] = {}
+        for run in runs:
+            rate = self.validation(run)
+            if rate is None:
                 raise ValueError(f"{run.name} has no results in {self.store.table_dir}: run its group again")
-            rates.setdefault(candidate, []).append(results["evaluations"]["validation"]["wer"])
+            rates.setdefault(replace(run, language=TUNING_LANGUAGES[0]), []).append(rate)
         return sorted(rates, key=lambda candidate: mean(rates[candidate]))
+
+    def validation(self, run: Run) -> float | None:
+        """The WER of a run in validation, `None` if it was not measured."""
+        results = self.store.read(run)
+        evaluation = results and results["evaluations"].get("validation")
+        return evaluation["wer"] if evaluation else None
 
     def tuned(self, method: Method) -> dict[str, Any]:
         """
@@ -208,12 +223,12 @@ class Grid:
         Raises:
             ValueError: a tuning run has no results.
         """
-        if method == UNCHANGED:
-            return {}
-        tuned = dict(zip(("learning_rate", "rank"), self.chosen(method.name), strict=True))
-        if method.taught:
-            tuned |= zip(("kd_weight", "kd_decay"), self.chosen_distillation(), strict=True)
-        return tuned
+        if method == UNCHANGED or method.fixed is not None:
+            return method.fixed or {}
+        tuned = self.chosen(method.name)
+        if method.name in TUNED_AS:
+            tuned = {name: tuned[name] for name in ("learning_rate", "rank")}
+        return tuned | (self.chosen_distillation() if method.taught else {})
 
     def runs(self, group: str) -> list[Run]:
         """The runs of a group as tuned. All methods and languages of a fold come before the next fold."""
@@ -227,4 +242,4 @@ class Grid:
 
     def run(self, method: Method, language: str, fold: int, tuned: Mapping[str, Any]) -> Run:
         """A run of a method, with settings as of `tuned`."""
-        return Run(method.name, language, **method.settings, **tuned, fold=fold, max_steps=self.max_steps)
+        return Run(method.name, language, **method.settings | tuned, fold=fold, max_steps=self.max_steps)

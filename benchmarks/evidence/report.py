@@ -13,39 +13,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import langcodes
 import numpy as np
 
 from benchmarks.comparison.estimates import DRAWS, interval
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.report import NONE, format_interval, format_range, format_tuning, percent, table
-from benchmarks.comparison.runs import Run
 from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import ResultStore
 
 from .ability_report import abilities_section, ability_numbers
 from .estimates import difference
 from .figure import draw
-from .grid import (
-    CANDIDATES,
-    DISTILLATIONS,
-    FINAL_LANGUAGE,
-    FINALISTS,
-    METHODS,
-    TAUGHT_EXPERTS,
-    TUNING_FOLD,
-    TUNING_LANGUAGES,
-    UNCHANGED,
-    Grid,
-)
-from .rows import TEACHER, Row, common_languages, mean, read_rows
+from .grid import METHODS, TAUGHT_EXPERTS, UNCHANGED, Grid
+from .rows import TEACHER, Row, common_languages, language_name, mean, read_rows
+from .tuning_report import tuning_section
 
 SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
 BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
@@ -157,10 +143,6 @@ def short_section(both: dict[str, Any], human: dict[str, Any], expected: int) ->
     return ["## In short", "", text, "", *lines, ""]
 
 
-def language_name(language: str) -> str:
-    return langcodes.get(language).display_name()
-
-
 def cell_text(cell: dict[str, Any] | None) -> str:
     """WER, CER, and the trainings if some are missing."""
     if cell is None:
@@ -219,61 +201,6 @@ def runs_section(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
     if rows:
         lines += table([*header, "another language bit-identical"], cells)
     return lines + [f"Not run: {'; '.join(missing)}.", ""] * bool(missing)
-
-
-def tuning_section(grid: Grid) -> list[str]:
-    """Empty if nothing has been tried."""
-
-    def wer(runs: Sequence[Run]) -> list[float]:
-        """That of the tuning languages and the final one."""
-        found = [grid.store.read(run) for run in (*runs, *(replace(run, language=FINAL_LANGUAGE) for run in runs[:1]))]
-        return [result["evaluations"]["validation"]["wer"] if result else math.nan for result in found]
-
-    def mark(value: float | None, values: Sequence[float | None]) -> str:
-        """A note on a chosen candidate: a better one may lie beyond the lowest and the highest that were tried."""
-        return "chosen, at the border" if value in (min(values), max(values)) else "chosen"
-
-    tried: list[tuple[str, str, Sequence[Run], str]] = []
-    for name in CANDIDATES:
-        label = next(method.label for method in METHODS if method.name == name)
-        chosen = or_none(lambda name=name: grid.chosen(name))
-        for candidate in CANDIDATES[name]:
-            runs = [run for run in grid.candidates(name) if (run.learning_rate, run.rank) == candidate]
-            text = mark(candidate[0], [rate for rate, _ in CANDIDATES[name]]) if candidate == chosen else ""
-            tried.append((label, format_tuning(candidate), runs, text))
-    taught = or_none(grid.taught_candidates) or []
-    chosen = or_none(grid.chosen_distillation)
-    for weight, decays in DISTILLATIONS:
-        runs = [run for run in taught if (run.kd_weight, run.kd_decay) == (weight, decays)]
-        text = f"weight {weight:g}" + ", falling to 0" * decays
-        is_chosen = (weight, decays) == chosen
-        tried.append(
-            (TAUGHT_EXPERTS.label, text, runs, mark(weight, [w for w, _ in DISTILLATIONS]) if is_chosen else "")
-        )
-    rows = []
-    for label, text, runs, choice in tried:
-        rates = wer(runs)
-        if not all(map(math.isnan, rates)):
-            columns = [NONE if math.isnan(rate) else percent(rate) for rate in rates]
-            rows.append([label, text, *columns, choice])
-    text = (
-        f"WER in validation, %, fold {TUNING_FOLD}. The {FINALISTS} candidates of the lowest mean in "
-        f"{' and '.join(map(language_name, TUNING_LANGUAGES))} are compared in {language_name(FINAL_LANGUAGE)} too. "
-        "The lowest mean of all is chosen, of equal ones the first. Test recordings have no part in it. Taught rows "
-        "have the learning rate and rank of the untaught, and the distillation chosen for taught experts. Experts "
-        "with noise that falls have the settings of experts."
-    )
-    if not rows:
-        return []
-    return ["## Tuning", "", text, "", *table(["method", "candidate", *TUNING_LANGUAGES, FINAL_LANGUAGE, ""], rows)]
-
-
-def or_none(function: Callable[[], Any]) -> Any:
-    """Returns the function's value, `None` if runs of tuning are missing."""
-    try:
-        return function()
-    except ValueError:
-        return None
 
 
 def figure_points(both: dict[str, Any], rows: Sequence[Row], expected: int) -> list[dict[str, Any]]:

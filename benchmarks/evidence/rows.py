@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import langcodes
 import numpy as np
 
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
@@ -97,3 +98,7 @@ def common_languages(measured: dict[str, Sequence[str]]) -> list[str]:
 def mean(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     """The mean of draws, `None` if one is missing."""
     return None if not parts or any(part is None for part in parts) else np.mean(parts, axis=0)
+
+
+def language_name(language: str) -> str:
+    return langcodes.get(language).display_name()

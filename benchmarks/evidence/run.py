@@ -8,8 +8,9 @@ Train and measure the runs of the second round.
 Groups, in this order, each tuned first:
 - `main`: the unchanged model, full fine-tuning, LoRA and experts;
 - `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
-- `gates`: experts whose gates start undecided, with noise that falls to 0, as `peft-clsr train` has them by default.
-  They have the learning rate and rank of `main`'s experts;
+- `gates`: experts whose gates may close from the start, a candidate of `main`'s tuning; and experts whose gates start
+  undecided, with noise that falls to 0, as `peft-clsr train` has them by default. They have the learning rate and rank
+  of `main`'s experts;
 - `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
@@ -56,7 +57,7 @@ def main() -> None:
     def lacks(run: Run, is_tuning: bool) -> bool:
         """True if the run has no results: of validation for tuning, of the test otherwise. Teachers need weights."""
         results = store.read(run)
-        if results is None or not ("validation" in results["evaluations"] if is_tuning else is_measured(results)):
+        if results is None or (grid.validation(run) is None if is_tuning else not is_measured(results)):
             return True
         return run.language == ALL_LANGUAGES and not store.weights(run).exists()
 

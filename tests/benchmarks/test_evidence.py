@@ -120,38 +120,53 @@ def test_each_method_has_as_many_passes_and_is_tuned_on_validation_in_one_fold(s
     assert {(each.language, each.fold, each.teacher) for each in tuning} == {("ro", 0, None), ("be", 0, None)}
     tried = Counter(each.method for each in dict.fromkeys(tuning))
     assert tried == {name: 2 * len(candidates) for name, candidates in grid.CANDIDATES.items()}
-    assert len(grid.CANDIDATES["lora"]) == len(grid.CANDIDATES["expert"])
     assert made.tuning("gates") == made.candidates("expert")
     trial = grid.Grid(store, max_steps=2)
     assert len(trial.candidates("full")) == 2 * grid.FINALISTS < len(made.candidates("full"))
 
 
 def test_the_lowest_validation_wer_chooses_learning_rates_for_taught_rows_too(tuned):
-    assert tuned.chosen("lora") == (4e-3, 32)
-    other = next(each for each in tuned.candidates("lora") if each.rank == 64)
+    assert tuned.chosen("lora") == {"learning_rate": 4e-3, "rank": 32}
+    other = next(each for each in tuned.candidates("lora") if each.learning_rate == 1e-3)  # the worst so far
     for language in ("ro", "be"):
         tuned.store.write(replace(other, language=language), made_up_results(other, 0.01))
-    with pytest.raises(ValueError, match="ru_lora_.*rank=64.* has no results"):  # it is compared in Russian first
+    with pytest.raises(ValueError, match="ru_lora_.*=0.001.* has no results"):  # it is compared in Russian first
         tuned.chosen("lora")
     tuned.store.write(replace(other, language="ru"), made_up_results(other, 0.01))
-    assert tuned.chosen("lora") == (2e-3, 64)
+    assert tuned.chosen("lora") == {"learning_rate": 1e-3, "rank": 32}
     tuned.store.write(replace(other, language="ru"), made_up_results(other, 3.0))
-    assert tuned.chosen("lora") == (4e-3, 32)
+    assert tuned.chosen("lora") == {"learning_rate": 4e-3, "rank": 32}
     tuned.store.write(replace(other, language="ru"), made_up_results(other, 0.01))
     taught = tuned.runs("kd")
     assert {(each.teacher, each.learning_rate, each.rank) for each in taught} == {
-        ("finetuned", *tuned.chosen("expert"))
+        ("finetuned", *tuned.chosen("expert").values())
     }
     tuned.store.results_file(other).unlink()
     with pytest.raises(ValueError, match=f"{other.name} has no results"):
         tuned.chosen("lora")
 
 
+def test_gates_that_are_held_open_are_a_candidate_of_their_own(tuned):
+    open_ = next(each for each in tuned.candidates("expert") if each.expert_dropout == 0)
+    closed = next(each for each in tuned.candidates("expert") if (each.learning_rate, each.rank) == (2e-3, 32))
+    for each in (open_, closed):
+        for language in ("ro", "be", "ru"):
+            wer = 0.02 if each == closed else 0.01
+            tuned.store.write(replace(each, language=language), made_up_results(each, wer))
+    assert tuned.chosen("expert") == {"learning_rate": 2e-3, "rank": 32, **grid.HELD_OPEN}
+    finals = [each for each in tuned.finals("main") if each.method == "expert"]
+    assert finals[:2] == [replace(each, language="ru") for each in (open_, closed)]
+    # Noise that falls has learning rate and rank of these; gates that may close are a candidate that was not chosen.
+    (may_close, noisy, *_) = tuned.runs("gates")
+    assert (noisy.learning_rate, noisy.rank, noisy.gate_budget, noisy.expert_dropout) == (2e-3, 32, 0.75, 0.05)
+    assert may_close in tuned.candidates("expert") and (may_close.rank, may_close.budget_weight) == (64, 0.1)
+
+
 def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
     tried = tuned.taught_candidates()
     assert len(tried) == len(set(tried)) == 2 * len(grid.DISTILLATIONS)
     assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
-    assert tuned.chosen_distillation() == (8.0, False)
+    assert tuned.chosen_distillation() == {"kd_weight": 8.0, "kd_decay": False}
     for each in (*tried, *tuned.taught_finals("kd")):
         if (each.kd_weight, each.kd_decay) == (8.0, True):
             tuned.store.write(each, made_up_results(each, 0.01))
@@ -530,7 +545,7 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
     for each in first:
         tuned.store.write(each, made_up_results(each, 0.3))
     text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
-    assert "**Not complete: 14 of 99 runs are there.**" in text and "taught experts: tuning" in text
+    assert "**Not complete: 16 of 108 runs are there.**" in text and "taught experts: tuning" in text
     assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | 30.0 | chosen |" in text
     assert numbers["both domains"]["LoRA"]["trainings"] == 2
     assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
@@ -545,7 +560,7 @@ def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
         result = made_up_results(each)
         tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
     text, _ = report_of(tuned.store, tried, tmp_path)
-    assert "**Not complete: 0 of 99 runs are there.**" in text and "No experts are there yet" in text
+    assert "**Not complete: 0 of 108 runs are there.**" in text and "No experts are there yet" in text
     assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 | - |  |" in text
     assert "whisper, unchanged: all; full fine-tuning: tuning; LoRA: tuning" in text
     assert not (tmp_path / "out" / "second-round.png").exists()
