@@ -22,7 +22,7 @@ DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)
 # The same command in a few steps, with a teacher, so that every part of it runs.
 SMOKE_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) --teacher $(CACHE)/whisper-base --output_dir runs/smoke --overwrite \
 	--teacher_cache runs/smoke/teacher \
-	--max_steps 6 --max_train_samples 32 --max_eval_samples 8
+	--max_steps 6 --max_train_samples 32 --max_eval_samples 4
 
 # Two workers of one thread each: the tests are many and small. Each takes half of the list, so that what the tests of a
 # file share is made once, and then from the half of the other.
