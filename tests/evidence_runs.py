@@ -36,9 +36,12 @@ def write_tuning(made):
     for tuning in (made.tuning, made.finals, made.taught_tuning, made.taught_finals):
         for each in [each for group in ("main", "kd", "more") for each in tuning(group)]:
             result = made_up_results(each)
-            if tuning in (made.finals, made.taught_finals):
-                result["evaluations"] = {"validation": result["evaluations"]["validation"]}
-            made.store.write(each, result)
+            is_final = tuning in (made.finals, made.taught_finals)
+            made.store.write(each, validated_alone(result) if is_final else result)
+
+
+def validated_alone(result):
+    return result | {"evaluations": {"validation": result["evaluations"]["validation"]}}
 
 
 def tuning_of(made, *groups):

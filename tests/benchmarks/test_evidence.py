@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from evidence_runs import made_up_results, small, tuning_of, write_tuning
+from evidence_runs import made_up_results, small, tuning_of, validated_alone, write_tuning
 from safetensors.torch import load_file
 
 from benchmarks.comparison import compare, experiment
@@ -222,7 +222,7 @@ def pretended(tmp_path, monkeypatch):
             path.touch()
             result = made_up_results(made)
             if task == "validate":
-                result["evaluations"] = {"validation": result["evaluations"]["validation"]}
+                result = validated_alone(result)
             setup.store.write(made, result)
             return made.name
 
@@ -277,8 +277,7 @@ def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pr
     pretended(*arguments, "--budget_minutes", 0)
     done = pretended(*arguments)
     chosen = next(made for task, made in done if task == "execute" and made.teacher)
-    result = made_up_results(chosen)
-    store.write(chosen, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+    store.write(chosen, validated_alone(made_up_results(chosen)))
     for made in (chosen, teacher_run(fold=0)):
         store.weights(made).unlink()
     assert pretended(*arguments) == [("execute", teacher_run(fold=0)), ("execute", chosen)]
@@ -387,6 +386,19 @@ def test_a_run_that_was_stopped_while_it_was_measured_is_not_trained_again(setup
     monkeypatch.setattr(experiment, "train", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         execute(made, setup)
+
+
+def test_a_run_that_lacks_its_weights_alone_is_trained_again_and_keeps_its_results(setup, monkeypatch):
+    made = small(grid.Grid(setup.store).run(grid.GROUPS["main"][2], "ro", 1, {"learning_rate": 1e-2, "rank": 4}))
+    execute(made, setup)
+    result, weights = setup.store.read(made), setup.store.weights(made)
+    trained = load_file(weights)
+    weights.unlink()
+    monkeypatch.setattr(experiment, "measure", lambda *args: 1 / 0)
+    assert "trained again" in execute(made, setup)
+    assert setup.store.read(made) == result and not setup.store.trained_file(made).exists()
+    again = load_file(weights)
+    assert again.keys() == trained.keys() and all(again[name].allclose(trained[name], atol=1e-4) for name in trained)
 
 
 def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch):
@@ -538,8 +550,7 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
             tuned.store.write(each, made_up_results(each, 0.3))
     for each in tuned.finals("main"):
         if each.method == "lora" and each.learning_rate == 2e-3:
-            result = made_up_results(each, 0.3)
-            tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+            tuned.store.write(each, validated_alone(made_up_results(each, 0.3)))
     tried = tuning_of(tuned, *grid.GROUPS)
     first = tuned.runs("main")[:6]  # Romanian, and two methods of Belarusian; tuning has both of fold 0
     for each in first:
@@ -557,8 +568,7 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
 def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
     tried = tuned.candidates("full")
     for each in tried:
-        result = made_up_results(each)
-        tuned.store.write(each, result | {"evaluations": {"validation": result["evaluations"]["validation"]}})
+        tuned.store.write(each, validated_alone(made_up_results(each)))
     text, _ = report_of(tuned.store, tried, tmp_path)
     assert "**Not complete: 0 of 108 runs are there.**" in text and "No experts are there yet" in text
     assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 | - |  |" in text
