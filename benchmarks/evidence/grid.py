@@ -110,7 +110,7 @@ class Grid:
         languages (`Sequence[str]`): Languages.
         folds (`Sequence[int]`, *optional*): Folds.
         names (`Sequence[str]`, *optional*): Names of methods.
-        max_steps (`int`, *optional*): Of each training, for a trial, which has `FINALISTS` candidates alone.
+        max_steps (`int`, *optional*): Of each training, for a trial, which has the first candidate alone.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Grid:
     def candidates(self, name: str) -> list[Run]:
         """The runs that try the candidates of a method, or of the one that it is tuned as."""
         tried = TUNED_AS.get(name, name)
-        candidates = CANDIDATES[tried] if self.max_steps < 0 else CANDIDATES[tried][:FINALISTS]
+        candidates = CANDIDATES[tried] if self.max_steps < 0 else CANDIDATES[tried][:1]
         return [
             self.run(Method(tried, ""), language, TUNING_FOLD, settings)
             for settings in candidates

@@ -65,7 +65,7 @@ def start(models, source, *options):
 
 def test_a_killed_run_goes_on_without_doing_work_twice(models):
     """Parquet as `datasets` writes it, with recordings of several languages and one that is broken."""
-    size, out = 24, models.folder / "out"
+    size, out = 12, models.folder / "out"
     cells = [{"bytes": as_wav(waveform(index)), "path": f"{index}.wav"} for index in range(size)]
     cells.append({"bytes": b"no audio", "path": "broken.wav"})
     languages = [LANGUAGES[index % 4] for index in range(size)] + ["ca"]
