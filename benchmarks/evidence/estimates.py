@@ -15,11 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison.errors import CHARACTERS, RATES, WORDS
+from benchmarks.comparison.errors import CHARACTERS, WORDS
+from benchmarks.comparison.errors import RATES as UNBOUNDED_RATES
 from benchmarks.comparison.estimates import DRAWS
 from benchmarks.comparison.speech import OUT_OF_DOMAIN
 
-Counts = Mapping[int, np.ndarray]  # fold to the counts of its utterances, integers [utterances, 6]; see `errors`
+# Fold to the counts of its utterances, integers [utterances, 7]: those of `errors`, and word errors up to all words.
+Counts = Mapping[int, np.ndarray]
+BOUNDED_ERRORS = 6
+# In a bounded WER, an utterance in which a model repeats itself counts as wholly wrong, and no more.
+RATES = UNBOUNDED_RATES | {"bounded": ((BOUNDED_ERRORS,), WORDS)}
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,7 +67,7 @@ def rate(counts: Counts, language: str, split: str, name: str) -> np.ndarray:
     Args:
         counts (`Counts`): The utterances of each fold.
         language (`str`), split (`str`): See `resamples`.
-        name (`str`): "wer" or "cer".
+        name (`str`): "wer", "bounded" (WER) or "cer".
 
     Returns:
         `np.ndarray`: fractions [1 + draws], that of the data first.
@@ -106,5 +111,8 @@ def difference(counts: Counts, reference: Counts, language: str, split: str, nam
 
 
 def counts_of(evaluation: Mapping[str, Any]) -> np.ndarray:
-    """The counts of an evaluation's utterances."""
-    return np.asarray(evaluation["utterances"], dtype=np.int64)
+    """The counts of an evaluation's utterances; see `Counts`."""
+    counts = np.asarray(evaluation["utterances"], dtype=np.int64)
+    errors, _ = RATES["wer"]
+    bounded = np.minimum(counts[:, errors].sum(axis=1), counts[:, WORDS])
+    return np.column_stack([counts, bounded])

@@ -473,6 +473,13 @@ def test_a_rate_pools_the_folds_and_its_interval_covers_trainings_and_utterances
     )
 
 
+def test_a_model_that_repeats_itself_has_at_most_all_words_wrong_in_the_bounded_rate():
+    utterances = [[1, 0, 0, 5, 1, 20], [0, 0, 74, 5, 300, 20]]
+    counts = {0: estimates.counts_of({"utterances": utterances})}
+    assert estimates.rate(counts, "be", "test", "wer")[0] == 75 / 10
+    assert estimates.rate(counts, "be", "test", "bounded")[0] == (1 + 5) / 10
+
+
 def test_a_difference_is_paired_and_of_the_folds_that_both_have():
     counts = random_counts([0.1, 0.3, 0.5])
     worse = {fold: each + np.array([1, 0, 0, 0, 1, 0]) for fold, each in counts.items()}
@@ -504,13 +511,16 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     assert numbers["rates"]["test"]["full fine-tuning"]["ru"]["folds"] == [0, 1]
     both = numbers["both domains"]
     assert both["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
-    assert both["experts"]["verdict to LoRA"] == "better" and both["LoRA"]["verdict to full fine-tuning"].startswith(
-        "too"
-    )
+    assert both["experts"]["verdict of wer to LoRA"] == both["experts"]["verdict of bounded to LoRA"] == "better"
+    assert both["LoRA"]["verdict of wer to full fine-tuning"].startswith("too")
     assert numbers["abilities"] == {}
     tables = (tmp_path / "one" / "second-round.md").read_text()
     assert "| experts | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 [40.0, 40.0] |" in tables
-    assert "**experts, to LoRA: better**, -10.0 [-10.0, -10.0] points of WER" in tables
+    assert (
+        "**experts, to LoRA: better**, -10.0 [-10.0, -10.0] points of WER. Bounded: better, -10.0 [-10.0, -10.0]."
+        in tables
+    )
+    assert "| experts | 9 of 9 | 40.0 [40.0, 40.0] | -10.0 [-10.0, -10.0] | better |" in tables
     assert "**experts, to full fine-tuning: too early: 8 of 9 trainings**" in tables
     assert "**Russian, experts, to LoRA: better**, -10.0 [-10.0, -10.0] points of WER" in tables
     assert "**Russian, experts, to full fine-tuning: too early: 2 of 3 trainings**" in tables
