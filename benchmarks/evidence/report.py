@@ -136,9 +136,9 @@ def short_section(both: dict[str, Any], human: dict[str, Any], expected: int) ->
                 if cell is not None:
                     compared = f"{where}{label}, to {reference}: {entry[f'verdict of wer to {reference}']}"
                     bounded = format_interval(entry[f"bounded to {reference}"], "+")
-                    verdict = entry[f"verdict of bounded to {reference}"]
+                    word = entry[f"verdict of bounded to {reference}"]
                     lines.append(
-                        f"- **{compared}**, {format_interval(cell, '+')} points of WER. Bounded: {verdict}, {bounded}."
+                        f"- **{compared}**, {format_interval(cell, '+')} points of WER. Bounded: {word}, {bounded}."
                     )
     if not lines:
         return ["## In short", "", "No experts are there yet to be compared.", ""]
@@ -284,8 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += both_section(both, expected, "Mean of both domains", text)
         text = (
             "The same, with no more errors in an utterance than it has words. Greedy decoding lets a model repeat "
-            "itself to the limit of 160 tokens, and one such utterance can be 23 points of a fold's WER. This table "
-            "was added when the first two folds had been seen."
+            "itself to the limit of 160 tokens, and one such utterance can decide the WER of a fold. This table was "
+            "added when most of the first two folds had been seen."
         )
         lines += both_section(both, expected, "Mean of both domains, repetitions bounded", text, ("bounded",))
         if human:
