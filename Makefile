@@ -10,11 +10,13 @@ TEST_ENV := $(VENV)/.installed-test
 # The demo: a Romanian expert for whisper-base, on 2 CPU cores. `make demo DEMO_EXTRA="--seed 1"` adds options.
 DEMO_LANGUAGE ?= ro
 DEMO_DATA := --student $(CACHE)/whisper-base --dataset $(CACHE)/tuxpaint-$(DEMO_LANGUAGE) --languages $(DEMO_LANGUAGE)
+# bfloat16 halves a training step on a CPU that has such instructions. On others it takes many times as long.
+BF16 := $(if $(shell grep -wE "avx512_bf16|amx_bf16|bf16" /proc/cpuinfo 2>/dev/null),True,False)
 # How the recipe was found: docs/explanation/demo.md.
 DEMO_RECIPE ?= --expert_rank 32 --straight_through True --gate_noise 0 --gate_budget 1 --budget_weight 0.1 --skip_gate_prob 0 \
 	--expert_dropout 0.05 --single 0.2 --timestamps 0.5 --previous_text 0.1 --no_speech 0.05 --learning_rate 2e-3 --num_train_epochs 4 \
 	--per_device_train_batch_size 1 --lr_scheduler_type linear --warmup_steps 0.1 --adam_beta2 0.98 \
-	--label_smoothing_factor 0.1 --bf16 True --use_cpu True --max_new_tokens 64 --logging_steps 25
+	--label_smoothing_factor 0.1 --bf16 $(BF16) --use_cpu True --max_new_tokens 64 --logging_steps 25
 DEMO_OUTPUT ?= --output_dir runs/demo-$(DEMO_LANGUAGE)
 DEMO_EXTRA ?=
 DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)
@@ -114,10 +116,9 @@ bench-train: fetch
 
 # An expert for a language that Whisper has no token for: 15 minutes of a core that has bfloat16 instructions.
 # NEW_LANGUAGE_ARGS="--max_steps 2 --test_size 4" is quick.
-NEW_LANGUAGE_ARGS ?= --bf16
-
 new-language: $(TEST_ENV)
-	$(BIN)/python -m examples.new_language --model $(CACHE)/whisper-base $(NEW_LANGUAGE_ARGS)
+	$(BIN)/python -m examples.new_language --model $(CACHE)/whisper-base $(if $(filter True,$(BF16)),--bf16) \
+		$(NEW_LANGUAGE_ARGS)
 
 # The notebook for your language, in two steps on a few recordings.
 notebook: $(TEST_ENV) fetch

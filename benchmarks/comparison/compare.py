@@ -35,6 +35,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from peft_clsr.distillation.arguments import has_bfloat16_instructions
+
 from .experiment import Setup, execute, measure_untouched
 from .gates import measure_gates
 from .grid import TRAINED_GROUPS, Grid
@@ -112,7 +116,8 @@ def add_setup_arguments(parser: argparse.ArgumentParser, name: str, results: str
     add("--data_dir", type=Path, default=Path(".cache", name), help="folder that speech wrote")
     add("--results_dir", type=Path, default=Path(results), help="tables, a folder for each student")
     add("--work_dir", type=Path, default=Path("runs", name), help="weights, and results that are not collected yet")
-    add("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="precision of training, by autocast")
+    precision = "bfloat16" if torch.cuda.is_available() or has_bfloat16_instructions() else "float32"
+    add("--precision", choices=["bfloat16", "float32"], default=precision, help="precision of training, by autocast")
     add("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     add("--max_steps", type=int, default=-1, help="stop trainings after so many steps, for a trial")
     add("--max_utterances", type=int, help="use only the first utterances of each split, for a trial")

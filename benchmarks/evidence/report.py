@@ -210,7 +210,21 @@ def runs_section(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
     lines = ["## Runs", ""]
     if rows:
         lines += table([*header, "another language bit-identical"], cells)
+        lines += float32_line(rows)
     return lines + [f"Not run: {'; '.join(missing)}.", ""] * bool(missing)
+
+
+def float32_line(rows: Sequence[Row]) -> list[str]:
+    """A line that names the runs in float32, if others are in bfloat16."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows:
+        for language, folds in row.results.items():
+            for fold, run in folds.items():
+                names[run["settings"]["precision"] == "float32"].append(f"{row.label} {language} {fold}")
+    if not all(names.values()):
+        return []
+    text = f"In float32, as their CPU had no bfloat16 instructions: {', '.join(names[True])}. All others: in bfloat16."
+    return [text, ""]
 
 
 def figure_points(both: dict[str, Any], rows: Sequence[Row], expected: int) -> list[dict[str, Any]]:

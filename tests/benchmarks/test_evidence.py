@@ -575,6 +575,16 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
     assert (tmp_path / "out" / "second-round.png").exists()
 
 
+def test_a_report_names_runs_in_float32_among_those_in_bfloat16(tuned, tmp_path):
+    runs = tuned.runs("main")
+    for each in runs:
+        result = made_up_results(each)
+        result["settings"]["precision"] = "float32" if (each.method, each.fold) == ("lora", 2) else "bfloat16"
+        tuned.store.write(each, result)
+    text, _ = report_of(tuned.store, [*runs, *tuning_of(tuned, *grid.GROUPS)], tmp_path)
+    assert "In float32, as their CPU had no bfloat16 instructions: LoRA ro 2, LoRA be 2, LoRA ru 2. All" in text
+
+
 def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
     tried = tuned.candidates("full")
     for each in tried:

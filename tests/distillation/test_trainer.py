@@ -301,6 +301,27 @@ def test_lower_error_rates_are_better(tmp_path, metric, higher_is_better):
     assert args.greater_is_better  # as given
 
 
+@pytest.mark.parametrize(
+    ("cpu", "is_slow"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "aarch64", "bf16": False}, False),  # not measured
+        (None, False),  # torch 2.6 cannot tell
+    ],
+)
+def test_bf16_on_a_cpu_without_such_instructions_warns(tmp_path, monkeypatch, recwarn, cpu, is_slow):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if cpu is not None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    DistillationTrainingArguments(str(tmp_path), bf16=True, use_cpu=True)
+    messages = [str(each.message) for each in recwarn if "bf16" in str(each.message)]
+    assert len(messages) == is_slow and all("Leave bf16 out" in message for message in messages)
+    recwarn.clear()
+    DistillationTrainingArguments(str(tmp_path), use_cpu=True)
+    assert not [each for each in recwarn if "bf16" in str(each.message)]
+
+
 # ---------------------------------------------------------------- gradient accumulation
 
 
