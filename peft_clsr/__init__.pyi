@@ -55,6 +55,7 @@ from .tuner.config import CLSRConfig as CLSRConfig
 from .tuner.layer import CLSRLayer as CLSRLayer
 from .tuner.model import CLSRModel as CLSRModel
 from .tuner.progress import set_gate_progress as set_gate_progress
+from .tuner.scaling import scale_expert as scale_expert
 from .whisper import set_audio_context as set_audio_context
 
 __version__: str

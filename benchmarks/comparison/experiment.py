@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import datasets
 import jiwer
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -37,6 +38,7 @@ from peft_clsr import (
     gate_means,
     pack_utterances,
     prepare_dataset,
+    scale_expert,
     set_audio_context,
     transcribe,
 )
@@ -51,7 +53,7 @@ from .folds import GRID_LANGUAGES, WINDOWS, parts
 from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, LORAS, ZERO_SHOT
 from .runs import Run, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
-from .store import Result, ResultStore, is_measured, without_nan, write_bytes
+from .store import COSTS, Result, ResultStore, is_measured, without_nan, write_bytes
 
 MAX_NEW_TOKENS = 64  # bounds the time lost on a model that repeats itself
 MAX_NEW_TOKENS_OF_LONG = 160  # of the second round, whose longest reference has 131
@@ -119,9 +121,18 @@ def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
     """
     Train a run, and write its weights; if a command was stopped while it measured the run, load them.
 
+    A run that keeps a share of what another one trained has no weights of its own.
+
     Returns:
         `tuple`: Results without evaluations, the model and its processor.
     """
+    if run.scale != 1:
+        whole = replace(run, scale=1.0)
+        result, model, processor = _loaded_or_trained(whole, setup)
+        if setup.store.read(whole) is not None:
+            setup.store.trained_file(whole).unlink(missing_ok=True)
+        costs = {name: result[name] for name in COSTS if name in result} | {"seconds": 0.0}
+        return {**_new_result(run, setup), **costs}, scaled(model, run, setup), processor
     prepare_process(setup, run.seed)
     started = time.monotonic()
     processor = WhisperProcessor.from_pretrained(setup.student)
@@ -132,12 +143,7 @@ def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
     if weights.exists() and trained.exists():
         load_weights(model, weights)
         return json.loads(trained.read_text(encoding="utf-8")), model, processor
-    result: Result = {
-        "settings": asdict(run) | {"student": setup.store.student, "precision": setup.precision},
-        "machine": machine(setup.precision),
-        "evaluations": {},
-        "gates": {},
-    }
+    result = _new_result(run, setup)
     if run.method != ZERO_SHOT:
         result |= train(run, setup, model, processor)
         save_weights(model, weights)
@@ -145,6 +151,11 @@ def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
     if run.method != ZERO_SHOT:
         write_bytes(trained, json.dumps(without_nan(result)).encode())
     return result, model, processor
+
+
+def _new_result(run: Run, setup: Setup) -> Result:
+    settings = asdict(run) | {"student": setup.store.student, "precision": setup.precision}
+    return {"settings": settings, "machine": machine(setup.precision), "evaluations": {}, "gates": {}}
 
 
 def _measure_and_write(
@@ -231,6 +242,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not set(trained) <= set(model.state_dict()):
         raise ValueError(f"{path} is of another model")
     model.load_state_dict(trained, strict=False)
+
+
+@torch.no_grad()
+def scaled(model: nn.Module, run: Run, setup: Setup) -> nn.Module:
+    """The model with the share `run.scale` of what was trained."""
+    if run.method in EXPERTS:
+        scale_expert(model, run.language, run.scale)
+    elif run.method in LORAS:
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.scale_layer(run.scale)
+    else:
+        student = WhisperForConditionalGeneration.from_pretrained(setup.student, dtype=torch.float32).to(DEVICE)
+        for weight, start in zip(model.parameters(), student.parameters(), strict=True):
+            weight.lerp_(start, 1 - run.scale)
+    return model
 
 
 def load_run(run: Run, setup: Setup, seconds: float) -> tuple[Result, nn.Module, Any]:

@@ -46,6 +46,7 @@ class Run:
     fold: int = -1  # of the second round: packed windows, all of the other folds; -1: the splits of the first round
     kd_decay: bool = False  # the weight of the distillation falls to 0
     spec_augment: bool = False
+    scale: float = 1.0  # share of what was trained that is kept, as of `peft_clsr.scale_expert`
 
     @property
     def name(self) -> str:

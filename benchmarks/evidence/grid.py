@@ -49,6 +49,9 @@ CANDIDATES: dict[str, list[Settings]] = {
 # A method that is not tuned on its own takes the learning rate and rank of another one.
 TUNED_AS = {STRAIGHT: EXPERT}
 
+# The share of what was trained that is kept (`Run.scale`). Not tuned: validation is of the domain of the training.
+HALF = 0.5
+
 # How strong the teacher is: weight of the distillation, and if it falls to 0 over the training.
 DISTILLATIONS: list[Settings] = [
     {"kd_weight": 2.0, "kd_decay": False},
@@ -65,12 +68,13 @@ class Method:
     label: str
     taught: bool = False
     fixed: Settings | None = None  # in place of those that tuning chooses
+    scale: float = 1.0  # of `Run`
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of [`Run`] that differ from its defaults, without what tuning chooses."""
         own = METHOD_SETTINGS.get(self.name, {}) | FOLD_SETTINGS
-        return own | {"teacher": FINETUNED if self.taught else None}
+        return own | {"teacher": FINETUNED if self.taught else None, "scale": self.scale}
 
 
 UNCHANGED = Method(ZERO_SHOT, "whisper, unchanged")
@@ -83,6 +87,11 @@ GROUPS: dict[str, list[Method]] = {
         Method(FULL, "full fine-tuning"),
         Method(LORA, "LoRA"),
         Method(EXPERT, "experts"),
+    ],
+    "half": [
+        Method(FULL, "full fine-tuning, half", scale=HALF),
+        Method(LORA, "LoRA, half", scale=HALF),
+        Method(EXPERT, "experts, half", scale=HALF),
     ],
     "kd": [TAUGHT_EXPERTS],
     "gates": [

@@ -7,6 +7,7 @@ Train and measure the runs of the second round.
 
 Groups, in this order, each tuned first:
 - `main`: the unchanged model, full fine-tuning, LoRA and experts;
+- `half`: the same three, trained as in `main`, with half of what was trained (`peft_clsr.scale_expert`);
 - `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
 - `gates`: experts whose gates may close from the start, a candidate of `main`'s tuning; and experts whose gates start
   undecided, with noise that falls to 0, as `peft-clsr train` has them by default. The second have the learning rate

@@ -401,6 +401,46 @@ def test_a_run_that_lacks_its_weights_alone_is_trained_again_and_keeps_its_resul
     assert again.keys() == trained.keys() and all(again[name].allclose(trained[name], atol=1e-4) for name in trained)
 
 
+@pytest.mark.parametrize("name", ["full", "lora", "expert"])
+def test_half_of_a_run_is_measured_from_its_weights(name, setup, monkeypatch):
+    made_of = grid.Grid(setup.store).run
+    (whole, half) = (
+        small(made_of(method, "ro", 1, {"learning_rate": 1e-2, "rank": None if name == "full" else 4}))
+        for method in (
+            next(method for method in grid.GROUPS[group] if method.name == name) for group in ("main", "half")
+        )
+    )
+    assert half == replace(whole, scale=0.5) and half.key != whole.key
+    execute(half, setup)  # trains the whole first
+    assert setup.store.weights(whole).exists() and not setup.store.weights(half).exists()
+    assert setup.store.read(whole) is None
+    result = setup.store.read(half)
+    assert result["settings"]["scale"] == 0.5 and result["train_steps"] >= 4
+    assert result["others_untouched"] == (name == "expert")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train", None)
+        execute(whole, setup)
+        expected = {split: rates["utterances"] for split, rates in result["evaluations"].items()}
+        setup.store.results_file(half).unlink()
+        execute(half, setup)
+        again = setup.store.read(half)["evaluations"]
+        assert {split: rates["utterances"] for split, rates in again.items()} == expected
+        models = {run.scale: experiment._loaded_or_trained(run, setup)[1] for run in (whole, half)}
+    changed = [model.state_dict() for model in (experiment.build_model(whole, setup, 2.0), models[1], models[0.5])]
+    if name == "lora":
+        scaling = [module.scaling["default"] for module in models[0.5].modules() if hasattr(module, "lora_B")]
+        assert set(scaling) == {0.5}
+    else:
+        pattern = "clsr_expert_B" if name == "expert" else "."
+        moved = 0
+        for key in filter(re.compile(pattern).search, changed[0]):
+            start, all_, kept = (weights[key] for weights in changed)
+            assert kept.allclose((start + all_) / 2, atol=1e-6), key
+            moved += not start.equal(all_)
+        assert moved
+
+
 def test_a_teacher_of_a_fold_teaches_it_windows_of_each_epoch(setup, monkeypatch):
     teacher = teacher_run(fold=1)
     assert teacher.spec_augment and teacher.epochs > 4
@@ -607,6 +647,21 @@ def test_the_figure_names_methods_and_marks_those_that_lack_trainings(tuned, tmp
     assert unchanged == pytest.approx(90)
     names = [(point["label"], point["has_experts"]) for point in points]
     assert names == [("full fine-tuning", False), ("LoRA", False), ("experts (8 of 9 trainings)", True)]
+
+
+def test_half_of_a_training_is_compared_with_all_of_it(tuned, tmp_path):
+    runs = [*tuned.runs("main"), *tuned.runs("half")]
+    for each in runs:
+        if each.scale == 1 or each.language == "ru":
+            tuned.store.write(each, made_up_results(each, 0.5 if each.scale == 1 else 0.4))
+    text, numbers = report_of(tuned.store, [*runs, *tuning_of(tuned, "main")], tmp_path)
+    assert numbers["half"].keys() == {"full fine-tuning, half", "LoRA, half", "experts, half"}
+    cells = numbers["half"]["experts, half"]
+    assert cells.keys() == {"ru"} and cells["ru"]["folds"] == [0, 1, 2]
+    assert cells["ru"]["both domains"]["difference"]["value"] == pytest.approx(-0.1)
+    cell = "50.0 → 40.0: -10.0 [-10.0, -10.0]"
+    assert f"| experts | Russian 0, 1, 2 | {cell} | {cell} | {cell} | {cell} |" in text
+    assert "experts, half: ro 0, ro 1, ro 2, be 0" in text  # what was not run
 
 
 def test_abilities_are_tabled_with_intervals_and_differences_to_the_unchanged_model(tuned, tmp_path):
