@@ -17,8 +17,8 @@ def scale_expert(model: nn.Module, adapter_name: str, scale: float) -> None:
     Keep a share of what an adapter changes, in place: weights between those of the base model and of the training.
 
     A trained expert can be worse than the base model on speech unlike that of its training. Weights between the two
-    lose less there (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022; docs/results/index.md). Gates stay
-    as they are. Save the adapter afterwards, and measure it again. Two calls multiply.
+    lose less there (docs/results/index.md; Wortsman et al., "Robust fine-tuning of zero-shot models", 2022). Gates
+    stay as they are. Save the adapter afterwards, and measure it again. Two calls multiply.
 
     Args:
         model (`nn.Module`): A [`~peft.PeftModel`], or a model of transformers with adapters of its own `add_adapter`.
