@@ -61,10 +61,11 @@ def _changed(module: nn.Module, adapter_name: str) -> list[tuple[torch.Tensor, t
     if not isinstance(module, CLSRLayer):
         return []
     if adapter_name in module.clsr_expert_B:
-        weight = module.clsr_expert_B[adapter_name].weight
+        weight = module.clsr_expert_B[adapter_name].get_parameter("weight")
         return [(weight, torch.zeros((), device=weight.device))]
     if adapter_name not in module.clsr_expert:
         return []
     expert, base = module.clsr_expert[adapter_name], module.get_base_layer()
-    pairs = [(expert.weight, base.weight if base.weight.is_meta else dequantized_weight(base))]
-    return pairs if expert.bias is None else [*pairs, (expert.bias, base.bias)]
+    shared = base.get_parameter("weight")
+    pairs = [(expert.get_parameter("weight"), shared if shared.is_meta else dequantized_weight(base))]
+    return pairs if expert.bias is None else [*pairs, (expert.get_parameter("bias"), base.get_parameter("bias"))]
