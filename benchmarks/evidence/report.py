@@ -293,8 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rows:
         text = (
             "Mean over languages, and over single recordings and those out of domain. Differences are over the folds "
-            "that both rows have; below 0, the row is better. A model that repeats itself has a WER over 100 %: where "
-            "the voice is synthetic, this decides the mean."
+            "that both rows have; below 0, the row is better. Halves are compared with all of LoRA and of full "
+            "fine-tuning, not with their halves. A model that repeats itself has a WER over 100 %: where the voice is "
+            "synthetic, this decides the mean."
         )
         lines += both_section(both, expected, "Mean of both domains", text)
         text = (
