@@ -144,7 +144,8 @@ def main() -> None:
         description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--groups", nargs="+", choices=GROUPS, default=["main"], help="groups of runs")
+    groups = [group for group in GROUPS if group != "half"]  # a half has no weights of its own
+    add("--groups", nargs="+", choices=groups, default=["main"], help="groups of runs")
     add("--languages", nargs="+", choices=LANGUAGES, default=list(GRID_LANGUAGES), help="languages")
     add("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="folds")
     add("--budget_minutes", type=float, default=math.inf, help="measure no more runs after so many minutes")
