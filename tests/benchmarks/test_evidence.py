@@ -606,7 +606,7 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
     for each in first:
         tuned.store.write(each, made_up_results(each, 0.3))
     text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
-    assert "**Not complete: 16 of 108 runs are there.**" in text and "taught experts: tuning" in text
+    assert "**Not complete: 16 of 135 runs are there.**" in text and "taught experts: tuning" in text
     assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | 30.0 | chosen |" in text
     assert numbers["both domains"]["LoRA"]["trainings"] == 2
     assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
@@ -630,7 +630,7 @@ def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
     for each in tried:
         tuned.store.write(each, validated_alone(made_up_results(each)))
     text, _ = report_of(tuned.store, tried, tmp_path)
-    assert "**Not complete: 0 of 108 runs are there.**" in text and "No experts are there yet" in text
+    assert "**Not complete: 0 of 135 runs are there.**" in text and "No experts are there yet" in text
     assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 | - |  |" in text
     assert "whisper, unchanged: all; full fine-tuning: tuning; LoRA: tuning" in text
     assert not (tmp_path / "out" / "second-round.png").exists()
