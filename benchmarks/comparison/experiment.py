@@ -129,7 +129,7 @@ def _trained(run: Run, setup: Setup) -> tuple[Result, nn.Module, Any]:
     if run.scale != 1:
         whole = replace(run, scale=1.0)
         result, model, processor = _loaded_or_trained(whole, setup)
-        if setup.store.read(whole) is not None:
+        if setup.store.read(whole) is not None:  # nothing of it is left to measure
             setup.store.trained_file(whole).unlink(missing_ok=True)
         costs = {name: result[name] for name in COSTS if name in result} | {"seconds": 0.0}
         return {**_new_result(run, setup), **costs}, scaled(model, run, setup), processor

@@ -9,14 +9,12 @@ import numpy as np
 
 from benchmarks.comparison.estimates import interval
 from benchmarks.comparison.report import format_interval, percent, table
-from benchmarks.comparison.speech import OUT_OF_DOMAIN
 
 from .estimates import difference, rate, shared
 from .grid import GROUPS
-from .rows import Row, language_name
+from .rows import BOTH, SPLITS, Row, language_name
 
-COLUMNS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
-BOTH = "both domains"
+MEAN = "both domains"
 
 
 def half_numbers(rows: Sequence[Row]) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def _whole(label: str) -> str:
 
 def _compare(half: Row, whole: Row, language: str) -> dict[str, Any]:
     draws: dict[str, dict[str, np.ndarray]] = {}
-    for split in COLUMNS:
+    for split in SPLITS:
         ours, theirs = shared(half.counts(language, split), whole.counts(language, split))
         draws[split] = {
             "half": rate(ours, language, split, "wer"),
@@ -48,7 +46,7 @@ def _compare(half: Row, whole: Row, language: str) -> dict[str, Any]:
             "difference": difference(ours, theirs, language, split, "wer"),
         }
     names = ("half", "whole", "difference")
-    draws[BOTH] = {name: np.mean([draws[split][name] for split in ("test", OUT_OF_DOMAIN)], axis=0) for name in names}
+    draws[MEAN] = {name: np.mean([draws[split][name] for split in BOTH], axis=0) for name in names}
     return {split: {name: interval(each) for name, each in cells.items()} for split, cells in draws.items()}
 
 
@@ -60,13 +58,13 @@ def half_section(numbers: dict[str, Any]) -> list[str]:
     for label, languages in numbers.items():
         for language, cells in languages.items():
             folds = f"{language_name(language)} {', '.join(map(str, cells['folds']))}"
-            rows.append([_whole(label), folds, *(_text(cells[split]) for split in (*COLUMNS, BOTH))])
+            rows.append([_whole(label), folds, *(_text(cells[split]) for split in (*SPLITS, MEAN))])
     text = (
         "WER in %, of all that was trained and of half of it (`peft_clsr.scale_expert`; the same of LoRA and of full "
         "fine-tuning), and the difference in points: below 0, half has fewer errors. It is over the folds that both "
         "have. Half is not tuned."
     )
-    header = ["method", "language, folds", *COLUMNS.values(), BOTH]
+    header = ["method", "language, folds", *SPLITS.values(), MEAN]
     return ["## Half of what was trained", "", text, "", *table(header, rows)]
 
 

@@ -23,7 +23,6 @@ import numpy as np
 from benchmarks.comparison.estimates import DRAWS, interval
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.report import NONE, format_interval, format_range, format_tuning, percent, table
-from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import ResultStore
 
 from .ability_report import abilities_section, ability_numbers
@@ -31,11 +30,9 @@ from .estimates import difference
 from .figure import draw
 from .grid import METHODS, TAUGHT_EXPERTS, UNCHANGED, Grid
 from .half_report import half_numbers, half_section
-from .rows import TEACHER, Row, common_languages, language_name, mean, read_rows
+from .rows import BOTH, SPLITS, TEACHER, Row, common_languages, language_name, mean, read_rows
 from .tuning_report import tuning_section
 
-SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
-BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
 REFERENCES = ("LoRA", "full fine-tuning")
 NAMES = {"wer": "WER", "cer": "CER", "bounded": "bounded WER"}  # see `estimates.RATES`
 HUMAN = "ru"  # out of domain it has a human voice, the other languages a synthetic one

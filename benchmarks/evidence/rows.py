@@ -11,12 +11,15 @@ import numpy as np
 from benchmarks.comparison.folds import FOLDS, LANGUAGES
 from benchmarks.comparison.methods import EXPERTS
 from benchmarks.comparison.runs import teacher_run
+from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import Result, is_measured
 
 from .ability_table import Abilities, AbilityTable, key_of
 from .estimates import Counts, counts_of, rate
 from .grid import GROUPS, METHODS, Grid
 
+SPLITS = {"test": "single recordings", "joined": "joined recordings", OUT_OF_DOMAIN: "out of domain"}
+BOTH = ("test", OUT_OF_DOMAIN)  # domains of the mean of both
 TEACHER = "teacher, one for the three languages"
 MAIN = [method.label for method in GROUPS["main"]]
 

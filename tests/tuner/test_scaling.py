@@ -5,7 +5,7 @@ import torch
 from helpers import logits_of, random_clsr
 from peft import LoraConfig, get_peft_model
 
-from peft_clsr import scale_expert
+from peft_clsr import CLSRConfig, scale_expert
 
 
 def open_gates(model):
@@ -62,8 +62,6 @@ def test_modules_that_are_trained_in_full_are_scaled_too(tiny_whisper):
 
 
 def test_an_adapter_of_transformers_own_interface(tiny_whisper):
-    from peft_clsr import CLSRConfig
-
     model = tiny_whisper()
     model.add_adapter(CLSRConfig(language="ca", expert_rank=4), "ca")
     weight = model.model.encoder.layers[0].fc1.clsr_expert_B["ca"].weight
