@@ -10,8 +10,8 @@ Groups, in this order, each tuned first:
 - `half`: the same three, trained as in `main`, with half of what was trained (`peft_clsr.scale_expert`);
 - `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
 - `gates`: experts whose gates may close from the start, a candidate of `main`'s tuning; and experts whose gates start
-  undecided, with noise that falls to 0, as `peft-clsr train` has them by default. The second have the learning rate
-  and rank of `main`'s experts;
+  undecided, with noise that falls to 0, at a budget of 0.75. The second have the learning rate and rank of `main`'s
+  experts;
 - `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the

@@ -83,7 +83,7 @@ def warm_start(
     Example:
 
     ```py
-    >>> model = get_peft_model(whisper, CLSRConfig(language="gl", expert_rank=64), adapter_name="gl")
+    >>> model = get_peft_model(whisper, CLSRConfig(language="gl"), adapter_name="gl")
     >>> warm_start(model, "gl", "me/whisper-small-experts", language="pt")
     ```
     """

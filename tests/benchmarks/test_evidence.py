@@ -660,8 +660,26 @@ def test_half_of_a_training_is_compared_with_all_of_it(tuned, tmp_path):
     assert cells.keys() == {"ru"} and cells["ru"]["folds"] == [0, 1, 2]
     assert cells["ru"]["both domains"]["difference"]["value"] == pytest.approx(-0.1)
     cell = "50.0 → 40.0: -10.0 [-10.0, -10.0]"
-    assert f"| experts | Russian 0, 1, 2 | {cell} | {cell} | {cell} | {cell} |" in text
+    assert f"| experts, half | Russian 0, 1, 2 | {cell} | {cell} | {cell} | {cell} | {cell} |" in text
     assert "experts, half: ro 0, ro 1, ro 2, be 0" in text  # what was not run
+
+
+def test_gates_that_choose_are_compared_with_those_held_open(tuned, tmp_path):
+    runs = [*tuned.runs("main"), *tuned.runs("gates")]
+    wers = {("ru", 0): 0.6, ("ru", 1): 0.6, ("ro", 2): 0.8}  # of noise that falls
+    for each in runs:
+        if each.rank != 64:
+            wer = wers.get((each.language, each.fold)) if each.method == "straight" else 0.5
+            if wer is not None:
+                tuned.store.write(each, made_up_results(each, wer))
+    text, numbers = report_of(tuned.store, [*runs, *tuning_of(tuned, "main")], tmp_path)
+    cells = numbers["gates"]["experts, noise that falls"]
+    assert {language: cell.get("folds") for language, cell in cells.items()} == {"ru": [0, 1], "ro": [2], "mean": None}
+    for column in ("test", "both domains", "both domains, bounded"):
+        values = {language: cell[column]["difference"]["value"] for language, cell in cells.items()}
+        assert values == pytest.approx({"ru": 0.1, "ro": 0.3, "mean": 0.2})
+    assert re.search(r"\| experts, noise that falls \| Russian 0, 1 \| 50.0 → 60.0: \+10.0 ", text)
+    assert re.search(r"\| experts, noise that falls \| mean \| 50.0 → 70.0: \+20.0 ", text)
 
 
 def test_abilities_are_tabled_with_intervals_and_differences_to_the_unchanged_model(tuned, tmp_path):
