@@ -96,13 +96,19 @@ def execute(run: Run, setup: Setup) -> str:
     """
     known = setup.store.read(run)
     if known is not None and is_measured(known) and not setup.store.weights(run).exists():
-        _trained(run, setup)
-        setup.store.trained_file(run).unlink(missing_ok=True)
-        return f"{run.name}: trained again, for its weights"
+        return train_alone(run, setup)
     splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
     if run.fold < 0 or known is not None:
         splits.insert(0, "validation")
     return _measure_and_write(run, setup, *_loaded_or_trained(run, setup), splits)
+
+
+def train_alone(run: Run, setup: Setup) -> str:
+    """Train a run for its weights, and measure nothing: `execute` goes on from there. Returns a line about it."""
+    result, *_ = _trained(run, setup)
+    if setup.store.read(run) is not None:  # nothing of it is left to measure
+        setup.store.trained_file(run).unlink(missing_ok=True)
+    return f"{run.name}: trained ({result['seconds']:.0f} s)"
 
 
 def validate(run: Run, setup: Setup) -> str:

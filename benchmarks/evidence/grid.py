@@ -20,7 +20,7 @@ from benchmarks.comparison.methods import (
     STRAIGHT,
     ZERO_SHOT,
 )
-from benchmarks.comparison.runs import Run
+from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import ResultStore
 
 # Tuning is by WER in validation, mean over these, in this fold. Test recordings have no part in it.
@@ -182,9 +182,9 @@ class Grid:
         """The runs that choose the distillation of a group; see `taught_candidates`."""
         return self.taught_candidates() if self.is_taught(group) else []
 
-    def taught_finals(self, group: str) -> list[Run]:
-        """The runs of the best candidates of `taught_tuning` in the final language."""
-        return self._finals(self.taught_candidates()) if self.is_taught(group) else []
+    def teachers(self, group: str) -> list[Run]:
+        """The teachers of a group's runs, one a fold."""
+        return [teacher_run(self.max_steps, fold) for fold in self.folds] if self.is_taught(group) else []
 
     def chosen(self, name: str) -> Settings:
         """
@@ -195,18 +195,27 @@ class Grid:
         Raises:
             ValueError: a tuning run has no results.
         """
-        return self._best(self.candidates(name), CANDIDATES[TUNED_AS.get(name, name)])
+        runs = self.candidates(name)
+        finals = self._finals(runs)
+        compared = [*(run for run in runs if replace(run, language=FINAL_LANGUAGE) in finals), *finals]
+        return self._best(compared, runs, CANDIDATES[TUNED_AS.get(name, name)])
 
     def chosen_distillation(self) -> Settings:
-        """The candidate of the lowest WER in validation, as `chosen`."""
-        return self._best(self.taught_candidates(), DISTILLATIONS)
+        """
+        The candidate of the lowest WER in validation, mean over the tuning languages. Ties go to the first.
+
+        Raises:
+            ValueError: a tuning run has no results.
+        """
+        runs = self.taught_candidates()
+        return self._best(runs, runs, DISTILLATIONS)
 
     def _finals(self, runs: Sequence[Run]) -> list[Run]:
         return [replace(run, language=FINAL_LANGUAGE) for run in self._ranked(runs)[:FINALISTS]]
 
-    def _best(self, runs: Sequence[Run], candidates: Sequence[Settings]) -> Settings:
-        finals = self._finals(runs)
-        (best, *_) = self._ranked([*(run for run in runs if replace(run, language=FINAL_LANGUAGE) in finals), *finals])
+    def _best(self, compared: Sequence[Run], runs: Sequence[Run], candidates: Sequence[Settings]) -> Settings:
+        """The candidate whose runs are the best of those compared. `runs` has those of the first candidate first."""
+        best = self._ranked(compared)[0]
         return dict(zip(runs[:: len(TUNING_LANGUAGES)], candidates, strict=False))[best]  # a trial has fewer runs
 
     def _ranked(self, runs: Sequence[Run]) -> list[Run]:

@@ -12,7 +12,7 @@ from benchmarks.comparison.estimates import interval
 from benchmarks.comparison.report import format_interval, percent, table
 
 from .estimates import difference, rate, shared
-from .grid import GROUPS
+from .grid import GROUPS, TAUGHT_EXPERTS
 from .rows import BOTH, SPLITS, Row, language_name, mean
 
 BOTH_DOMAINS, BOUNDED = "both domains", "both domains, bounded"
@@ -42,6 +42,13 @@ GATES = Pairs(
     "above 0, held open has fewer errors. It is over the folds that both have.",
     {method.label: "experts" for method in GROUPS["gates"]},
 )
+TAUGHT = Pairs(
+    "Experts with a teacher",
+    "WER in %, of experts without and with a teacher, and the difference in points: below 0, the taught have fewer "
+    "errors. It is over the folds that both have.",
+    {TAUGHT_EXPERTS.label: "experts"},
+)
+PAIRS = {"taught": TAUGHT, "half": HALVES, "gates": GATES}
 
 
 def pair_numbers(pairs: Pairs, rows: Sequence[Row]) -> dict[str, Any]:

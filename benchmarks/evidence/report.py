@@ -29,7 +29,7 @@ from .ability_report import abilities_section, ability_numbers
 from .estimates import difference
 from .figure import draw
 from .grid import METHODS, TAUGHT_EXPERTS, UNCHANGED, Grid
-from .pair_report import GATES, HALVES, pair_numbers, pair_section
+from .pair_report import PAIRS, pair_numbers, pair_section
 from .rows import BOTH, SPLITS, TEACHER, Row, common_languages, language_name, mean, read_rows
 from .tuning_report import tuning_section
 
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     both = both_domains(rows, in_mean, [*dict.fromkeys((*grid.languages, *in_mean))])
     human = both_domains(rows, [HUMAN], [HUMAN]) if HUMAN in languages else {}
     abilities = ability_numbers(rows)
-    half, gates = pair_numbers(HALVES, rows), pair_numbers(GATES, rows)
+    paired = {name: pair_numbers(pairs, rows) for name, pairs in PAIRS.items()}
     points = figure_points(both, rows, expected)
 
     lines = ["# Second round: experts, LoRA and full fine-tuning", ""]
@@ -306,11 +306,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             text = "The same in the language that has a human voice out of domain."
             lines += both_section(human, FOLDS, f"{language_name(HUMAN)}: mean of both domains", text)
         lines += rates_section(numbers, languages)
-        lines += [*pair_section(HALVES, half), *pair_section(GATES, gates), *abilities_section(abilities)]
+        for name, pairs in PAIRS.items():
+            lines += pair_section(pairs, paired[name])
+        lines += abilities_section(abilities)
     lines += [*runs_section(rows, missing), *tuning]
     (options.output_dir / f"{NAME}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     text = json.dumps(
-        {"rates": numbers, "both domains": both, HUMAN: human, "half": half, "gates": gates, "abilities": abilities},
+        {"rates": numbers, "both domains": both, HUMAN: human, "abilities": abilities} | paired,
         indent=1,
         sort_keys=True,
     )

@@ -16,8 +16,8 @@ Groups, in this order, each tuned first:
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
 student, fully fine-tuned on the three languages of the grid in six passes with SpecAugment, without the test texts of
-the fold. Tuning measures validation alone; what it chose is measured further from its weights. A stopped command can
-be repeated. It runs on a GPU if there is one.
+the fold. It is measured after its students. Tuning measures validation alone; what it chose is measured further from
+its weights. A stopped command can be repeated. It runs on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ import sys
 import time
 
 from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
-from benchmarks.comparison.experiment import execute, validate
+from benchmarks.comparison.experiment import execute, train_alone, validate
 from benchmarks.comparison.folds import FOLDS, GRID_LANGUAGES, LANGUAGES
-from benchmarks.comparison.methods import ALL_LANGUAGES
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import is_measured
 
@@ -55,37 +54,38 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.budget_minutes
     studies: dict[Run, str] = {}
 
-    def lacks(run: Run, is_tuning: bool) -> bool:
-        """True if the run has no results: of validation for tuning, of the test otherwise. Teachers need weights."""
+    def lacks(run: Run, study: str) -> bool:
+        """True if the run has no results: of validation for tuning, of the test otherwise. Teaching needs weights."""
+        if study == "teaching":
+            return not store.weights(run).exists()
         results = store.read(run)
-        if results is None or (grid.validation(run) is None if is_tuning else not is_measured(results)):
-            return True
-        return run.language == ALL_LANGUAGES and not store.weights(run).exists()
+        return results is None or (grid.validation(run) is None if study == "tuning" else not is_measured(results))
 
     def do_all(study: str, runs: list[Run]) -> bool:
-        """Do runs that have no results. Returns False if the time was over before all were done."""
-        is_tuning = study == "tuning"
-        studies.update({run: study for run in runs if run not in studies})
+        """Do runs that lack something. Returns False if the time was over before all were done."""
+        if study != "teaching":  # of which nothing is measured
+            studies.update({run: study for run in runs if run not in studies})
         store.collect(studies)
-        missing = [run for run in runs if lacks(run, is_tuning)]
+        missing = [run for run in runs if lacks(run, study)]
         if time.monotonic() < until:
-            task = validate if is_tuning else execute
+            task = {"teaching": train_alone, "tuning": validate}.get(study, execute)
             check(run_all(pool, task, missing, setup, until, lambda: store.collect(studies)))
-        left = [run for run in runs if lacks(run, is_tuning)]
+        left = [run for run in runs if lacks(run, study)]
         if left:
             print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
         return not left
 
     def do(study: str, runs: list[Run]) -> bool:
         """`do_all`, after the teachers of the runs that have to be trained."""
-        taught = [run for run in runs if run.teacher is not None and lacks(run, study == "tuning")]
+        taught = [run for run in runs if run.teacher is not None and lacks(run, study)]
         untrained = [run for run in taught if store.read(run) is None or not store.weights(run).exists()]
         teachers = [teacher_run(arguments.max_steps, fold) for fold in dict.fromkeys(run.fold for run in untrained)]
-        return do_all("teacher", teachers) and do_all(study, runs)
+        return do_all("teaching", teachers) and do_all(study, runs)
 
     def do_group(group: str) -> bool:
-        tuning = (grid.tuning, grid.finals, grid.taught_tuning, grid.taught_finals)  # each follows from the one before
-        return all(do("tuning", runs(group)) for runs in tuning) and do(group, grid.runs(group))
+        """The group's tuning, whose steps follow from the ones before; its runs; and what its teachers can do."""
+        tuned = all(do("tuning", runs(group)) for runs in (grid.tuning, grid.finals, grid.taught_tuning))
+        return tuned and do(group, grid.runs(group)) and do_all("teacher", grid.teachers(group))
 
     with make_pool(arguments.jobs, setup) as pool:
         all(do_group(group) for group in arguments.groups)

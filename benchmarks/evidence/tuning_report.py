@@ -28,8 +28,9 @@ TEXT = (
     f"WER in validation, %, fold {TUNING_FOLD}. The {FINALISTS} candidates of the lowest mean in "
     f"{' and '.join(map(language_name, TUNING_LANGUAGES))} are compared in {language_name(FINAL_LANGUAGE)} too. The "
     "lowest mean of all is chosen, of equal ones the first. Test recordings have no part in it. Taught rows are tuned "
-    "as the untaught, and have the distillation chosen for taught experts. Experts with noise that falls have the "
-    "learning rate and rank of the experts. 'Held open': a budget of 1 at weight 1, and no dropout of the expert."
+    "as the untaught. Their distillation is chosen for taught experts, in the first two languages alone. Experts with "
+    "noise that falls have the learning rate and rank of the experts. 'Held open': a budget of 1 at weight 1, and no "
+    "dropout of the expert."
 )
 
 

@@ -167,15 +167,14 @@ def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
     assert len(tried) == len(set(tried)) == 2 * len(grid.DISTILLATIONS)
     assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
     assert tuned.chosen_distillation() == {"kd_weight": 8.0, "kd_decay": False}
-    for each in (*tried, *tuned.taught_finals("kd")):
+    for each in tried:
         if (each.kd_weight, each.kd_decay) == (8.0, True):
             tuned.store.write(each, made_up_results(each, 0.01))
     for group in ("kd", "more"):
         taught = [each for each in tuned.runs(group) if each.teacher]
         assert {(each.kd_weight, each.kd_decay) for each in taught} == {(8.0, True)}
-    assert tuned.taught_tuning("main") == tuned.taught_finals("main") == []
-    tried += tuned.taught_finals("kd")
-    assert len([each for each in tuned.runs("kd") if each in tried]) == 3  # the chosen ones are not trained again
+    assert tuned.taught_tuning("main") == tuned.teachers("main") == []
+    assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
 
 
 def test_runs_without_a_teacher_are_those_of_before(tuned):
@@ -220,6 +219,8 @@ def pretended(tmp_path, monkeypatch):
             path = setup.store.weights(made)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+            if task == "train_alone":
+                return made.name
             result = made_up_results(made)
             if task == "validate":
                 result = validated_alone(result)
@@ -228,7 +229,7 @@ def pretended(tmp_path, monkeypatch):
 
         return do
 
-    for task in ("execute", "validate"):
+    for task in ("train_alone", "execute", "validate"):
         monkeypatch.setattr(run, task, pretend(task))
     monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
@@ -255,20 +256,21 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     validated = [made for task, made in done if task == "validate"]
     executed = [made for task, made in done if task == "execute"]
     # Tuning, and that of the distillation; main and taught in two folds, and the teachers of these.
-    assert len(validated) == len(set(validated)) == TUNED + 6 + grid.FINALISTS
+    assert len(validated) == len(set(validated)) == TUNED + 6
     assert len(executed) == len(set(executed)) == 8 + 2 + 2
     assert len(set(validated) & set(executed)) == 3 + 1  # the chosen ones are measured further
-    teachers = [made for made in executed if made.language == "all"]
-    assert teachers == [teacher_run(fold=0), teacher_run(fold=2)]
+    teachers = [teacher_run(fold=0), teacher_run(fold=2)]
+    assert [made for task, made in done if task == "train_alone"] == teachers
+    assert executed[-2:] == teachers  # measured when those that they teach are there
     places = [made for _, made in done]
     assert places.index(teachers[1]) > max(places.index(made) for made in validated)
     assert pretended(*arguments) == []
-    assert len(read_table(store.table_dir)) == TUNED + 6 + grid.FINALISTS + 12 - 4  # collected as they come
+    assert len(read_table(store.table_dir)) == TUNED + 6 + 12 - 4  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
     assert pretended(*arguments) == []
-    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == ("execute", teachers[1])
+    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == ("train_alone", teachers[1])
 
 
 def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pretended, store):
@@ -280,7 +282,7 @@ def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pr
     store.write(chosen, validated_alone(made_up_results(chosen)))
     for made in (chosen, teacher_run(fold=0)):
         store.weights(made).unlink()
-    assert pretended(*arguments) == [("execute", teacher_run(fold=0)), ("execute", chosen)]
+    assert pretended(*arguments) == [("train_alone", teacher_run(fold=0)), ("execute", chosen)]
 
 
 def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, capsys):
@@ -395,7 +397,7 @@ def test_a_run_that_lacks_its_weights_alone_is_trained_again_and_keeps_its_resul
     trained = load_file(weights)
     weights.unlink()
     monkeypatch.setattr(experiment, "measure", lambda *args: 1 / 0)
-    assert "trained again" in execute(made, setup)
+    assert "trained" in execute(made, setup)
     assert setup.store.read(made) == result and not setup.store.trained_file(made).exists()
     again = load_file(weights)
     assert again.keys() == trained.keys() and all(again[name].allclose(trained[name], atol=1e-4) for name in trained)
