@@ -37,17 +37,15 @@ def _candidates(*pairs: tuple[float, int | None]) -> list[Settings]:
 # Gates that are held open, so that all tokens train the expert, and nothing is dropped: almost a LoRA.
 HELD_OPEN = {"budget_weight": 1.0, "expert_dropout": 0.0}
 _LOW_RANK = _candidates((1e-3, 32), (2e-3, 32), (4e-3, 32), (2e-3, 64))
-_FULL_EXPERTS = _candidates((1e-4, None), (2e-4, None), (5e-4, None))
 CANDIDATES: dict[str, list[Settings]] = {
     FULL: _candidates((1e-5, None), (2e-5, None), (5e-5, None), (1e-4, None), (2e-4, None)),
     LORA: _LOW_RANK,
     EXPERT: [*_LOW_RANK, {"learning_rate": 2e-3, "rank": 32, **HELD_OPEN}],
-    LORA_ATTENTION: _candidates((5e-4, 32), (1e-3, 32), (2e-3, 32), (1e-3, 64)),
-    CLSR: _FULL_EXPERTS,
-    FULL_EXPERT: _FULL_EXPERTS,
 }
 # A method that is not tuned on its own takes the learning rate and rank of another one.
-TUNED_AS = {STRAIGHT: EXPERT}
+TUNED_AS = {STRAIGHT: EXPERT, LORA_ATTENTION: LORA}
+# Nor are full experts: these are of the first round, whose tuning chose them for the paper's gates.
+FULL_SIZE: Settings = {"learning_rate": 2e-4, "rank": None}
 
 # The share of what was trained that is kept (`Run.scale`). Not tuned: validation is of the domain of the training.
 HALF = 0.5
@@ -62,12 +60,12 @@ DISTILLATIONS: list[Settings] = [
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables. Taught rows are tuned as the untaught one."""
+    """A row of the tables. Taught rows have the learning rate and rank of the untaught one."""
 
     name: str  # of `methods.METHODS`
     label: str
     taught: bool = False
-    fixed: Settings | None = None  # in place of those that tuning chooses
+    fixed: Settings | None = None  # in place of the learning rate and rank that tuning chooses
     scale: float = 1.0  # of `Run`
 
     @property
@@ -100,10 +98,10 @@ GROUPS: dict[str, list[Method]] = {
     ],
     "more": [
         Method(LORA_ATTENTION, "LoRA, attention too"),
-        Method(FULL_EXPERT, "full experts"),
-        Method(CLSR, "full experts, the paper's gates"),
-        Method(FULL_EXPERT, "taught full experts", taught=True),
-        Method(CLSR, "taught full experts, the paper's gates", taught=True),
+        Method(FULL_EXPERT, "full experts", fixed=FULL_SIZE),
+        Method(CLSR, "full experts, the paper's gates", fixed=FULL_SIZE),
+        Method(FULL_EXPERT, "taught full experts", taught=True, fixed=FULL_SIZE),
+        Method(CLSR, "taught full experts, the paper's gates", taught=True, fixed=FULL_SIZE),
     ],
 }
 METHODS = [method for methods in GROUPS.values() for method in methods]
@@ -241,9 +239,9 @@ class Grid:
         Raises:
             ValueError: a tuning run has no results.
         """
-        if method == UNCHANGED or method.fixed is not None:
-            return method.fixed or {}
-        tuned = self.chosen(method.name)
+        if method == UNCHANGED:
+            return {}
+        tuned = self.chosen(method.name) if method.fixed is None else method.fixed
         if method.name in TUNED_AS:
             tuned = {name: tuned[name] for name in ("learning_rate", "rank")}
         return tuned | (self.chosen_distillation() if method.taught else {})

@@ -13,6 +13,7 @@ Groups, in this order, each tuned first:
   undecided, with noise that falls to 0, at a budget of 0.75. The second have the learning rate and rank of `main`'s
   experts;
 - `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
+  They are not tuned on their own (`grid.TUNED_AS`, `grid.FULL_SIZE`).
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
 student, fully fine-tuned on the three languages of the grid in six passes with SpecAugment, without the test texts of

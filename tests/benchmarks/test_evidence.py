@@ -177,6 +177,18 @@ def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
     assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
 
 
+def test_the_last_group_is_not_tuned_on_its_own(tuned):
+    assert tuned.tuning("more") == [*tuned.candidates("lora"), *tuned.candidates("expert")]
+    attention, *full = tuned.runs("more")[:5]
+    assert {"learning_rate": attention.learning_rate, "rank": attention.rank} == tuned.chosen("lora")
+    assert [(each.method, each.learning_rate, each.rank, each.teacher) for each in full] == [
+        ("full-expert", 2e-4, None, None),
+        ("clsr", 2e-4, None, None),
+        ("full-expert", 2e-4, None, "finetuned"),
+        ("clsr", 2e-4, None, "finetuned"),
+    ]
+
+
 def test_runs_without_a_teacher_are_those_of_before(tuned):
     """Their names decide if they are trained again."""
     keys = {each.key for each in (*tuned.tuning("main"), *tuned.runs("main"))}
