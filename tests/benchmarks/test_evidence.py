@@ -552,7 +552,7 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     for each in [*runs, teacher_run(fold=0)]:
         if each != left_out:
             store.write(each, made_up_results(each, {"zero-shot": 0.9, "lora": 0.5, "expert": 0.4}.get(each.method)))
-    every = {**dict.fromkeys(runs, "main"), teacher_run(fold=0): "teacher"}
+    every = {**dict.fromkeys([*runs, *tuned.taught_candidates()], "main"), teacher_run(fold=0): "teacher"}
     store.collect(every | dict.fromkeys(tuning_of(tuned, *grid.GROUPS), "tuning"))
     for folder in ("one", "two"):
         report.main(["--results_dir", str(store.results_dir), "--output_dir", str(tmp_path / folder)])
@@ -567,7 +567,9 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     assert both["experts"]["wer to LoRA"]["value"] == pytest.approx(-0.1)
     assert both["experts"]["verdict of wer to LoRA"] == both["experts"]["verdict of bounded to LoRA"] == "better"
     assert both["LoRA"]["verdict of wer to full fine-tuning"].startswith("too")
-    assert numbers["abilities"] == {}
+    assert numbers["abilities"] == numbers["half"] == {}
+    taught = numbers["taught"]["taught experts"]["ru"]
+    assert taught["folds"] == [0, 1, 2] and taught["test"]["difference"]["value"] == pytest.approx(0)
     tables = (tmp_path / "one" / "second-round.md").read_text()
     assert "| experts | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | 40.0 [40.0, 40.0] |" in tables
     assert (
@@ -581,7 +583,7 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     assert "## Russian: mean of both domains" in tables and numbers["ru"]["LoRA"]["trainings"] == 3
     assert "![Word errors by method, mean of both domains](second-round.png)" in tables
     assert "| taught experts | weight 8 | " in tables
-    assert "full fine-tuning: ru 2;" in tables and "LoRA, attention too: ro" in tables
+    assert "full fine-tuning: ru 2;" in tables and "LoRA, attention too: all" in tables
     assert "| experts | ro 3, be 3, ru 3 | 0.004, rank 32 | 0.0 M | 1.0 | 9 of 9 |" in tables
     assert "| LoRA | 0.004, rank 32 |" in tables and "| chosen, at the border |" in tables
 
@@ -620,7 +622,7 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
     for each in first:
         tuned.store.write(each, made_up_results(each, 0.3))
     text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
-    assert "**Not complete: 16 of 135 runs are there.**" in text and "taught experts: tuning" in text
+    assert "**Not complete: 10 of 135 runs are there.**" in text and "taught experts: tuning" in text
     assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | 30.0 | chosen |" in text
     assert numbers["both domains"]["LoRA"]["trainings"] == 2
     assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
