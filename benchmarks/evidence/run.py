@@ -17,8 +17,8 @@ Groups, in this order, each tuned first:
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
 student, fully fine-tuned on the three languages of the grid in six passes with SpecAugment, without the test texts of
-the fold. It is measured after its students. Tuning measures validation alone; what it chose is measured further from
-its weights. A stopped command can be repeated. It runs on a GPU if there is one.
+the fold. A teacher is measured after its students. Tuning measures validation alone; what it chose is measured further
+from its weights. A stopped command can be repeated. It runs on a GPU if there is one.
 """
 
 from __future__ import annotations
