@@ -103,7 +103,6 @@ def _trainer(
     language = dataset.languages[0] if hasattr(dataset, "languages") else dataset["language"][0]
     config = CLSRConfig(language=language, expert_rank=32, max_audio_seconds=cut_seconds)
     model = get_peft_model(base, config, adapter_name=language)
-    model.base_model.set_gate_progress(0.5)
     return DistillationTrainer(
         model=model,
         args=DistillationTrainingArguments(**trainer_settings(folder, batch_size)),

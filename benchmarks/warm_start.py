@@ -29,7 +29,8 @@ from peft_clsr import pack_utterances, warm_start
 
 STARTS = ("cold", "warm")
 # Those of the committed results, whatever the defaults become.
-GATES = {"straight_through": True, "gate_budget": 0.75, "skip_gate_prob": 0.0, "expert_dropout": 0.05}
+GATES = {"straight_through": True, "gate_noise": 5.0, "gate_budget": 0.75, "skip_gate_prob": 0.0}
+GATES |= {"expert_dropout": 0.05}
 BATCH_SIZE = 2  # windows of 30 s
 # The values that tell a run from others in the file of results.
 KEYS = ("language", "source", "start", "size", "seed", "steps", "source_steps", "rank", "learning_rate")

@@ -85,16 +85,16 @@ class ExpertArguments:
     _argument_group_name = "expert (defaults for some hundred recordings; paper's: examples/recipes/paper.yaml)"
 
     expert_rank: str = field(
-        default="64",
+        default="32",
         metadata={"help": "Rank of the low-rank expert; 'full': a full copy of each FFN.", "metavar": "N"},
     )
     straight_through: bool = _option(True, "Gates are 0 or 1 in training too.")
-    gate_budget: float = _option(0.75, "Share of tokens for the expert.")
+    gate_budget: float = _option(1.0, "Share of tokens for the expert.")
     skip_gate_prob: float = _option(0.0, "Share of steps that skip an expert.")
-    expert_dropout: float = _option(0.05, "Dropout of the expert.")
+    expert_dropout: float = _option(0.0, "Dropout of the expert.")
     gate_dim: int = _option(64, "Hidden size of the gate.")
     gate_dropout: float = _option(0.1, "Dropout on the gate's input, in [0, 1).")
-    gate_noise: float = _option(5.0, "Highest standard deviation of the noise on gate logits.")
+    gate_noise: float = _option(0.0, "Highest standard deviation of the noise on gate logits.")
     budget_weight: float = _option(1.0, "Weight of the budget loss, at least 0.")
     translate_with_shared_decoder: bool = _option(False, "The decoder takes the shared FFNs when translating.")
     exclude_modules: str | None = _option(None, "Modules without expert, as a regular expression: '.*encoder.*'.")

@@ -53,19 +53,19 @@ class CLSRConfig(PeftConfig):
             elementwise operations (an activation, dropout, a product of the two inputs) may stand between them.
         gate_dim (`int`, *optional*, defaults to 64): Hidden size of the gate.
         gate_dropout (`float`, *optional*, defaults to 0.1): Dropout on the gate's input in training, in [0, 1).
-        gate_noise (`float`, *optional*, defaults to 5.0):
+        gate_noise (`float`, *optional*, defaults to 0.0):
             Standard deviation of the noise on the gate logit, at least 0. With `straight_through`, it falls linearly
             from this value to 0 in the first half of training; without, it rises from 0 to this value at the end.
             [`GateScheduleCallback`] (or `set_gate_progress`) updates it.
         skip_gate_prob (`float`, *optional*, defaults to 0.0):
             Probability, in [0, 1), that a module uses its shared FFN only, drawn for each module and training step.
             Its gate values count in the budget all the same.
-        gate_budget (`float`, *optional*, defaults to 0.75): Target mean of the gate values, in [0, 1].
+        gate_budget (`float`, *optional*, defaults to 1.0): Target mean of the gate values, in [0, 1].
         budget_weight (`float`, *optional*, defaults to 1.0): Weight of the budget loss, at least 0.
-        expert_dropout (`float`, *optional*, defaults to 0.05):
+        expert_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on the expert's output in training, in [0, 1). For a low-rank expert, dropout on the input of its
             output projection.
-        expert_rank (`int`, *optional*, defaults to 64):
+        expert_rank (`int`, *optional*, defaults to 32):
             Rank of the expert's difference to the shared FFN: `shared(x) + B(A(x))` for each projection. `None` makes
             the expert a full copy of the FFN, with far more parameters.
         init_weights (`bool`, *optional*, defaults to `True`):
@@ -111,16 +111,16 @@ class CLSRConfig(PeftConfig):
     gate_dim: int = field(default=64, metadata={"help": "Hidden size of the gate."})
     gate_dropout: float = field(default=0.1, metadata={"help": "Dropout on the gate's input in training, in [0, 1)."})
     gate_noise: float = field(
-        default=5.0, metadata={"help": "Highest standard deviation of the noise on the gate logit."}
+        default=0.0, metadata={"help": "Highest standard deviation of the noise on the gate logit."}
     )
     skip_gate_prob: float = field(
         default=0.0, metadata={"help": "Probability that a module uses its shared FFN only in a training step."}
     )
-    gate_budget: float = field(default=0.75, metadata={"help": "Target mean of the gate values, in [0, 1]."})
+    gate_budget: float = field(default=1.0, metadata={"help": "Target mean of the gate values, in [0, 1]."})
     budget_weight: float = field(default=1.0, metadata={"help": "Weight of the budget loss, at least 0."})
-    expert_dropout: float = field(default=0.05, metadata={"help": "Dropout on the expert's output, in [0, 1)."})
+    expert_dropout: float = field(default=0.0, metadata={"help": "Dropout on the expert's output, in [0, 1)."})
     expert_rank: int | None = field(
-        default=64, metadata={"help": "Rank of the expert's difference to the shared FFN; None: a full copy."}
+        default=32, metadata={"help": "Rank of the expert's difference to the shared FFN; None: a full copy."}
     )
     init_weights: bool = field(default=True, metadata={"help": "Start the expert as a copy of the shared FFN."})
     layers_to_transform: list[int] | int | None = field(

@@ -78,7 +78,7 @@ def test_train_one_language(run, whisper, recordings, tmp_path):
     printed = run("train_one_language.py", *options, "--output_dir", tmp_path / "out", "--max_steps", 2)
     assert "with the expert: WER" in printed and "base model: WER" in printed
     config = loaded(whisper, tmp_path / "out", "ca").peft_config["ca"]
-    assert (config.language, config.expert_rank, config.straight_through) == ("ca", 64, True)
+    assert (config.language, config.expert_rank, config.straight_through) == ("ca", 32, True)
 
 
 def test_new_language(run, tiny_whisper, tiny_processor, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def test_defaults_are_those_of_the_command():
     assert config.language is None
     assert config.peft_type == "CLSR"
     assert config.max_audio_seconds is None
-    assert (config.straight_through, config.expert_rank, config.init_weights) == (True, 64, True)
+    assert (config.straight_through, config.expert_rank, config.init_weights) == (True, 32, True)
     assert config == CLSRConfig(**expert_config(ExpertArguments()))
 
 
