@@ -13,9 +13,8 @@ DEMO_DATA := --student $(CACHE)/whisper-base --dataset $(CACHE)/tuxpaint-$(DEMO_
 # bfloat16 halves a training step on a CPU that has such instructions. On others it takes many times as long.
 BF16 := $(if $(shell grep -wE "avx512_bf16|amx_bf16|bf16" /proc/cpuinfo 2>/dev/null),True,False)
 # How the recipe was found: docs/explanation/demo.md.
-DEMO_RECIPE ?= --single 0.2 --timestamps 0.5 --previous_text 0.1 --no_speech 0.05 --learning_rate 2e-3 --num_train_epochs 4 \
-	--per_device_train_batch_size 1 --lr_scheduler_type linear --warmup_steps 0.1 --adam_beta2 0.98 \
-	--label_smoothing_factor 0.1 --bf16 $(BF16) --use_cpu True --max_new_tokens 64 --logging_steps 25
+DEMO_RECIPE ?= --single 0.2 --no_speech 0.05 --num_train_epochs 4 --label_smoothing_factor 0.1 --bf16 $(BF16) --use_cpu True \
+	--max_new_tokens 64 --logging_steps 25
 DEMO_OUTPUT ?= --output_dir runs/demo-$(DEMO_LANGUAGE)
 DEMO_EXTRA ?=
 DEMO_ARGS ?= $(DEMO_DATA) $(DEMO_RECIPE) $(DEMO_OUTPUT) $(DEMO_EXTRA)

@@ -4,10 +4,10 @@ first expert transcribed, and on all 600 transcribed.
 
     python -m benchmarks.pseudo_labels --bf16 --threads 2
 
-fetches whisper-base and recordings, and trains each expert with the demo's recipe and the same number
-of steps. The seed draws the recordings, the weights and the windows. Each run is measured on the same held-out
-recordings. `--output` has a line of JSON for each finished run. Runs that are in it are not repeated, so a stopped
-command goes on where it was.
+fetches whisper-base and recordings, and trains each expert with the recipe of the earlier demo
+(docs/explanation/demo.md) and the same number of steps. The seed draws the recordings, the weights and the windows.
+Each run is measured on the same held-out recordings. `--output` has a line of JSON for each finished run. Runs that
+are in it are not repeated, so a stopped command goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from peft_clsr import (
 )
 
 DATA = ("transcribed", "pseudo-labelled", "all transcribed")
-# docs/explanation/demo.md: gates that start on the expert
+# gates that start on the expert, and may close
 GATES = {"straight_through": True, "gate_noise": 0, "gate_budget": 1, "budget_weight": 0.1, "skip_gate_prob": 0}
 GATES |= {"expert_dropout": 0.05}
 TRAINING = {"per_device_train_batch_size": 1, "label_smoothing_factor": 0.1}

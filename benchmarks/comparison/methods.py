@@ -19,7 +19,7 @@ METHODS = {
     LOW_RANK: "low-rank CLSR",
     STRAIGHT: "CLSR, straight-through",
 }
-# docs/explanation/demo.md: gates start on the expert's side, so that an expert is a LoRA that learns to let go.
+# The earlier demo (docs/explanation/demo.md): gates start on the expert, which is then a LoRA that learns to let go.
 STARTS_ON_EXPERT = {
     "straight_through": True,
     "gate_noise": 0.0,

@@ -198,7 +198,7 @@ class _LanguageTraining:
         else:
             config = LoraConfig(
                 r=lora.lora_rank,
-                lora_alpha=lora.lora_alpha,
+                lora_alpha=lora.lora_rank if lora.lora_alpha is None else lora.lora_alpha,
                 lora_dropout=lora.lora_dropout,
                 target_modules=["fc1", "fc2"],
                 exclude_modules=expert.exclude_modules,

@@ -107,7 +107,7 @@ class LoraArguments:
     _argument_group_name = "LoRA on fc1 and fc2, to compare with"
 
     lora_rank: int | None = _option(None, "Train LoRA of this rank instead of an expert.")
-    lora_alpha: int = _option(64, "LoRA's alpha.")
+    lora_alpha: int | None = _option(None, "LoRA's alpha; by default its rank.")
     lora_dropout: float = _option(0.05, "LoRA's dropout, in [0, 1).")
 
 

@@ -82,9 +82,9 @@ class CLSRConfig(PeftConfig):
             context is kept.
         straight_through (`bool`, *optional*, defaults to `True`):
             Makes gates 0 or 1 in training as in evaluation, with the gradient of their sigmoid (the straight-through
-            estimator, Bengio et al., 2013). Each token is then trained on one path. Noise makes it try both at first;
-            in the end it is trained on the path that it takes in evaluation. `False` trains tokens on blends of both
-            paths, as the paper does.
+            estimator, Bengio et al., 2013). Each token is then trained on one path, the one that it takes in
+            evaluation. `gate_noise` makes it try both at first. `False` trains tokens on blends of both paths, as the
+            paper does.
         translate_with_shared_decoder (`bool`, *optional*, defaults to `False`):
             When a Whisper translates (`<|translate|>` in the prompt), only its encoder is routed. Its decoder takes
             the shared FFNs, as in the reference implementation. This holds in `generate`, and in training by

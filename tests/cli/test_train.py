@@ -337,6 +337,12 @@ def test_lora_starts_from_the_smoothed_loss_of_the_base(run, student, recordings
     assert log[0]["loss"] == pytest.approx(loss.item(), abs=1e-3)
 
 
+def test_the_alpha_of_lora_is_its_rank(run, tmp_path):
+    status, printed = run("--max_steps", 1, method=("--lora_rank", 4))
+    assert status == 0, printed
+    assert config_of(tmp_path / "out" / "ro").items() >= {"r": 4, "lora_alpha": 4}.items()
+
+
 def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
     """And evaluates by generation, as experts do."""
     options = ("--save_steps", 1, "--predict_with_generate", "--eval_strategy", "steps", "--eval_steps", 1)

@@ -1,4 +1,7 @@
-"""The kinds of training script in docs/how-to/your-own-script.md, each with its lines added, on a tiny Whisper."""
+"""
+The kinds of training script in docs/how-to/your-own-script.md, each with its lines added, on a tiny Whisper.
+Where `noisy`, gates have noise, and the lines of that page's last section are there too.
+"""
 
 import warnings
 
@@ -13,7 +16,16 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from peft_clsr import CLSRConfig, GateScheduleCallback, encode_labels, set_gate_progress
 
-NOISY = {**SMALL, "gate_noise": 5.0}
+NOISE = {"gate_noise": 5.0}
+noisy_or_not = pytest.mark.parametrize("noisy", [False, True], ids=["defaults", "noise"])
+
+
+def config(noisy, **settings):
+    return CLSRConfig(language="ro", **{**SMALL, **settings, **(NOISE if noisy else {})})
+
+
+def callbacks(noisy):
+    return [GateScheduleCallback()] if noisy else []
 
 
 def rows(tokenizer, texts=("unu", "doi", "trei", "patru")):
@@ -41,10 +53,11 @@ def silent():
     assert not [w for w in caught if "adapter" in str(w.message) or "noise" in str(w.message)]
 
 
-def test_a_seq2seq_trainer_schedules_and_measures_the_expert(tiny_whisper, tiny_processor, tmp_path, silent):
+@noisy_or_not
+def test_a_seq2seq_trainer_trains_and_measures_the_expert(tiny_whisper, tiny_processor, tmp_path, silent, noisy):
     model = tiny_whisper()
     model.generation_config.language = "ro"
-    model = get_peft_model(model, CLSRConfig.paper(language="ro", **NOISY), adapter_name="ro")
+    model = get_peft_model(model, config(noisy), adapter_name="ro")
     before, base = adapter_weights(model), base_state(model)
     answered = []
 
@@ -60,7 +73,7 @@ def test_a_seq2seq_trainer_schedules_and_measures_the_expert(tiny_whisper, tiny_
         eval_dataset=rows(tiny_processor.tokenizer),
         data_collator=collate,
         compute_metrics=compute_metrics,
-        callbacks=[GateScheduleCallback()],
+        callbacks=callbacks(noisy),
     )
     trainer.train()
     assert any(not torch.equal(before[name], weight) for name, weight in adapter_weights(model).items())
@@ -72,13 +85,14 @@ def test_a_seq2seq_trainer_schedules_and_measures_the_expert(tiny_whisper, tiny_
     assert (tmp_path / "ro" / "adapter_model.safetensors").is_file()
 
 
+@noisy_or_not
 @pytest.mark.parametrize("freeze_encoder", [False, True])
 def test_a_distillation_loop_trains_an_adapter_of_transformers(
-    tiny_whisper, tiny_processor, tmp_path, silent, freeze_encoder
+    tiny_whisper, tiny_processor, tmp_path, silent, freeze_encoder, noisy
 ):
     student, teacher = tiny_whisper(), tiny_whisper(seed=1)
     exclude = {"exclude_modules": r".*encoder.*"} if freeze_encoder else {}
-    student.add_adapter(CLSRConfig.paper(language="ro", **NOISY, **exclude), "ro")
+    student.add_adapter(config(noisy, **exclude), "ro")
     if freeze_encoder:  # as the script: parameters one by one, and the teacher takes the student's encoder
         for parameter in student.model.encoder.parameters():
             parameter.requires_grad = False
@@ -87,7 +101,8 @@ def test_a_distillation_loop_trains_an_adapter_of_transformers(
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
     batch = collate(rows(tiny_processor.tokenizer))
     for step in range(3):
-        set_gate_progress(student, step / 3)
+        if noisy:
+            set_gate_progress(student, step / 3)
         student.train()
         teacher.eval()
         outputs = student(**batch)
@@ -113,16 +128,17 @@ def test_a_distillation_loop_trains_an_adapter_of_transformers(
         assert torch.equal(fresh.eval()(**batch).logits, student(**batch).logits)
 
 
-def test_the_int8_notebook_trains_with_its_config_changed(tiny_whisper, tiny_processor, tmp_path, silent):
+@noisy_or_not
+def test_the_int8_notebook_trains_with_its_config_changed(tiny_whisper, tiny_processor, tmp_path, silent, noisy):
     model = prepare_model_for_kbit_training(tiny_whisper())
-    model = get_peft_model(model, CLSRConfig.paper(language="ro", expert_rank=2, **NOISY), adapter_name="ro")
+    model = get_peft_model(model, config(noisy), adapter_name="ro")
     before = adapter_weights(model)
     trainer = Seq2SeqTrainer(
         model=model,
         args=make_args(Seq2SeqTrainingArguments, tmp_path, max_steps=2),
         train_dataset=rows(tiny_processor.tokenizer),
         data_collator=collate,
-        callbacks=[GateScheduleCallback()],
+        callbacks=callbacks(noisy),
     )
     trainer.train()
     assert any(not torch.equal(before[name], weight) for name, weight in adapter_weights(model).items())
