@@ -44,10 +44,11 @@ class Results:
 
     def find(self, run: dict[str, Any]) -> dict[str, Any] | None:
         """The results of a run, if it is in the file."""
-        if not self.path.is_file():
-            return None
-        rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
-        return next((row for row in rows if all(row[name] == run[name] for name in self.keys)), None)
+        return next((row for row in self.rows() if all(row[name] == run[name] for name in self.keys)), None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All that is in the file; nothing if there is none."""
+        return [*map(json.loads, self.path.read_text(encoding="utf-8").splitlines())] if self.path.is_file() else []
 
     def add(self, row: dict[str, Any]) -> None:
         """Append the results of a run."""

@@ -50,8 +50,8 @@ from peft_clsr.whisper import context_seconds
 
 from .errors import evaluation_of
 from .folds import GRID_LANGUAGES, WINDOWS, parts
-from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, LORAS, ZERO_SHOT
-from .runs import Run, teacher_run
+from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, HELD_OUT, LORAS, ZERO_SHOT
+from .runs import Run, held_out_teacher, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
 from .store import COSTS, Result, ResultStore, is_measured, without_nan, write_bytes
 
@@ -84,12 +84,17 @@ class Setup:
     max_utterances: int | None
 
 
-def execute(run: Run, setup: Setup) -> str:
+def execute(run: Run, setup: Setup, splits: Sequence[str] | None = None) -> str:
     """
     Train and measure a run, and write its results. One that has been validated is measured further from its weights.
 
     Validation is for choices: a run of the second round has it only if it was a candidate. A run that has results but
     no weights is trained again, and keeps its results.
+
+    Args:
+        run (`Run`): The run.
+        setup (`Setup`): Of the command.
+        splits (`Sequence[str]`, *optional*): What to measure it on. By default all that its round has.
 
     Returns:
         `str`: A line about it.
@@ -97,9 +102,10 @@ def execute(run: Run, setup: Setup) -> str:
     known = setup.store.read(run)
     if known is not None and is_measured(known) and not setup.store.weights(run).exists():
         return train_alone(run, setup)
-    splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
-    if run.fold < 0 or known is not None:
-        splits.insert(0, "validation")
+    if splits is None:
+        splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
+        if run.fold < 0 or known is not None:
+            splits.insert(0, "validation")
     return _measure_and_write(run, setup, *_loaded_or_trained(run, setup), splits)
 
 
@@ -289,8 +295,10 @@ def load_run(run: Run, setup: Setup, seconds: float) -> tuple[Result, nn.Module,
     return results, model, processor
 
 
-def read_split(setup: Setup, language: str, split: str, size: int | None = None, fold: int = -1) -> datasets.Dataset:
-    """The first `size` recordings of a split, undecoded: "audio", "transcription", "language", "translation"."""
+def read_split(
+    setup: Setup, language: str, split: str, size: int | None = None, fold: int = -1, start: int = 0
+) -> datasets.Dataset:
+    """Recordings of a split, `size` from `start` on: undecoded "audio", "transcription", "language", "translation"."""
     tables = []
     for name, kept in parts(split, fold) if fold >= 0 else [(split, slice(None))]:
         folder = setup.data_dir / language / name
@@ -298,6 +306,7 @@ def read_split(setup: Setup, language: str, split: str, size: int | None = None,
         table = table.add_column("audio", [str(folder / file) for file in table["file_name"]])
         tables.append(table.select(range(len(table))[kept]))
     table = datasets.concatenate_datasets(tables)
+    table = table.select(range(start, len(table)))
     limits = [limit for limit in (size, setup.max_utterances) if limit is not None]
     return table.select(range(min([len(table), *limits])))
 
@@ -399,7 +408,7 @@ def training_set(run: Run, setup: Setup, processor: Any, **columns: Any) -> tupl
         )
         return prepared, len(prepared)
     rows = datasets.concatenate_datasets(
-        [read_split(setup, language, "train", run.train_size, run.fold) for language in languages]
+        [read_split(setup, language, "train", run.train_size, run.fold, run.train_from) for language in languages]
     ).select_columns(["audio", "transcription", "language"])
     seconds = context_seconds(processor.feature_extractor)
     windows = pack_utterances(rows, processor, seed=run.seed, max_seconds=seconds, **WINDOWS, **columns)
@@ -424,6 +433,12 @@ def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
     """
     if run.teacher is None:
         return None, None
+    dtype = torch.bfloat16 if setup.precision == "bfloat16" else torch.float32
+    if run.teacher == HELD_OUT:
+        made = held_out_teacher(run)
+        teacher = build_model(made, setup, FULL_CONTEXT)
+        load_weights(teacher, setup.store.weights(made))
+        return teacher.merge_and_unload().to(DEVICE, dtype), WhisperProcessor.from_pretrained(setup.student)
     seconds = run.audio_seconds if run.teacher == FINETUNED else FULL_CONTEXT
     name = setup.student if run.teacher in (FINETUNED, BASE) else run.teacher
     teacher = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
@@ -432,7 +447,7 @@ def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
         load_weights(teacher, setup.store.weights(teacher_run(run.max_steps, run.fold)))
     if seconds < FULL_CONTEXT:
         set_audio_context(teacher, processor, seconds)
-    return teacher.to(DEVICE, torch.bfloat16 if setup.precision == "bfloat16" else torch.float32), processor
+    return teacher.to(DEVICE, dtype), processor
 
 
 # -------------------------------------------------------------------------------------------------------- measurement

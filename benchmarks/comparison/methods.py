@@ -34,8 +34,8 @@ METHOD_SETTINGS = {
     EXPERT: STARTS_ON_EXPERT,
     FULL_EXPERT: STARTS_ON_EXPERT,
 }
-# Teachers: the student's base trained on all languages, or the base unchanged at 30 s.
-FINETUNED, BASE = "finetuned", "base"
+# Teachers: the student's base trained on all languages; the base unchanged at 30 s; or `runs.held_out_teacher`.
+FINETUNED, BASE, HELD_OUT = "finetuned", "base", "held-out"
 ALL_LANGUAGES = "all"  # the language of the run that trains the teacher
 TUNING_LANGUAGES, TUNING_SEED = ("ro", "bg"), 0
 STUDIED_LANGUAGE = "ro"  # single settings are changed in this language

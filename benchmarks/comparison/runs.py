@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .folds import FOLD_SETTINGS
-from .methods import ALL_LANGUAGES, FULL, METHOD_SETTINGS
+from .methods import ALL_LANGUAGES, FULL, LORA, METHOD_SETTINGS
 from .speech import AUDIO_SECONDS
 
 
@@ -47,6 +47,7 @@ class Run:
     kd_decay: bool = False  # the weight of the distillation falls to 0
     spec_augment: bool = False
     scale: float = 1.0  # share of what was trained that is kept, as of `peft_clsr.scale_expert`
+    train_from: int = 0  # utterances that are left out before those of `train_size`
 
     @property
     def name(self) -> str:
@@ -89,3 +90,19 @@ def teacher_run(max_steps: int = -1, fold: int = -1) -> Run:
     if fold < 0:
         return run
     return replace(run, fold=fold, **FOLD_SETTINGS | {"epochs": 6, "batch_size": 2, "spec_augment": True})
+
+
+def held_out_teacher(run: Run) -> Run:
+    """The run that trains the teacher "held-out": LoRA on the recordings of the language that the student lacks."""
+    if run.train_size is None:
+        raise ValueError(f"{run.name} is trained on all recordings, so none are left for its teacher: set train_size")
+    return Run(
+        LORA,
+        run.language,
+        learning_rate=2e-3,
+        rank=32,
+        fold=run.fold,
+        max_steps=run.max_steps,
+        train_from=run.train_size,
+        **FOLD_SETTINGS,
+    )

@@ -27,6 +27,7 @@ from benchmarks.comparison.store import ResultStore
 
 from .ability_report import abilities_section, ability_numbers
 from .estimates import difference
+from .few_report import few_numbers, few_section, known_section
 from .figure import draw
 from .grid import METHODS, TAUGHT_EXPERTS, UNCHANGED, Grid
 from .pair_report import PAIRS, pair_numbers, pair_section
@@ -262,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     human = both_domains(rows, [HUMAN], [HUMAN]) if HUMAN in languages else {}
     abilities = ability_numbers(rows)
     paired = {name: pair_numbers(pairs, rows) for name, pairs in PAIRS.items()}
+    few = few_numbers(grid)
     points = figure_points(both, rows, expected)
 
     lines = ["# Second round: experts, LoRA and full fine-tuning", ""]
@@ -308,11 +310,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += rates_section(numbers, languages)
         for name, pairs in PAIRS.items():
             lines += pair_section(pairs, paired[name])
+            if name == "taught":
+                lines += known_section(grid) + few_section(grid, few)
         lines += abilities_section(abilities)
     lines += [*runs_section(rows, missing), *tuning]
     (options.output_dir / f"{NAME}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     text = json.dumps(
-        {"rates": numbers, "both domains": both, HUMAN: human, "abilities": abilities} | paired,
+        {"rates": numbers, "both domains": both, HUMAN: human, "abilities": abilities, "few": few} | paired,
         indent=1,
         sort_keys=True,
     )

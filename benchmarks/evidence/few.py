@@ -1,0 +1,157 @@
+"""
+Does a teacher that knows more make better experts?
+
+    python -m benchmarks.evidence.few --jobs 2
+
+The teacher of the grid (`run.py`) was trained on the recordings that it teaches, so it says there what the transcripts
+say. Here student and teacher share no recording: experts have 100 of a fold's training recordings, in eight passes,
+and are taught by a LoRA of all the others. Both have the learning rate and rank that tuning chose in the grid, whose
+group `main` has to be there.
+
+The weight of the distillation is chosen by WER in validation of fold 0, mean of the languages. All are measured on
+single recordings, in Russian on the telephone announcements, too. A stopped command can be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import mean
+
+from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
+from benchmarks.comparison.experiment import Setup, execute, train_alone, validate
+from benchmarks.comparison.folds import FOLDS
+from benchmarks.comparison.methods import EXPERT, HELD_OUT
+from benchmarks.comparison.runs import Run, held_out_teacher
+from benchmarks.comparison.speech import OUT_OF_DOMAIN
+from benchmarks.comparison.store import is_measured
+
+from .grid import TUNING_FOLD, Grid, Method
+
+SPLITS = {"ro": ("test",), "ru": ("test", OUT_OF_DOMAIN)}
+RECORDINGS, EPOCHS = 100, 8
+WEIGHTS = (2.0, 8.0)  # of the distillation
+
+
+def untaught(grid: Grid, language: str, fold: int) -> Run:
+    """
+    Experts of few recordings.
+
+    Raises:
+        ValueError: a tuning run of the grid has no results.
+    """
+    method = Method(EXPERT, "")
+    return grid.run(method, language, fold, grid.tuned(method) | {"train_size": RECORDINGS, "epochs": EPOCHS})
+
+
+def taught(grid: Grid, language: str, fold: int, weight: float | None = None) -> Run:
+    """
+    The same with a teacher.
+
+    Args:
+        grid (`Grid`): The grid, whose tuning chose the settings.
+        language (`str`), fold (`int`): The run's.
+        weight (`float`, *optional*): Of the distillation. By default the chosen one.
+
+    Raises:
+        ValueError: a tuning run has no results.
+    """
+    weight = chosen_weight(grid) if weight is None else weight
+    return replace(untaught(grid, language, fold), teacher=HELD_OUT, kd_weight=weight)
+
+
+def teacher(grid: Grid, language: str, fold: int) -> Run:
+    """The teacher of `taught`."""
+    return held_out_teacher(untaught(grid, language, fold))
+
+
+def tuning(grid: Grid) -> dict[float | None, list[Run]]:
+    """The runs that are measured in validation, by weight of the distillation; `None` has those without a teacher."""
+    alone = [untaught(grid, language, TUNING_FOLD) for language in SPLITS]
+    by_weight = {w: [taught(grid, language, TUNING_FOLD, w) for language in SPLITS] for w in WEIGHTS}
+    return {None: alone, **by_weight}
+
+
+def chosen_weight(grid: Grid) -> float:
+    """
+    The weight of the lowest WER in validation, mean over languages. Ties go to the first.
+
+    Raises:
+        ValueError: a tuning run has no results.
+    """
+    rates: dict[float, float] = {}
+    for weight, runs in tuning(grid).items():
+        if weight is None:
+            continue
+        found = [grid.validation(run) for run in runs]
+        if None in found:
+            name = runs[found.index(None)].name
+            raise ValueError(f"{name} has no results in {grid.store.table_dir}: run benchmarks.evidence.few again")
+        rates[weight] = mean(rate for rate in found if rate is not None)
+    return min(rates, key=lambda weight: rates[weight])
+
+
+def runs_of(grid: Grid, fold: int) -> list[Run]:
+    """The runs of a fold that are measured."""
+    return [make(grid, language, fold) for make in (taught, untaught, teacher) for language in SPLITS]
+
+
+def measure(run: Run, setup: Setup) -> str:
+    """`execute` on the language's splits."""
+    return execute(run, setup, SPLITS[run.language])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="folds")
+    add("--budget_minutes", type=float, default=math.inf, help="start no runs after so many minutes")
+    add_setup_arguments(parser, "evidence", "benchmarks/results/evidence")
+    arguments = parser.parse_args()
+    setup = make_setup(parser, arguments)
+    grid = Grid(setup.store, max_steps=arguments.max_steps)
+    until = time.monotonic() + 60 * arguments.budget_minutes
+
+    def validated(run: Run) -> bool:
+        return grid.validation(run) is not None
+
+    def measured(run: Run) -> bool:
+        result = setup.store.read(run)
+        return result is not None and is_measured(result)
+
+    def do(study: str, task: Callable[[Run, Setup], str], runs: list[Run], done: Callable[[Run], bool]) -> bool:
+        """Do runs that lack something, after their teachers. Returns False if the time was over before all were."""
+
+        def collect() -> None:
+            setup.store.collect(dict.fromkeys(runs, study))
+
+        def has_weights(run: Run) -> bool:
+            return setup.store.weights(run).exists()
+
+        missing = [run for run in runs if not done(run)]
+        untrained = [held_out_teacher(run) for run in missing if run.teacher and not has_weights(run)]
+        for each, some in ((train_alone, [run for run in untrained if not has_weights(run)]), (task, missing)):
+            if time.monotonic() < until:
+                check(run_all(pool, each, some, setup, until, collect))
+        left = [run for run in runs if not done(run)]
+        if left:
+            print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
+        return not left
+
+    with make_pool(arguments.jobs, setup) as pool:
+        if do("tuning", validate, [run for runs in tuning(grid).values() for run in runs], validated):
+            all(do("few", measure, runs_of(grid, fold), measured) for fold in arguments.folds)
+    print(f"results: {setup.store.table_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
