@@ -60,6 +60,7 @@ def load(
     from tqdm import tqdm
 
     from ..inference.exported import ExportedExpert
+    from ..inference.gaps import warn_of_gaps
     from ..inference.onnx_whisper import OnnxWhisper
     from ..inference.recordings import read_recordings
     from ..languages.tags import closest_tags
@@ -90,6 +91,8 @@ def load(
                 transcript = whisper.transcribe(waveform, **settings)
                 finished += transcript.seconds
                 progress.update(round(finished) - progress.n)
+                if not arguments.vad:
+                    warn_of_gaps(path, transcript, waveform, _RATE, warn)
                 yield path, transcript
 
     return transcribe

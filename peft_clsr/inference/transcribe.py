@@ -21,6 +21,7 @@ from ..data.pauses import cut_at_pauses
 from ..languages.adapters import adapter_languages, inference_adapter
 from ..multilingual import check_model_languages
 from ..whisper import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
+from .gaps import warn_of_gaps
 from .generation import clsr_adapters, language_and_prompt, warn_of_unused_adapter
 from .recordings import header_seconds, read_recordings
 from .sampling import seeded_sampling
@@ -68,8 +69,8 @@ def transcribe_files(
             Hear only the parts with speech that [`cut_at_pauses`] finds, so that no text is invented in silence. Each
             part is at most as long as the context. Needs the extra `vad`.
         show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
-        warn (`Callable`, *optional*): Gets a message for each unreadable or truncated recording. By default it is
-            logged.
+        warn (`Callable`, *optional*): Gets a message for each recording that is unreadable, truncated, or has no text
+            where it is as loud as its speech (without `vad`). By default it is logged.
         on_window (`Callable`, *optional*): Gets a recording and its transcript so far, after each window. The end of
             the last segment may still change.
 
@@ -115,7 +116,10 @@ def transcribe_files(
                 progress=progress,
                 on_window=None if on_window is None else _by_path([path for path, _, _ in readable], on_window),
             )
-            yield from zip((path for path, _, _ in readable), transcripts, strict=True)
+            for (path, _, waveform), transcript in zip(readable, transcripts, strict=True):
+                if not vad:
+                    warn_of_gaps(path, transcript, waveform, rate, warn)
+                yield path, transcript
 
 
 def _by_path(

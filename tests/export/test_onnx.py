@@ -26,6 +26,7 @@ from peft_clsr.cli import main
 from peft_clsr.export import onnx_graphs
 from peft_clsr.inference.exported import ExportedExpert
 from peft_clsr.inference.onnx_whisper import OnnxWhisper
+from peft_clsr.inference.subtitles import Transcript
 from peft_clsr.inference.token_rules import TokenRules
 
 
@@ -287,6 +288,18 @@ def test_an_interruption_ends_all_processes_and_keeps_what_was_heard(command, fi
     assert sorted((files / "out2").iterdir()) == parts and all(json.loads(part.read_text()) for part in parts)
     assert errors.count(": interrupted; what was heard up to ") == 2
     assert len(re.findall("^interrupted$", errors, flags=re.MULTILINE)) == 1 and "leaked" not in errors
+
+
+@pytest.mark.parametrize("vad", [False, True])
+def test_a_part_that_is_as_loud_as_the_speech_and_has_no_text_is_told(exported, tmp_path, capsys, monkeypatch, vad):
+    path = tmp_path / "half.wav"
+    soundfile.write(path, noise(12), 16000)
+    half = Transcript("ca", "ca", 12.0, [{"start": 0.0, "end": 4.0, "text": " da"}])
+    monkeypatch.setattr(OnnxWhisper, "transcribe", lambda *args, **kwargs: half)
+    options = ["--runtime", "onnx", "--model", str(exported()), *["--vad"] * vad]
+    assert main(["transcribe", str(path), *options]) == 0
+    told = capsys.readouterr().err
+    assert told.count(f"warning: {path} has no text from 4 to 12 s, where it is as loud as its speech") == (not vad)
 
 
 def test_options_of_the_other_runtime_and_other_languages_are_refused(exported, files, capsys):
