@@ -95,9 +95,14 @@ def chosen_weight(grid: Grid) -> float:
     return min(rates, key=lambda weight: rates[weight])
 
 
-def runs_of(grid: Grid, fold: int) -> list[Run]:
-    """The runs of a fold that are measured."""
-    return [make(grid, language, fold) for make in (taught, untaught, teacher) for language in SPLITS]
+def students(grid: Grid, fold: int) -> list[Run]:
+    """The students of a fold, taught and untaught."""
+    return [make(grid, language, fold) for make in (taught, untaught) for language in SPLITS]
+
+
+def teachers(grid: Grid, fold: int) -> list[Run]:
+    """The teachers of a fold."""
+    return [teacher(grid, language, fold) for language in SPLITS]
 
 
 def measure(run: Run, setup: Setup) -> str:
@@ -146,7 +151,8 @@ def main() -> None:
 
     with make_pool(arguments.jobs, setup) as pool:
         if do("tuning", validate, [run for runs in tuning(grid).values() for run in runs], validated):
-            all(do("few", measure, runs_of(grid, fold), measured) for fold in arguments.folds)
+            steps = [(make, fold) for make in (students, teachers) for fold in arguments.folds]
+            all(do("few", measure, make(grid, fold), measured) for make, fold in steps)
     print(f"results: {setup.store.table_dir}")
 
 

@@ -114,7 +114,7 @@ def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_
     ]
     assert few.chosen_weight(tuned) == 8.0  # `made_up_results` has it so
     measured = [made for task, made in done if task == "measure"]
-    assert measured == [*few.runs_of(tuned, 0), *few.runs_of(tuned, 2)]
+    assert measured == [run for make in (few.students, few.teachers) for fold in (0, 2) for run in make(tuned, fold)]
     assert {made.kd_weight for made in measured if made.teacher} == {8.0}
     places = [made for _, made in done]
     assert places.index(few.teacher(tuned, "ru", 2)) < places.index(few.taught(tuned, "ro", 2))
