@@ -110,12 +110,12 @@ def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_
     assert done[:2] == [("train_alone", few.teacher(tuned, language, 0)) for language in languages]
     validated = [made for task, made in done if task == "validate"]
     assert [(made.teacher and made.kd_weight, made.language) for made in validated] == [
-        (weight, language) for weight in (None, 2.0, 8.0) for language in languages
+        (weight, language) for weight in (None, 2.0, 8.0, 32.0) for language in languages
     ]
-    assert few.chosen_weight(tuned) == 8.0  # `made_up_results` has it so
+    assert few.chosen_weight(tuned) == 32.0  # `made_up_results` has it so
     measured = [made for task, made in done if task == "measure"]
     assert measured == [run for make in (few.students, few.teachers) for fold in (0, 2) for run in make(tuned, fold)]
-    assert {made.kd_weight for made in measured if made.teacher} == {8.0}
+    assert {made.kd_weight for made in measured if made.teacher} == {32.0}
     places = [made for _, made in done]
     assert places.index(few.teacher(tuned, "ru", 2)) < places.index(few.taught(tuned, "ro", 2))
     assert pretended("--folds", 0, 2) == []
@@ -132,7 +132,7 @@ def test_a_run_that_was_validated_elsewhere_needs_its_teacher_again(pretended, t
 
 def test_a_budget_starts_nothing(pretended, tuned, capsys):
     assert pretended("--budget_minutes", 0) == []
-    assert "tuning: the time is over; 6 runs are left. The same command goes on there." in capsys.readouterr().out
+    assert "tuning: the time is over; 8 runs are left. The same command goes on there." in capsys.readouterr().out
     with pytest.raises(ValueError, match="has no results in .* run benchmarks.evidence.few again"):
         few.chosen_weight(tuned)
 
@@ -169,7 +169,7 @@ def test_the_page_compares_the_folds_that_all_three_have(tuned, tmp_path):
     assert "| taught experts | 40.0 | 40.0 | 40.0 | 40.0 | 40.0 |" in text
     assert "| taught experts, to experts | -10.0 [-10.0, -10.0] | -10.0 [-10.0, -10.0] |" in text
     assert "| their teacher, to experts | -30.0 [-30.0, -30.0] |" in text
-    assert "| weight 8 |" in text and "| without a teacher |" in text
+    assert "| weight 32 |" in text and "| without a teacher |" in text
     assert "| of the grid, trained on what it teaches | 99.0 | 80.0 | - | - | 0 |" in text
     numbers = json.loads((tmp_path / "out" / "second-round.json").read_text())["few"]
     assert numbers["folds"] == {"ro": [0], "ru": [0]}
