@@ -111,7 +111,7 @@ def known_section(grid: Grid) -> list[str]:
 
 
 def few_section(grid: Grid, numbers: Mapping[str, Any]) -> list[str]:
-    """The tables; nothing before validation is complete."""
+    """The tables; nothing if no run is there."""
     tried = _tuning_rows(grid)
     if not tried:
         return []
@@ -135,15 +135,20 @@ def few_section(grid: Grid, numbers: Mapping[str, Any]) -> list[str]:
 
 
 def _tuning_rows(grid: Grid) -> list[list[str]]:
+    """A row for each weight that has been tried in all languages."""
     try:
-        chosen, by_weight = chosen_weight(grid), tuning(grid)
-    except ValueError:
+        by_weight = tuning(grid)
+    except ValueError:  # nor is the grid tuned
         return []
+    try:
+        chosen = chosen_weight(grid)
+    except ValueError:
+        chosen = None
     rows = []
     for weight, runs in by_weight.items():
-        rates = [grid.validation(run) for run in runs]
-        if None not in rates:
+        rates = [rate for run in runs if (rate := grid.validation(run)) is not None]
+        if len(rates) == len(runs):
             label = "without a teacher" if weight is None else f"weight {weight:g}"
-            cells = [percent(rate) for rate in (*rates, sum(rates) / len(rates))]  # type: ignore[arg-type]
-            rows.append([label, *cells, "chosen" if weight == chosen else ""])
+            mark = "chosen" if weight == chosen is not None else ""
+            rows.append([label, *map(percent, (*rates, sum(rates) / len(rates))), mark])
     return rows

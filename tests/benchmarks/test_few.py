@@ -110,12 +110,12 @@ def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_
     assert done[:2] == [("train_alone", few.teacher(tuned, language, 0)) for language in languages]
     validated = [made for task, made in done if task == "validate"]
     assert [(made.teacher and made.kd_weight, made.language) for made in validated] == [
-        (weight, language) for weight in (None, 2.0, 8.0, 32.0) for language in languages
+        (weight, language) for weight in (None, 2.0, 8.0, 32.0, 128.0) for language in languages
     ]
-    assert few.chosen_weight(tuned) == 32.0  # `made_up_results` has it so
+    assert few.chosen_weight(tuned) == 128.0  # `made_up_results` has it so
     measured = [made for task, made in done if task == "measure"]
     assert measured == [run for make in (few.students, few.teachers) for fold in (0, 2) for run in make(tuned, fold)]
-    assert {made.kd_weight for made in measured if made.teacher} == {32.0}
+    assert {made.kd_weight for made in measured if made.teacher} == {128.0}
     places = [made for _, made in done]
     assert places.index(few.teacher(tuned, "ru", 2)) < places.index(few.taught(tuned, "ro", 2))
     assert pretended("--folds", 0, 2) == []
@@ -132,7 +132,7 @@ def test_a_run_that_was_validated_elsewhere_needs_its_teacher_again(pretended, t
 
 def test_a_budget_starts_nothing(pretended, tuned, capsys):
     assert pretended("--budget_minutes", 0) == []
-    assert "tuning: the time is over; 8 runs are left. The same command goes on there." in capsys.readouterr().out
+    assert "tuning: the time is over; 10 runs are left. The same command goes on there." in capsys.readouterr().out
     with pytest.raises(ValueError, match="has no results in .* run benchmarks.evidence.few again"):
         few.chosen_weight(tuned)
 
@@ -169,14 +169,23 @@ def test_the_page_compares_the_folds_that_all_three_have(tuned, tmp_path):
     assert "| taught experts | 40.0 | 40.0 | 40.0 | 40.0 | 40.0 |" in text
     assert "| taught experts, to experts | -10.0 [-10.0, -10.0] | -10.0 [-10.0, -10.0] |" in text
     assert "| their teacher, to experts | -30.0 [-30.0, -30.0] |" in text
-    assert "| weight 32 |" in text and "| without a teacher |" in text
+    assert "| weight 128 |" in text and "| without a teacher |" in text
     assert "| of the grid, trained on what it teaches | 99.0 | 80.0 | - | - | 0 |" in text
     numbers = json.loads((tmp_path / "out" / "second-round.json").read_text())["few"]
     assert numbers["folds"] == {"ro": [0], "ru": [0]}
     assert numbers["their teacher"]["out_of_domain"]["to experts"]["value"] == pytest.approx(-0.3)
 
 
-def test_the_page_says_nothing_before_validation_is_complete(tuned, tmp_path):
-    tuned.store.collect(dict.fromkeys(tuning_of(tuned, *grid.GROUPS), "tuning"))
-    report.main(["--results_dir", str(tuned.store.results_dir), "--output_dir", str(tmp_path / "out")])
-    assert "other recordings" not in (tmp_path / "out" / "second-round.md").read_text()
+def test_the_page_has_the_weights_that_were_tried(tuned, tmp_path):
+    def page(runs):
+        tuned.store.collect(dict.fromkeys([*runs, *tuning_of(tuned, *grid.GROUPS)], "tuning"))
+        report.main(["--results_dir", str(tuned.store.results_dir), "--output_dir", str(tmp_path / "out")])
+        return (tmp_path / "out" / "second-round.md").read_text()
+
+    assert "other recordings" not in page([])
+    runs = [run for weight, some in few.tuning(tuned).items() for run in some if weight in (None, 2.0)]
+    for run in runs:
+        tuned.store.write(run, validated_alone(made_up_results(run, 0.3)))
+    text = page(runs)
+    assert "| without a teacher | 30.0 | 30.0 | 30.0 |  |" in text and "| weight 2 | 30.0 | 30.0 | 30.0 |  |" in text
+    assert "weight 32" not in text and "Folds:" not in text
