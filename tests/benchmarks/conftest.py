@@ -1,5 +1,8 @@
 """A cache of recordings for the measurements of many small trainings."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import datasets
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import soundfile
 import torch
 from conftest import SPECIAL_TOKENS, build_tokenizer
 from evidence_runs import SECONDS as EVIDENCE_SECONDS
+from evidence_runs import made_up_results, validated_alone
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 from transformers.utils import logging
 
@@ -86,3 +90,54 @@ def evidence_setup(tiny_whisper, tmp_path, monkeypatch):
     torch.set_num_threads(threads)
     logging.set_verbosity(verbosity)
     datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Makes a function that calls a module's command on folders of the test, and returns what came into `done`."""
+    from benchmarks.comparison import compare
+
+    def make(module, done):
+        monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
+        for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
+            monkeypatch.setenv(name, "1")
+        (tmp_path / "data").mkdir(exist_ok=True)
+        folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
+
+        def call(*arguments):
+            done.clear()
+            monkeypatch.setattr(sys, "argv", [module.__name__, *folders, *map(str, arguments)])
+            module.main()
+            return list(done)
+
+        return call
+
+    return make
+
+
+@pytest.fixture
+def pretended(command, monkeypatch):
+    """Makes a function that calls a module's command, but nothing is trained. It returns tasks and runs, in order."""
+
+    def make(module, measure, teacher_of):
+        done = []
+
+        def pretend(task):
+            def do(made, setup):
+                assert not made.teacher or setup.store.weights(teacher_of(made)).exists()
+                done.append((task, made))
+                path = setup.store.weights(made)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                if task != "train_alone":
+                    result = made_up_results(made)
+                    setup.store.write(made, validated_alone(result) if task == "validate" else result)
+                return made.name
+
+            return do
+
+        for task in ("train_alone", measure, "validate"):
+            monkeypatch.setattr(module, task, pretend(task))
+        return command(module, done)
+
+    return make

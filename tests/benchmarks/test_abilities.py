@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import sacrebleu
 from evidence_runs import made_up_results, small, write_tuning
 from sacrebleu.metrics import CHRF
 
-from benchmarks.comparison import compare
 from benchmarks.comparison.experiment import execute
 from benchmarks.comparison.store import ResultStore
 from benchmarks.evidence import abilities, ability_table, grid
@@ -113,7 +110,7 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def pretended(store, tmp_path, monkeypatch):
+def called(command, store, tmp_path, monkeypatch):
     """Calls the command, but nothing is measured. Returns the runs that would be, in order."""
     measured = []
 
@@ -123,19 +120,8 @@ def pretended(store, tmp_path, monkeypatch):
         return run.name
 
     monkeypatch.setattr(abilities, "measure_abilities", measure)
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
-    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
-        monkeypatch.setenv(name, "1")
     (tmp_path / "data" / "ca").mkdir(parents=True)
-    folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
-
-    def call(*arguments):
-        measured.clear()
-        monkeypatch.setattr(sys, "argv", ["abilities.py", *folders, *map(str, arguments)])
-        abilities.main()
-        return list(measured)
-
-    return call
+    return command(abilities, measured)
 
 
 @pytest.fixture
@@ -151,15 +137,15 @@ def finished(store):
     return runs
 
 
-def test_finished_runs_with_weights_are_measured_once_and_the_others_named(pretended, finished, store, capsys):
+def test_finished_runs_with_weights_are_measured_once_and_the_others_named(called, finished, store, capsys):
     lora = next(run for run in finished if run.method == "lora")
-    assert pretended("--languages", "ro") == [run for run in finished if run != lora]
+    assert called("--languages", "ro") == [run for run in finished if run != lora]
     said = capsys.readouterr().out
     assert f"left out: {lora.name}: its weights are not in {store.work_dir}" in said
     assert "left out: ro_zero-shot_seed0_fold=1 has no results yet" in said
-    assert pretended("--languages", "ro") == []
+    assert called("--languages", "ro") == []
     store.weights(lora).touch()
-    assert pretended("--languages", "ro", "--folds", 0) == [lora]
+    assert called("--languages", "ro", "--folds", 0) == [lora]
 
     with open(store.table_dir / "abilities.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -173,21 +159,21 @@ def test_finished_runs_with_weights_are_measured_once_and_the_others_named(prete
     assert not list(store.work_dir.rglob("abilities.json"))
 
 
-def test_what_is_not_tuned_is_named(pretended, store, capsys):
-    assert pretended("--languages", "ro", "--folds", 0) == []
+def test_what_is_not_tuned_is_named(called, store, capsys):
+    assert called("--languages", "ro", "--folds", 0) == []
     assert "left out: LoRA, which is not tuned yet" in capsys.readouterr().out
 
 
-def test_a_budget_measures_nothing_more_and_the_same_command_goes_on(pretended, finished, store, capsys):
-    assert pretended("--languages", "ro", "--budget_minutes", 0) == []
+def test_a_budget_measures_nothing_more_and_the_same_command_goes_on(called, finished, store, capsys):
+    assert called("--languages", "ro", "--budget_minutes", 0) == []
     assert "the time is over; 3 runs are left. The same command goes on there." in capsys.readouterr().out
     AbilityTable(store).write(finished[0], made_up_abilities())  # of a command that was stopped
-    assert finished[0] not in pretended("--languages", "ro")
+    assert finished[0] not in called("--languages", "ro")
 
 
-def test_recordings_in_the_other_language_are_asked_for_before_anything_is_measured(pretended, capsys):
+def test_recordings_in_the_other_language_are_asked_for_before_anything_is_measured(called, capsys):
     with pytest.raises(SystemExit):
-        pretended("--languages", "ca")
+        called("--languages", "ca")
     assert "has no recordings in 'ro': python -m benchmarks.evidence.speech --languages ro" in capsys.readouterr().err
 
 

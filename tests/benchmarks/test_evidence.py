@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 import re
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -219,52 +218,17 @@ def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned)
 
 
 @pytest.fixture
-def pretended(tmp_path, monkeypatch):
-    """Calls the command, but nothing is trained. Returns the tasks and their runs, in order."""
-    done = []
-
-    def pretend(task):
-        def do(made, setup):
-            teacher = made.teacher and setup.store.weights(teacher_run(made.max_steps, made.fold))
-            assert teacher is None or teacher.exists()
-            done.append((task, made))
-            path = setup.store.weights(made)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            if task == "train_alone":
-                return made.name
-            result = made_up_results(made)
-            if task == "validate":
-                result = validated_alone(result)
-            setup.store.write(made, result)
-            return made.name
-
-        return do
-
-    for task in ("train_alone", "execute", "validate"):
-        monkeypatch.setattr(run, task, pretend(task))
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
-    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
-        monkeypatch.setenv(name, "1")
-    (tmp_path / "data").mkdir()
-    folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
-
-    def call(*arguments):
-        done.clear()
-        monkeypatch.setattr(sys, "argv", ["run.py", *folders, *map(str, arguments)])
-        run.main()
-        return list(done)
-
-    return call
+def called(pretended):
+    return pretended(run, "execute", lambda made: teacher_run(made.max_steps, made.fold))
 
 
 FIRST = sum(2 * len(grid.CANDIDATES[name]) for name in ("full", "lora", "expert"))  # runs of main's tuning
 TUNED = FIRST + 3 * grid.FINALISTS  # and those in one more language
 
 
-def test_the_command_does_what_is_missing_teachers_before_those_they_teach(pretended, store):
+def test_the_command_does_what_is_missing_teachers_before_those_they_teach(called, store):
     arguments = ("--groups", "main", "kd", "--languages", "ro", "--folds", 0, 2)
-    done = pretended(*arguments)
+    done = called(*arguments)
     validated = [made for task, made in done if task == "validate"]
     executed = [made for task, made in done if task == "execute"]
     # Tuning, and that of the distillation; main and taught in two folds, and the teachers of these.
@@ -276,33 +240,33 @@ def test_the_command_does_what_is_missing_teachers_before_those_they_teach(prete
     assert executed[-2:] == teachers  # measured when those that they teach are there
     places = [made for _, made in done]
     assert places.index(teachers[1]) > max(places.index(made) for made in validated)
-    assert pretended(*arguments) == []
+    assert called(*arguments) == []
     assert len(read_table(store.table_dir)) == TUNED + 6 + 12 - 4  # collected as they come
 
     # Weights are only on the machine that trained them.
     store.weights(teachers[1]).unlink()
-    assert pretended(*arguments) == []
-    assert pretended("--groups", "kd", "--languages", "be", "--folds", 2)[0] == ("train_alone", teachers[1])
+    assert called(*arguments) == []
+    assert called("--groups", "kd", "--languages", "be", "--folds", 2)[0] == ("train_alone", teachers[1])
 
 
-def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(pretended, store):
+def test_a_run_that_was_validated_elsewhere_is_trained_again_with_its_teacher(called, store):
     """A chosen run has no weights here, nor has its teacher."""
     arguments = ("--groups", "kd", "--languages", "ro", "--folds", 0)
-    pretended(*arguments, "--budget_minutes", 0)
-    done = pretended(*arguments)
+    called(*arguments, "--budget_minutes", 0)
+    done = called(*arguments)
     chosen = next(made for task, made in done if task == "execute" and made.teacher)
     store.write(chosen, validated_alone(made_up_results(chosen)))
     for made in (chosen, teacher_run(fold=0)):
         store.weights(made).unlink()
-    assert pretended(*arguments) == [("train_alone", teacher_run(fold=0)), ("execute", chosen)]
+    assert called(*arguments) == [("train_alone", teacher_run(fold=0)), ("execute", chosen)]
 
 
-def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(pretended, capsys):
+def test_a_budget_starts_nothing_new_and_the_same_command_goes_on(called, capsys):
     arguments = ("--groups", "main", "--languages", "ro", "--folds", 0)
-    assert pretended(*arguments, "--budget_minutes", 0) == []
+    assert called(*arguments, "--budget_minutes", 0) == []
     told = capsys.readouterr().out
     assert f"tuning: the time is over; {FIRST} runs are left. The same command goes on there." in told
-    assert len(pretended(*arguments)) == TUNED + 4
+    assert len(called(*arguments)) == TUNED + 4
 
 
 def test_a_budget_ends_between_runs(monkeypatch):

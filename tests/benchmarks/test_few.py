@@ -1,14 +1,12 @@
 """Experts of few recordings: what student and teacher are trained on, the order of runs, and the tables."""
 
 import json
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from evidence_runs import made_up_results, small, tuning_of, validated_alone, write_tuning
 
-from benchmarks.comparison import compare, experiment
+from benchmarks.comparison import experiment
 from benchmarks.comparison.experiment import execute, load_split, read_split, train_alone
 from benchmarks.comparison.methods import HELD_OUT
 from benchmarks.comparison.runs import Run, held_out_teacher
@@ -70,42 +68,12 @@ def test_the_teacher_of_other_recordings_teaches(evidence_setup, monkeypatch):
 
 
 @pytest.fixture
-def pretended(tuned, tmp_path, monkeypatch):
-    """Calls the command, but nothing is trained. Returns the tasks and their runs, in order."""
-    done = []
-
-    def pretend(task):
-        def do(made, setup):
-            assert not made.teacher or setup.store.weights(held_out_teacher(made)).exists()
-            done.append((task, made))
-            setup.store.weights(made).parent.mkdir(parents=True, exist_ok=True)
-            setup.store.weights(made).touch()
-            if task != "train_alone":
-                result = made_up_results(made)
-                setup.store.write(made, validated_alone(result) if task == "validate" else result)
-            return made.name
-
-        return do
-
-    for task in ("train_alone", "measure", "validate"):
-        monkeypatch.setattr(few, task, pretend(task))
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda jobs, **settings: ThreadPoolExecutor(jobs))
-    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):  # `main` sets them
-        monkeypatch.setenv(name, "1")
-    (tmp_path / "data").mkdir()
-    folders = [f"--{name}_dir={tmp_path / name}" for name in ("data", "results", "work")]
-
-    def call(*arguments):
-        done.clear()
-        monkeypatch.setattr(sys, "argv", ["few.py", *folders, *map(str, arguments)])
-        few.main()
-        return list(done)
-
-    return call
+def called(pretended, tuned):
+    return pretended(few, "measure", held_out_teacher)
 
 
-def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_run_once(pretended, tuned):
-    done = pretended("--folds", 0, 2)
+def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_run_once(called, tuned):
+    done = called("--folds", 0, 2)
     languages = ["ro", "ru"]
     assert done[:2] == [("train_alone", few.teacher(tuned, language, 0)) for language in languages]
     validated = [made for task, made in done if task == "validate"]
@@ -118,20 +86,20 @@ def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_
     assert {made.kd_weight for made in measured if made.teacher} == {128.0}
     places = [made for _, made in done]
     assert places.index(few.teacher(tuned, "ru", 2)) < places.index(few.taught(tuned, "ro", 2))
-    assert pretended("--folds", 0, 2) == []
+    assert called("--folds", 0, 2) == []
 
 
-def test_a_run_that_was_validated_elsewhere_needs_its_teacher_again(pretended, tuned):
-    pretended("--folds", 0)
+def test_a_run_that_was_validated_elsewhere_needs_its_teacher_again(called, tuned):
+    called("--folds", 0)
     chosen, teacher = few.taught(tuned, "ro", 0), few.teacher(tuned, "ro", 0)
     tuned.store.write(chosen, validated_alone(made_up_results(chosen)))
     for made in (chosen, teacher):
         tuned.store.weights(made).unlink()
-    assert pretended("--folds", 0) == [("train_alone", teacher), ("measure", chosen)]
+    assert called("--folds", 0) == [("train_alone", teacher), ("measure", chosen)]
 
 
-def test_a_budget_starts_nothing(pretended, tuned, capsys):
-    assert pretended("--budget_minutes", 0) == []
+def test_a_budget_starts_nothing(called, tuned, capsys):
+    assert called("--budget_minutes", 0) == []
     assert "tuning: the time is over; 10 runs are left. The same command goes on there." in capsys.readouterr().out
     with pytest.raises(ValueError, match="has no results in .* run benchmarks.evidence.few again"):
         few.chosen_weight(tuned)
