@@ -47,7 +47,7 @@ class Results:
         return next((row for row in self.rows() if all(row[name] == run[name] for name in self.keys)), None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All that is in the file; nothing if there is none."""
+        """The lines of the file, none if it does not exist."""
         return [*map(json.loads, self.path.read_text(encoding="utf-8").splitlines())] if self.path.is_file() else []
 
     def add(self, row: dict[str, Any]) -> None:

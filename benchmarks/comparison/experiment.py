@@ -94,7 +94,7 @@ def execute(run: Run, setup: Setup, splits: Sequence[str] | None = None) -> str:
     Args:
         run (`Run`): The run.
         setup (`Setup`): Of the command.
-        splits (`Sequence[str]`, *optional*): What to measure it on. By default all that its round has.
+        splits (`Sequence[str]`, *optional*): The splits to measure, beside validation. By default all of its round.
 
     Returns:
         `str`: A line about it.
@@ -102,10 +102,9 @@ def execute(run: Run, setup: Setup, splits: Sequence[str] | None = None) -> str:
     known = setup.store.read(run)
     if known is not None and is_measured(known) and not setup.store.weights(run).exists():
         return train_alone(run, setup)
-    if splits is None:
-        splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0)
-        if run.fold < 0 or known is not None:
-            splits.insert(0, "validation")
+    splits = ["test", OUT_OF_DOMAIN] + ["joined"] * (run.fold >= 0) if splits is None else list(splits)
+    if run.fold < 0 or (known is not None and "validation" in known["evaluations"]):
+        splits.insert(0, "validation")  # again if it was trained again: choices follow from the row that is kept
     return _measure_and_write(run, setup, *_loaded_or_trained(run, setup), splits)
 
 
@@ -249,7 +248,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ValueError: the file is missing, or belongs to another model.
     """
     if not path.exists():
-        raise ValueError(f"{path} is missing: to train its run again, remove the run's row from runs.csv")
+        raise ValueError(f"{path} is missing: to train its run again, remove the run's row, if any, from runs.csv")
     trained = load_file(path)
     if not set(trained) <= set(model.state_dict()):
         raise ValueError(f"{path} is of another model")
@@ -429,7 +428,11 @@ def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
     """
     The run's teacher and its processor, `None` for runs without one.
 
-    The teacher "finetuned" has the student's audio context, on which it was trained; others have 30 s.
+    The teachers "finetuned" and "held-out" have the student's audio context, on which they were trained; others have
+    30 s.
+
+    Raises:
+        ValueError: the teacher has no weights here, or weights of another model.
     """
     if run.teacher is None:
         return None, None

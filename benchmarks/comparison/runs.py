@@ -93,7 +93,18 @@ def teacher_run(max_steps: int = -1, fold: int = -1) -> Run:
 
 
 def held_out_teacher(run: Run) -> Run:
-    """The run that trains the teacher "held-out": LoRA on the recordings of the language that the student lacks."""
+    """
+    The run that trains the teacher "held-out": LoRA, on all recordings of the student's language but the student's.
+
+    Args:
+        run (`Run`): The student. Its `train_size` recordings are left out.
+
+    Returns:
+        `Run`: with the learning rate and rank that the second round's tuning chose for LoRA.
+
+    Raises:
+        ValueError: the student is trained on all recordings.
+    """
     if run.train_size is None:
         raise ValueError(f"{run.name} is trained on all recordings, so none are left for its teacher: set train_size")
     return Run(

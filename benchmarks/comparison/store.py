@@ -113,7 +113,7 @@ class ResultStore:
 
 
 def is_measured(result: Result) -> bool:
-    """True if the results have the test, and so all splits; tuning measures validation alone."""
+    """True if the results have the test, and so all splits of their run; tuning measures validation alone."""
     return any(key.endswith("test") for key in result["evaluations"])
 
 

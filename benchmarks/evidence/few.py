@@ -3,13 +3,15 @@ Does a teacher that knows more make better experts?
 
     python -m benchmarks.evidence.few --jobs 2
 
-The teacher of the grid (`run.py`) was trained on the recordings that it teaches, so it says there what the transcripts
-say. Here student and teacher share no recording: experts have 100 of a fold's training recordings, in eight passes,
-and are taught by a LoRA of all the others. Both have the learning rate and rank that tuning chose in the grid, whose
-group `main` has to be there.
+The teacher of the grid (`run.py`) was trained on the recordings that it teaches, and predicts their transcripts almost
+without error (`teachers.py`). Here student and teacher share no recording: experts have 100 of a fold's training
+recordings, in eight passes, and are taught by a LoRA of all the others. Experts have the learning rate and rank that
+tuning chose in the grid, whose group `main` has to be there. Those of the teacher are fixed
+(`runs.held_out_teacher`).
 
 The weight of the distillation is chosen by WER in validation of fold 0, mean of the languages. All are measured on
-single recordings, in Russian on the telephone announcements, too. A stopped command can be repeated.
+single recordings, in Russian on the telephone announcements, too. Teachers are measured last. A stopped command can be
+repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from statistics import mean
 
-from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
+from benchmarks.comparison.compare import add_setup_arguments, make_pool, make_setup
 from benchmarks.comparison.experiment import Setup, execute, train_alone, validate
 from benchmarks.comparison.folds import FOLDS
 from benchmarks.comparison.methods import EXPERT, HELD_OUT
@@ -31,10 +33,11 @@ from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import is_measured
 
 from .grid import TUNING_FOLD, Grid, Method
+from .steps import Steps
 
 SPLITS = {"ro": ("test",), "ru": ("test", OUT_OF_DOMAIN)}
 RECORDINGS, EPOCHS = 100, 8
-WEIGHTS = (2.0, 8.0, 32.0, 128.0)  # of the distillation
+KD_WEIGHTS = (2.0, 8.0, 32.0, 128.0)  # of the distillation
 
 
 def untaught(grid: Grid, language: str, fold: int) -> Run:
@@ -64,7 +67,7 @@ def taught(grid: Grid, language: str, fold: int, weight: float | None = None) ->
     return replace(untaught(grid, language, fold), teacher=HELD_OUT, kd_weight=weight)
 
 
-def teacher(grid: Grid, language: str, fold: int) -> Run:
+def teacher_run(grid: Grid, language: str, fold: int) -> Run:
     """The teacher of `taught`."""
     return held_out_teacher(untaught(grid, language, fold))
 
@@ -72,7 +75,7 @@ def teacher(grid: Grid, language: str, fold: int) -> Run:
 def tuning(grid: Grid) -> dict[float | None, list[Run]]:
     """The runs that are measured in validation, by weight of the distillation; `None` has those without a teacher."""
     alone = [untaught(grid, language, TUNING_FOLD) for language in SPLITS]
-    by_weight = {w: [taught(grid, language, TUNING_FOLD, w) for language in SPLITS] for w in WEIGHTS}
+    by_weight = {w: [taught(grid, language, TUNING_FOLD, w) for language in SPLITS] for w in KD_WEIGHTS}
     return {None: alone, **by_weight}
 
 
@@ -95,14 +98,14 @@ def chosen_weight(grid: Grid) -> float:
     return min(rates, key=lambda weight: rates[weight])
 
 
-def students(grid: Grid, fold: int) -> list[Run]:
+def student_runs(grid: Grid, fold: int) -> list[Run]:
     """The students of a fold, taught and untaught."""
     return [make(grid, language, fold) for make in (taught, untaught) for language in SPLITS]
 
 
-def teachers(grid: Grid, fold: int) -> list[Run]:
+def teacher_runs(grid: Grid, fold: int) -> list[Run]:
     """The teachers of a fold."""
-    return [teacher(grid, language, fold) for language in SPLITS]
+    return [teacher_run(grid, language, fold) for language in SPLITS]
 
 
 def measure(run: Run, setup: Setup) -> str:
@@ -123,36 +126,27 @@ def main() -> None:
     grid = Grid(setup.store, max_steps=arguments.max_steps)
     until = time.monotonic() + 60 * arguments.budget_minutes
 
-    def validated(run: Run) -> bool:
-        return grid.validation(run) is not None
+    def lacks_validation(run: Run) -> bool:
+        return grid.validation(run) is None
 
-    def measured(run: Run) -> bool:
+    def lacks_test(run: Run) -> bool:
         result = setup.store.read(run)
-        return result is not None and is_measured(result)
-
-    def do(study: str, task: Callable[[Run, Setup], str], runs: list[Run], done: Callable[[Run], bool]) -> bool:
-        """Do runs that lack something, after their teachers. Returns False if the time was over before all were."""
-
-        def collect() -> None:
-            setup.store.collect(dict.fromkeys(runs, study))
-
-        def has_weights(run: Run) -> bool:
-            return setup.store.weights(run).exists()
-
-        missing = [run for run in runs if not done(run)]
-        untrained = [held_out_teacher(run) for run in missing if run.teacher and not has_weights(run)]
-        for each, some in ((train_alone, [run for run in untrained if not has_weights(run)]), (task, missing)):
-            if time.monotonic() < until:
-                check(run_all(pool, each, some, setup, until, collect))
-        left = [run for run in runs if not done(run)]
-        if left:
-            print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
-        return not left
+        return result is None or not is_measured(result)
 
     with make_pool(arguments.jobs, setup) as pool:
-        if do("tuning", validate, [run for runs in tuning(grid).values() for run in runs], validated):
-            steps = [(make, fold) for make in (students, teachers) for fold in arguments.folds]
-            all(do("few", measure, make(grid, fold), measured) for make, fold in steps)
+        steps = Steps(pool, setup, until)
+
+        def do(study: str, task: Callable[[Run, Setup], str], runs: list[Run], lacks: Callable[[Run], bool]) -> bool:
+            """The runs that lack something, after the teachers of those that have to be trained."""
+            taught = [run for run in runs if run.teacher and lacks(run) and steps.lacks_weights(run)]
+            teachers = list(dict.fromkeys(map(held_out_teacher, taught)))
+            return steps.do("teaching", train_alone, teachers, steps.lacks_weights) and steps.do(
+                study, task, runs, lacks
+            )
+
+        if do("tuning", validate, [run for runs in tuning(grid).values() for run in runs], lacks_validation):
+            makers = [(make, fold) for make in (student_runs, teacher_runs) for fold in arguments.folds]
+            all(do("few", measure, make(grid, fold), lacks_test) for make, fold in makers)
     print(f"results: {setup.store.table_dir}")
 
 

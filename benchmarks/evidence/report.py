@@ -222,8 +222,8 @@ def float32_line(rows: Sequence[Row]) -> list[str]:
                 names[run["settings"]["precision"] == "float32"].append(f"{row.label} {language} {fold}")
     if not all(names.values()):
         return []
-    text = f"In float32, as their CPU had no bfloat16 instructions: {', '.join(names[True])}. All others: in bfloat16."
-    return [text, ""]
+    text = f"In float32, as their CPU had no bfloat16 instructions: {', '.join(names[True])}."
+    return [f"{text} All others of this table: in bfloat16.", ""]
 
 
 def figure_points(both: dict[str, Any], rows: Sequence[Row], expected: int) -> list[dict[str, Any]]:

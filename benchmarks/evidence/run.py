@@ -28,13 +28,14 @@ import math
 import sys
 import time
 
-from benchmarks.comparison.compare import add_setup_arguments, check, make_pool, make_setup, run_all
+from benchmarks.comparison.compare import add_setup_arguments, make_pool, make_setup
 from benchmarks.comparison.experiment import execute, train_alone, validate
 from benchmarks.comparison.folds import FOLDS, GRID_LANGUAGES, LANGUAGES
 from benchmarks.comparison.runs import Run, teacher_run
 from benchmarks.comparison.store import is_measured
 
 from .grid import GROUPS, NAMES, Grid
+from .steps import Steps
 
 
 def main() -> None:
@@ -53,33 +54,23 @@ def main() -> None:
     store = setup.store
     grid = Grid(store, arguments.languages, arguments.folds, arguments.methods, arguments.max_steps)
     until = time.monotonic() + 60 * arguments.budget_minutes
-    studies: dict[Run, str] = {}
 
     def lacks(run: Run, study: str) -> bool:
         """True if the run has no results: of validation for tuning, of the test otherwise. Teaching needs weights."""
         if study == "teaching":
-            return not store.weights(run).exists()
+            return steps.lacks_weights(run)
         results = store.read(run)
         return results is None or (grid.validation(run) is None if study == "tuning" else not is_measured(results))
 
     def do_all(study: str, runs: list[Run]) -> bool:
-        """Do runs that lack something. Returns False if the time was over before all were done."""
-        if study != "teaching":  # of which nothing is measured
-            studies.update({run: study for run in runs if run not in studies})
-        store.collect(studies)
-        missing = [run for run in runs if lacks(run, study)]
-        if time.monotonic() < until:
-            task = {"teaching": train_alone, "tuning": validate}.get(study, execute)
-            check(run_all(pool, task, missing, setup, until, lambda: store.collect(studies)))
-        left = [run for run in runs if lacks(run, study)]
-        if left:
-            print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
-        return not left
+        """The runs of a step that lack something."""
+        task = {"teaching": train_alone, "tuning": validate}.get(study, execute)
+        return steps.do(study, task, runs, lambda run: lacks(run, study))
 
     def do(study: str, runs: list[Run]) -> bool:
         """`do_all`, after the teachers of the runs that have to be trained."""
         taught = [run for run in runs if run.teacher is not None and lacks(run, study)]
-        untrained = [run for run in taught if store.read(run) is None or not store.weights(run).exists()]
+        untrained = [run for run in taught if store.read(run) is None or steps.lacks_weights(run)]
         teachers = [teacher_run(arguments.max_steps, fold) for fold in dict.fromkeys(run.fold for run in untrained)]
         return do_all("teaching", teachers) and do_all(study, runs)
 
@@ -89,6 +80,7 @@ def main() -> None:
         return tuned and do(group, grid.runs(group)) and do_all("teacher", grid.teachers(group))
 
     with make_pool(arguments.jobs, setup) as pool:
+        steps = Steps(pool, setup, until)
         all(do_group(group) for group in arguments.groups)
     print(f"results: {store.table_dir}")
 

@@ -3,10 +3,10 @@ How well do teachers know the recordings that they teach?
 
     python -m benchmarks.evidence.teachers
 
-A teacher that predicts transcripts almost without error where it teaches, and not elsewhere, has them by heart: its
-logits then say little that the transcripts do not. This measures each teacher whose weights are there, that of the
-grid (`run.py`) and the one that shares no recording with its student (`few.py`), on the first recordings of its
-student's training and of the fold's test. A measurement is a line in `teachers.jsonl`, beside the tables of results.
+A teacher that predicts transcripts almost without error where it teaches, and not elsewhere, has them by heart. This
+measures each teacher whose weights are there, that of the grid (`run.py`) and the one that shares no recording with
+its student (`few.py`), on the first recordings of its student's training and of the fold's test. A measurement is a
+line in `teachers.jsonl`, beside the tables of results.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from benchmarks.comparison.store import ResultStore
 from benchmarks.small_runs import Results
 from peft_clsr import DataCollatorSpeechSeq2SeqWithPadding
 
-from .few import SPLITS, untaught
+from .few import SPLITS as LANGUAGES
+from .few import untaught
 from .grid import Grid
 
 RECORDINGS = 60  # the first of the student's training, and of the test
 BATCH = 10
-KEYS = ("teacher", "language", "fold", "split")
-NAMES = ("train", "test")  # what it teaches, and what its student is tested on
+KEYS = ("teacher", "language", "fold", "run", "split")
+SPLITS = ("train", "test")  # what it teaches, and what its student is tested on
 
 
 def results_of(store: ResultStore) -> Results:
@@ -88,17 +89,18 @@ def main() -> None:
     processor = WhisperProcessor.from_pretrained(setup.student)
     for fold in range(FOLDS):
         for name in (FINETUNED, HELD_OUT):
-            for language in SPLITS:
-                keys = {"teacher": name, "language": language, "fold": fold}
-                missing = [split for split in NAMES if results.find(keys | {"split": split}) is None]
+            for language in LANGUAGES:
                 student = untaught(grid, language, fold)
-                if not missing or not setup.store.weights(teacher_of(student, name)).exists():
+                made = teacher_of(student, name)
+                keys = {"teacher": name, "language": language, "fold": fold, "run": made.key}
+                missing = [split for split in SPLITS if results.find(keys | {"split": split}) is None]
+                if not missing or not setup.store.weights(made).exists():
                     continue
                 model, _ = load_teacher(replace(student, teacher=name), setup)
                 for split in missing:
                     rows = load_split(setup, language, split, processor, RECORDINGS, fold)
                     counts = known_tokens(model.eval(), processor, rows)
-                    results.add(keys | {"split": split} | counts)
+                    results.add(keys | {"split": split, "precision": setup.precision} | counts)
                     share = counts["predicted"] / counts["tokens"]
                     print(f"{name} {language} {fold} {split}: {share:.1%}", flush=True)
     print(f"results: {results.path}")

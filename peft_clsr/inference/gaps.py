@@ -1,8 +1,9 @@
-"""Tells of parts of a recording that are as loud as its speech, and have no text."""
+"""Finds parts of a recording that have sound and no text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +11,47 @@ import numpy as np
 from .subtitles import Transcript
 
 MIN_GAP = 5.0  # seconds without text; shorter ones are pauses
-MIN_LOUD = 3  # seconds of a gap that have to be loud
-LOUD = 0.5  # of the level of the seconds with text, their median
+MIN_LOUD = 3  # seconds of sound in a row
+LOUD = 0.5  # of the median level of the seconds with text
+FLOOR = 0.001  # -60 dB: less is silence in any recording
 
 
 def loud_gaps(transcript: Transcript, waveform: np.ndarray, rate: int) -> list[tuple[float, float]]:
     """
-    Find the parts of a recording that have no text although they are loud: speech that was left out, or other sound.
+    Find the parts of a recording that have sound and no text: speech that was left out, or other sound.
+
+    A gap between segments counts from 5 s on. It has sound if 3 s in a row have half the level of the seconds with
+    text, their median, or more; without any text, -60 dB or more.
 
     Args:
-        transcript (`Transcript`): The recording's.
+        transcript (`Transcript`): The recording's, its segments in order of their start.
         waveform (`np.ndarray`): float32 [samples].
-        rate (`int`): Samples a second.
+        rate (`int`): Of the samples, in Hz.
 
     Returns:
-        `list[tuple[float, float]]`: start and end of each part, in seconds. Empty if the transcript has no text.
+        `list[tuple[float, float]]`: from the first second of sound in each such gap to the last.
     """
     seconds = len(waveform) // rate
-    levels = np.sqrt(np.mean(np.square(waveform[: seconds * rate].reshape(seconds, rate), dtype=np.float64), axis=1))
-    middles = np.arange(seconds) + 0.5
+    # The deviation, as a constant offset is no sound. One by one, as an hour's squares would take half a gigabyte.
+    levels = np.array([waveform[second * rate : (second + 1) * rate].std() for second in range(seconds)])
+    places = np.arange(seconds)
     spoken = np.zeros(seconds, dtype=bool)
+    gaps, heard = [], 0.0
     for segment in transcript.segments:
-        spoken |= (segment["start"] <= middles) & (middles < segment["end"])
-    if not spoken.any():
-        return []
-    loud = levels >= LOUD * np.median(levels[spoken])
-    ends = [0.0, *(segment["end"] for segment in transcript.segments)]
-    starts = [*(segment["start"] for segment in transcript.segments), transcript.seconds]
-    return [
-        (end, start)
-        for end, start in zip(ends, starts, strict=True)
-        if start - end >= MIN_GAP and loud[(middles >= end) & (middles < start)].sum() >= MIN_LOUD
-    ]
+        gaps.append((heard, segment["start"]))
+        heard = max(heard, segment["end"])
+        spoken |= (places + 1 > segment["start"]) & (places < segment["end"])
+    gaps.append((heard, transcript.seconds))
+    level = max(FLOOR, LOUD * float(np.median(levels[spoken]))) if spoken.any() else FLOOR
+    parts = []
+    for start, end in gaps:
+        if end - start < MIN_GAP:
+            continue
+        inside = places[(places >= start) & (places + 1 <= end)]
+        runs = [list(run) for is_loud, run in groupby(inside, lambda place: bool(levels[place] >= level)) if is_loud]
+        if any(len(run) >= MIN_LOUD for run in runs):
+            parts.append((float(runs[0][0]), float(runs[-1][-1] + 1)))
+    return parts
 
 
 def warn_of_gaps(
@@ -52,6 +62,6 @@ def warn_of_gaps(
     if gaps:
         parts = ", ".join(f"{start:.0f} to {end:.0f} s" for start, end in gaps)
         warn(
-            f"warning: {path} has no text from {parts}, where it is as loud as its speech. If someone speaks there, "
-            "transcribe it with vad"
+            f"warning: {path} has no text from {parts}, although there is sound. If someone speaks there, transcribe "
+            "it again with vad (--vad --overwrite)"
         )

@@ -69,8 +69,8 @@ def transcribe_files(
             Hear only the parts with speech that [`cut_at_pauses`] finds, so that no text is invented in silence. Each
             part is at most as long as the context. Needs the extra `vad`.
         show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
-        warn (`Callable`, *optional*): Gets a message for each recording that is unreadable, truncated, or has no text
-            where it is as loud as its speech (without `vad`). By default it is logged.
+        warn (`Callable`, *optional*): Gets a message for each recording that is unreadable or truncated, or that has
+            sound without text (without `vad`). By default it is logged.
         on_window (`Callable`, *optional*): Gets a recording and its transcript so far, after each window. The end of
             the last segment may still change.
 

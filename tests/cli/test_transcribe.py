@@ -354,7 +354,7 @@ def test_with_vad_only_speech_is_heard_and_times_are_those_of_the_recording(run,
 
 
 @pytest.mark.parametrize("vad", [False, True])
-def test_a_part_that_is_as_loud_as_the_speech_and_has_no_text_is_told(run, recordings, monkeypatch, vad):
+def test_a_part_with_sound_and_without_text_is_told(run, recordings, monkeypatch, vad):
     path = recordings / "half.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 12 * 16000).astype(np.float32), 16000)
     half = Transcript("ro", None, 12.0, [{"start": 0.0, "end": 4.0, "text": " da"}])
@@ -362,7 +362,7 @@ def test_a_part_that_is_as_loud_as_the_speech_and_has_no_text_is_told(run, recor
         monkeypatch.setattr(transcribe, name, lambda *args, **kwargs: [half])
     status, printed = run("--language", "ro", *["--vad"] * vad, inputs=[path])
     assert status == 0
-    assert printed.err.count(f"warning: {path} has no text from 4 to 12 s, where it is as loud") == (not vad)
+    assert printed.err.count(f"warning: {path} has no text from 4 to 12 s, although there is sound") == (not vad)
 
 
 def test_with_vad_the_language_is_detected_in_the_first_speech(run, base, talk, recordings, generated):

@@ -291,7 +291,7 @@ def test_an_interruption_ends_all_processes_and_keeps_what_was_heard(command, fi
 
 
 @pytest.mark.parametrize("vad", [False, True])
-def test_a_part_that_is_as_loud_as_the_speech_and_has_no_text_is_told(exported, tmp_path, capsys, monkeypatch, vad):
+def test_a_part_with_sound_and_without_text_is_told(exported, tmp_path, capsys, monkeypatch, vad):
     path = tmp_path / "half.wav"
     soundfile.write(path, noise(12), 16000)
     half = Transcript("ca", "ca", 12.0, [{"start": 0.0, "end": 4.0, "text": " da"}])
@@ -299,7 +299,7 @@ def test_a_part_that_is_as_loud_as_the_speech_and_has_no_text_is_told(exported, 
     options = ["--runtime", "onnx", "--model", str(exported()), *["--vad"] * vad]
     assert main(["transcribe", str(path), *options]) == 0
     told = capsys.readouterr().err
-    assert told.count(f"warning: {path} has no text from 4 to 12 s, where it is as loud as its speech") == (not vad)
+    assert told.count(f"warning: {path} has no text from 4 to 12 s, although there is sound") == (not vad)
 
 
 def test_options_of_the_other_runtime_and_other_languages_are_refused(exported, files, capsys):
