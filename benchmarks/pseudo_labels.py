@@ -23,7 +23,8 @@ import torch
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, set_seed
 
-from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, save_expert, train
+from benchmarks.result_lines import Results
+from benchmarks.small_runs import make_parser, measure, new_expert, prepare, recordings, save_expert, train
 from examples.demo.fetch import FetchError
 from peft_clsr import (
     error_rates,

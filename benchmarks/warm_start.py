@@ -23,7 +23,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import set_seed
 
-from benchmarks.small_runs import Results, make_parser, measure, new_expert, prepare, recordings, save_expert, train
+from benchmarks.result_lines import Results
+from benchmarks.small_runs import make_parser, measure, new_expert, prepare, recordings, save_expert, train
 from examples.demo.fetch import FetchError
 from peft_clsr import pack_utterances, warm_start
 

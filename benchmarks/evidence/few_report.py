@@ -17,12 +17,12 @@ from benchmarks.comparison.speech import OUT_OF_DOMAIN
 from benchmarks.comparison.store import Result, is_measured
 
 from .estimates import counts_of, difference, rate, shared
-from .few import EPOCHS, KD_WEIGHTS, RECORDINGS, SPLITS, chosen_weight, taught, teacher_run, tuning, untaught
+from .few_runs import EPOCHS, KD_WEIGHTS, RECORDINGS, SPLITS, chosen_weight, taught, teacher_run, tuning, untaught
 from .grid import TUNING_FOLD, Grid
 from .rows import language_name, mean
-from .teachers import RECORDINGS as KNOWN_RECORDINGS
-from .teachers import SPLITS as KNOWN_SPLITS
-from .teachers import results_of
+from .teacher_table import RECORDINGS as KNOWN_RECORDINGS
+from .teacher_table import SPLITS as KNOWN_SPLITS
+from .teacher_table import results_of
 
 COMPARED: dict[str, Callable[[Grid, str, int], Run]] = {"taught experts": taught, "their teacher": teacher_run}
 TEACHERS = {FINETUNED: "of the grid, trained on what it teaches", HELD_OUT: "trained on other recordings"}

@@ -26,23 +26,14 @@ from benchmarks.comparison.experiment import DEVICE, load_split, load_teacher, p
 from benchmarks.comparison.folds import FOLDS
 from benchmarks.comparison.methods import FINETUNED, HELD_OUT
 from benchmarks.comparison.runs import Run, held_out_teacher, teacher_run
-from benchmarks.comparison.store import ResultStore
-from benchmarks.small_runs import Results
 from peft_clsr import DataCollatorSpeechSeq2SeqWithPadding
 
-from .few import SPLITS as LANGUAGES
-from .few import untaught
+from .few_runs import SPLITS as LANGUAGES
+from .few_runs import untaught
 from .grid import Grid
+from .teacher_table import RECORDINGS, SPLITS, results_of
 
-RECORDINGS = 60  # the first of the student's training, and of the test
 BATCH = 10
-KEYS = ("teacher", "language", "fold", "run", "split")
-SPLITS = ("train", "test")  # what it teaches, and what its student is tested on
-
-
-def results_of(store: ResultStore) -> Results:
-    """The file of measurements."""
-    return Results(store.table_dir / "teachers.jsonl", KEYS)
 
 
 def teacher_of(student: Run, name: str) -> Run:

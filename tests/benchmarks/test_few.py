@@ -14,7 +14,7 @@ from benchmarks.comparison.experiment import execute, load_split, read_split, tr
 from benchmarks.comparison.methods import HELD_OUT
 from benchmarks.comparison.runs import Run, held_out_teacher
 from benchmarks.comparison.store import ResultStore
-from benchmarks.evidence import few, grid, report, teachers
+from benchmarks.evidence import few, few_runs, grid, report, teacher_table, teachers
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def tuned(tmp_path):
 
 
 def test_student_and_teacher_are_trained_on_parts_of_the_fold(tuned):
-    student = few.taught(tuned, "ru", 1, 2.0)
-    made = few.teacher_run(tuned, "ru", 1)
+    student = few_runs.taught(tuned, "ru", 1, 2.0)
+    made = few_runs.teacher_run(tuned, "ru", 1)
     assert made == held_out_teacher(student)
     assert (student.train_size, student.train_from, made.train_size, made.train_from) == (100, 0, None, 100)
     assert student.epochs == 2 * made.epochs == 8
-    assert few.untaught(tuned, "ru", 1) == replace(student, teacher=None)
+    assert few_runs.untaught(tuned, "ru", 1) == replace(student, teacher=None)
     with pytest.raises(ValueError, match="so none are left for its teacher: set train_size"):
         held_out_teacher(Run("expert", "ru", fold=1, train_size=None))
 
@@ -109,25 +109,25 @@ def called(pretended, tuned):
 def test_the_command_trains_teachers_first_chooses_the_weight_and_measures_each_run_once(called, tuned):
     done = called("--folds", 0, 2)
     languages = ["ro", "ru"]
-    assert done[:2] == [("train_alone", few.teacher_run(tuned, language, 0)) for language in languages]
+    assert done[:2] == [("train_alone", few_runs.teacher_run(tuned, language, 0)) for language in languages]
     validated = [made for task, made in done if task == "validate"]
     assert [(made.teacher and made.kd_weight, made.language) for made in validated] == [
         (weight, language) for weight in (None, 2.0, 8.0, 32.0, 128.0) for language in languages
     ]
-    assert few.chosen_weight(tuned) == 128.0  # `made_up_results` has it so
+    assert few_runs.chosen_weight(tuned) == 128.0  # `made_up_results` has it so
     measured = [made for task, made in done if task == "measure"]
     assert measured == [
-        run for make in (few.student_runs, few.teacher_runs) for fold in (0, 2) for run in make(tuned, fold)
+        run for make in (few_runs.student_runs, few_runs.teacher_runs) for fold in (0, 2) for run in make(tuned, fold)
     ]
     assert {made.kd_weight for made in measured if made.teacher} == {128.0}
     places = [made for _, made in done]
-    assert places.index(few.teacher_run(tuned, "ru", 2)) < places.index(few.taught(tuned, "ro", 2))
+    assert places.index(few_runs.teacher_run(tuned, "ru", 2)) < places.index(few_runs.taught(tuned, "ro", 2))
     assert called("--folds", 0, 2) == []
 
 
 def test_a_run_that_was_validated_elsewhere_needs_its_teacher_again(called, tuned):
     called("--folds", 0)
-    chosen, teacher = few.taught(tuned, "ro", 0), few.teacher_run(tuned, "ro", 0)
+    chosen, teacher = few_runs.taught(tuned, "ro", 0), few_runs.teacher_run(tuned, "ro", 0)
     tuned.store.write(chosen, validated_alone(made_up_results(chosen)))
     for made in (chosen, teacher):
         tuned.store.weights(made).unlink()
@@ -138,7 +138,7 @@ def test_a_budget_starts_nothing(called, tuned, capsys):
     assert called("--budget_minutes", 0) == []
     assert "teaching: the time is over; 2 runs are left. The same command goes on there." in capsys.readouterr().out
     with pytest.raises(ValueError, match="has no results in .* run benchmarks.evidence.few again"):
-        few.chosen_weight(tuned)
+        few_runs.chosen_weight(tuned)
 
 
 def test_russian_has_announcements_too(monkeypatch):
@@ -154,7 +154,7 @@ def test_russian_has_announcements_too(monkeypatch):
 
 def validation_of(tuned, *weights):
     """Results of the runs that choose the weight."""
-    runs = [run for weight, some in few.tuning(tuned).items() for run in some if weight in (None, *weights)]
+    runs = [run for weight, some in few_runs.tuning(tuned).items() for run in some if weight in (None, *weights)]
     for run in runs:
         tuned.store.write(run, validated_alone(made_up_results(run, 0.3)))
     return runs
@@ -176,15 +176,15 @@ def page_of(tuned, runs, tmp_path):
 
 
 def test_the_page_compares_the_folds_that_both_have(tuned, tmp_path):
-    runs = validation_of(tuned, *few.KD_WEIGHTS)
-    for make, wer in {few.untaught: 0.5, few.taught: 0.4, few.teacher_run: 0.2}.items():
+    runs = validation_of(tuned, *few_runs.KD_WEIGHTS)
+    for make, wer in {few_runs.untaught: 0.5, few_runs.taught: 0.4, few_runs.teacher_run: 0.2}.items():
         for language, fold in (("ro", 0), ("ro", 1), ("ru", 0)):
-            if (make, fold) != (few.teacher_run, 1):
+            if (make, fold) != (few_runs.teacher_run, 1):
                 runs.append(make(tuned, language, fold))
                 tuned.store.write(runs[-1], measured(runs[-1], wer))
     for split, predicted in (("train", 99), ("test", 80)):
         keys = {"teacher": "finetuned", "language": "ro", "fold": 0, "split": split}
-        teachers.results_of(tuned.store).add(keys | {"tokens": 100, "predicted": predicted})
+        teacher_table.results_of(tuned.store).add(keys | {"tokens": 100, "predicted": predicted})
     text, numbers = page_of(tuned, runs, tmp_path)
     cell = "50.0 → 40.0: -10.0 [-10.0, -10.0]"
     assert f"| taught experts | ro 0, 1; ru 0 | {' | '.join([cell] * 5)} |" in text
@@ -196,9 +196,9 @@ def test_the_page_compares_the_folds_that_both_have(tuned, tmp_path):
 
 
 def test_students_are_compared_before_their_teachers_are_measured(tuned, tmp_path):
-    runs = validation_of(tuned, *few.KD_WEIGHTS)
+    runs = validation_of(tuned, *few_runs.KD_WEIGHTS)
     for language in ("ro", "ru"):
-        runs += [make(tuned, language, 0) for make in (few.untaught, few.taught)]
+        runs += [make(tuned, language, 0) for make in (few_runs.untaught, few_runs.taught)]
     for run in runs[-4:]:
         tuned.store.write(run, measured(run, 0.5))
     text, numbers = page_of(tuned, runs, tmp_path)
