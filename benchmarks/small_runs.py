@@ -1,4 +1,4 @@
-"""What measurements of many small trainings share: recordings, experts, their training, and a file of results."""
+"""Shared by measurements of many small trainings: recordings, experts, their training, and options."""
 
 from __future__ import annotations
 

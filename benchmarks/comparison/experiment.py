@@ -428,8 +428,7 @@ def load_teacher(run: Run, setup: Setup) -> tuple[nn.Module | None, Any]:
     """
     The run's teacher and its processor, `None` for runs without one.
 
-    The teachers "finetuned" and "held-out" have the student's audio context, on which they were trained; others have
-    30 s.
+    The teacher "finetuned" has the student's audio context, on which it was trained; others have 30 s.
 
     Raises:
         ValueError: the teacher has no weights here, or weights of another model.

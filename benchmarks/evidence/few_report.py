@@ -167,4 +167,4 @@ def known_section(grid: Grid) -> list[str]:
         folds = sorted({each["fold"] for each in measured if each["teacher"] == name})
         rows.append([*row, ", ".join(map(str, folds))])
     columns = [f"{language_name(language)}, {where}" for language in SPLITS for where in ("taught", "test")]
-    return ["## What teachers know by heart", "", KNOWN, "", *table(["%", *columns, "folds"], rows)]
+    return ["## Transcripts known by heart", "", KNOWN, "", *table(["%", *columns, "folds"], rows)]

@@ -1,4 +1,4 @@
-"""The file of what teachers know; see `teachers`."""
+"""The file of tokens that teachers predict; see `teachers`."""
 
 from __future__ import annotations
 
