@@ -34,7 +34,7 @@ def made_up_results(made, wer=None):
 def write_tuning(made):
     """Results of all runs that tune a grid; those in the final language have been validated alone."""
     for tuning in (made.tuning, made.finals, made.taught_tuning):
-        for each in [each for group in ("main", "kd", "more") for each in tuning(group)]:
+        for each in [each for group in ("main", "kd") for each in tuning(group)]:
             result = made_up_results(each)
             is_final = tuning == made.finals
             made.store.write(each, validated_alone(result) if is_final else result)

@@ -50,7 +50,7 @@ from peft_clsr.whisper import context_seconds
 
 from .errors import evaluation_of
 from .folds import GRID_LANGUAGES, WINDOWS, parts
-from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, HELD_OUT, LORAS, ZERO_SHOT
+from .methods import ALL_LANGUAGES, BASE, EXPERTS, FINETUNED, HELD_OUT, LORA, ZERO_SHOT
 from .runs import Run, held_out_teacher, teacher_run
 from .speech import FULL_CONTEXT, LANGUAGES, OUT_OF_DOMAIN, UNTOUCHED_LANGUAGES
 from .store import COSTS, Result, ResultStore, is_measured, without_nan, write_bytes
@@ -213,8 +213,8 @@ def build_model(run: Run, setup: Setup, seconds: float) -> nn.Module:
         for index, layer in enumerate(decoder.layers):  # its place in the cache of keys and values
             layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = index
         model.config.decoder_layers = model.config.num_hidden_layers = run.decoder_layers
-    if run.method in LORAS:
-        targets = LORAS[run.method]
+    if run.method == LORA:
+        targets = ["fc1", "fc2"]
         return get_peft_model(
             model, LoraConfig(r=run.rank, lora_alpha=run.rank, lora_dropout=0.05, target_modules=targets)
         )
@@ -260,7 +260,7 @@ def scaled(model: nn.Module, run: Run, setup: Setup) -> nn.Module:
     """The model with the share `run.scale` of what was trained."""
     if run.method in EXPERTS:
         scale_expert(model, run.language, run.scale)
-    elif run.method in LORAS:
+    elif run.method == LORA:
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
                 layer.scale_layer(run.scale)

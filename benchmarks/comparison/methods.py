@@ -7,9 +7,7 @@ Candidate = tuple[float | None, int | None]  # learning rate and rank
 ZERO_SHOT, FULL, LORA, CLSR, LOW_RANK = "zero-shot", "full", "lora", "clsr", "low-rank"
 STRAIGHT = "straight"  # straight-through gates; its experts are low-rank, except in the group "rank"
 ROUTED = (CLSR, LOW_RANK, STRAIGHT)
-# Of the second round: LoRA on attention's projections too, and experts, of low rank and full size.
-LORA_ATTENTION, EXPERT, FULL_EXPERT = "lora-attention", "expert", "full-expert"
-LORAS = {LORA: ["fc1", "fc2"], LORA_ATTENTION: ["fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj"]}
+EXPERT, FULL_EXPERT = "expert", "full-expert"  # of the second round: experts of low rank and full size
 EXPERTS = (*ROUTED, EXPERT, FULL_EXPERT)
 METHODS = {
     ZERO_SHOT: "zero-shot",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.comparison.folds import FOLD_SETTINGS, FOLDS, GRID_LANGUAGES
+from benchmarks.comparison.folds import FOLD_SETTINGS, FOLDS, GRID_LANGUAGES, HUMAN
 from benchmarks.comparison.methods import (
     CLSR,
     EXPERT,
@@ -15,7 +15,6 @@ from benchmarks.comparison.methods import (
     FULL,
     FULL_EXPERT,
     LORA,
-    LORA_ATTENTION,
     METHOD_SETTINGS,
     STRAIGHT,
     ZERO_SHOT,
@@ -43,7 +42,7 @@ CANDIDATES: dict[str, list[Settings]] = {
     EXPERT: [*_LOW_RANK, {"learning_rate": 2e-3, "rank": 32, **HELD_OPEN}],
 }
 # A method that is not tuned on its own takes the learning rate and rank of another one.
-TUNED_AS = {STRAIGHT: EXPERT, LORA_ATTENTION: LORA}
+TUNED_AS = {STRAIGHT: EXPERT}
 # Nor are full experts: these are of the first round, whose tuning chose them for the paper's gates.
 FULL_SIZE: Settings = {"learning_rate": 2e-4, "rank": None}
 
@@ -67,6 +66,7 @@ class Method:
     taught: bool = False
     fixed: Settings | None = None  # in place of the learning rate and rank that tuning chooses
     scale: float = 1.0  # of `Run`
+    languages: tuple[str, ...] | None = None  # None: all of the grid
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,21 +87,18 @@ GROUPS: dict[str, list[Method]] = {
         Method(EXPERT, "experts"),
     ],
     "half": [
-        Method(FULL, "full fine-tuning, half", scale=HALF),
-        Method(LORA, "LoRA, half", scale=HALF),
-        Method(EXPERT, "experts, half", scale=HALF),
+        Method(FULL, "full fine-tuning, half", scale=HALF, languages=(HUMAN,)),
+        Method(LORA, "LoRA, half", scale=HALF, languages=(HUMAN,)),
+        Method(EXPERT, "experts, half", scale=HALF, languages=(HUMAN,)),
     ],
     "kd": [TAUGHT_EXPERTS],
     "gates": [
         Method(EXPERT, "experts, gates that may close", fixed=_LOW_RANK[-1]),
         Method(STRAIGHT, "experts, noise that falls"),
     ],
-    "more": [
-        Method(LORA_ATTENTION, "LoRA, attention too"),
-        Method(FULL_EXPERT, "full experts", fixed=FULL_SIZE),
-        Method(CLSR, "full experts, the paper's gates", fixed=FULL_SIZE),
-        Method(FULL_EXPERT, "taught full experts", taught=True, fixed=FULL_SIZE),
-        Method(CLSR, "taught full experts, the paper's gates", taught=True, fixed=FULL_SIZE),
+    "full-size": [
+        Method(FULL_EXPERT, "full experts", fixed=FULL_SIZE | HELD_OPEN, languages=(HUMAN,)),
+        Method(CLSR, "full experts, the paper's gates", fixed=FULL_SIZE, languages=(HUMAN,)),
     ],
 }
 METHODS = [method for methods in GROUPS.values() for method in methods]
@@ -134,6 +131,10 @@ class Grid:
     def methods(self, group: str) -> list[Method]:
         """The methods of a group that are of the grid."""
         return [method for method in GROUPS[group] if method.name in self.names]
+
+    def languages_of(self, method: Method) -> list[str]:
+        """The languages of the grid that a method is run in."""
+        return [each for each in self.languages if method.languages is None or each in method.languages]
 
     def candidates(self, name: str) -> list[Run]:
         """The runs that try the candidates of a method, or of the one that it is tuned as."""
@@ -254,6 +255,7 @@ class Grid:
             for fold in self.folds
             for language in self.languages
             for method, settings in tuned
+            if language in self.languages_of(method)
         ]
 
     def run(self, method: Method, language: str, fold: int, tuned: Mapping[str, Any]) -> Run:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison.estimates import DRAWS, interval
-from benchmarks.comparison.folds import FOLDS, LANGUAGES
+from benchmarks.comparison.folds import FOLDS, HUMAN, LANGUAGES
 from benchmarks.comparison.report import NONE, format_interval, format_range, format_tuning, percent, table
 from benchmarks.comparison.store import ResultStore
 
@@ -36,7 +36,6 @@ from .tuning_report import tuning_section
 
 REFERENCES = ("LoRA", "full fine-tuning")
 NAMES = {"wer": "WER", "cer": "CER", "bounded": "bounded WER"}  # see `estimates.RATES`
-HUMAN = "ru"  # out of domain it has a human voice, the other languages a synthetic one
 NAME = "second-round"
 
 
@@ -259,16 +258,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     in_mean = common_languages({row.label: list(row.results) for row in rows})
     expected = FOLDS * len(set(grid.languages) | set(in_mean))
     numbers = rates(rows, languages, in_mean)
-    both = both_domains(rows, in_mean, [*dict.fromkeys((*grid.languages, *in_mean))])
+    everywhere = [row for row in rows if set(in_mean) <= row.results.keys()]
+    both = both_domains(everywhere, in_mean, [*dict.fromkeys((*grid.languages, *in_mean))])
     human = both_domains(rows, [HUMAN], [HUMAN]) if HUMAN in languages else {}
     abilities = ability_numbers(rows)
     paired = {name: pair_numbers(pairs, rows) for name, pairs in PAIRS.items()}
     few = few_numbers(grid)
-    points = figure_points(both, rows, expected)
+    points = figure_points(both, everywhere, expected)
 
     lines = ["# Second round: experts, LoRA and full fine-tuning", ""]
     if missing:
-        there, total = sum(len(row.every()) for row in rows if row.label != TEACHER), expected * len(METHODS)
+        there = sum(len(row.every()) for row in rows if row.label != TEACHER)
+        total = sum(FOLDS * len(grid.languages_of(method)) for method in METHODS)
         lines += [f"**Not complete: {there} of {total} runs are there.** What is missing stands below.", ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     picture = options.output_dir / f"{NAME}.png"
@@ -293,9 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rows:
         text = (
             "Mean over languages, and over single recordings and those out of domain. Differences are over the folds "
-            "that both rows have; below 0, the row is better. Halves are compared with all of LoRA and of full "
-            "fine-tuning, not with their halves. A model that repeats itself has a WER over 100 %: where the voice is "
-            "synthetic, this decides the mean."
+            "that both rows have; below 0, the row is better. A model that repeats itself has a WER over 100 %: where "
+            "the voice is synthetic, this decides the mean."
         )
         lines += both_section(both, expected, "Mean of both domains", text)
         text = (
@@ -305,7 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         lines += both_section(both, expected, "Mean of both domains, repetitions bounded", text, ("bounded",))
         if human:
-            text = "The same in the language that has a human voice out of domain."
+            text = (
+                "The same in the language that has a human voice out of domain. Halves are compared with all of LoRA "
+                "and of full fine-tuning, not with their halves."
+            )
             lines += both_section(human, FOLDS, f"{language_name(HUMAN)}: mean of both domains", text)
         lines += rates_section(numbers, languages)
         for name, pairs in PAIRS.items():

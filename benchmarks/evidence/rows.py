@@ -71,7 +71,7 @@ def read_rows(grid: Grid) -> tuple[list[Row], list[str]]:
                     row.results.setdefault(language, {})[fold] = result
                     if key_of(run) in abilities:
                         row.abilities.setdefault(language, {})[fold] = abilities[key_of(run)]
-                elif language in grid.languages:
+                elif language in grid.languages_of(method):
                     absent.append(f"{language} {fold}")
         if absent:
             missing.append(f"{method.label}: {', '.join(absent) if row.results else 'all'}")

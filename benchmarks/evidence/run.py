@@ -7,13 +7,13 @@ Train and measure the runs of the second round.
 
 Groups, in this order, each tuned first:
 - `main`: the unchanged model, full fine-tuning, LoRA and experts;
-- `half`: the same three, trained as in `main`, with half of what was trained (`peft_clsr.scale_expert`);
-- `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0, also for `more`;
+- `half`: the same three, trained as in `main`, with half of what was trained (`peft_clsr.scale_expert`), in Russian;
+- `kd`: experts with a teacher. Tuning chooses the weight of the distillation, and if it falls to 0;
 - `gates`: experts whose gates may close from the start, a candidate of `main`'s tuning; and experts whose gates start
   undecided, with noise that falls to 0, at a budget of 0.75. The second have the learning rate and rank of `main`'s
   experts;
-- `more`: LoRA on attention's projections too, full experts and the paper's gates, both without and with a teacher.
-  They are not tuned on their own (`grid.TUNED_AS`, `grid.FULL_SIZE`).
+- `full-size`: full experts, with gates held open and with the paper's gates, in Russian. They are not tuned on their
+  own (`grid.FULL_SIZE`).
 
 All methods pass four times over the same recordings, packed to windows of 30 s. There is a teacher for each fold: the
 student, fully fine-tuned on the three languages of the grid in six passes with SpecAugment, without the test texts of
@@ -76,6 +76,9 @@ def main() -> None:
 
     def do_group(group: str) -> bool:
         """The group's tuning, whose steps follow from the ones before; its runs; and what its teachers can do."""
+        if not any(map(grid.languages_of, grid.methods(group))):
+            print(f"{group}: nothing to run with these --methods and --languages")
+            return True
         tuned = all(do("tuning", runs(group)) for runs in (grid.tuning, grid.finals, grid.taught_tuning))
         return tuned and do(group, grid.runs(group)) and do_all("teacher", grid.teachers(group))
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks.comparison.folds import FOLDS, LANGUAGES, fold_name
+from benchmarks.comparison.folds import FOLDS, HUMAN, LANGUAGES, fold_name
 from benchmarks.comparison.speech import (
     OUT_OF_DOMAIN,
     OUT_OF_DOMAIN_UTTERANCES,
@@ -47,7 +47,6 @@ from examples.demo.fetch import (
 from examples.demo.speak import CATALOGUES, VOICES, read_messages
 
 LISTS = SPLITS / "folds"
-HUMAN = "ru"  # the language whose second domain is a human voice
 ANNOUNCEMENTS, ANNOUNCEMENTS_AUDIO = "asterisk-core-sounds-ru", "asterisk-core-sounds-ru-g722"
 RATE = 16_000  # Hz, of G.722
 MAX_ANNOUNCEMENT = 12.0  # seconds; longer ones are lists of many sentences

@@ -28,10 +28,9 @@ TEXT = (
     f"WER in validation, %, fold {TUNING_FOLD}. The {FINALISTS} candidates of the lowest mean in "
     f"{' and '.join(map(language_name, TUNING_LANGUAGES))} are compared in {language_name(FINAL_LANGUAGE)} too. The "
     "lowest mean of all is chosen, of equal ones the first. Test recordings have no part in it. The distillation is "
-    "chosen in the first two languages alone, for all taught rows. Not tuned on their own: taught experts and those "
-    "with noise that falls, which have the experts' learning rate and rank; LoRA on attention too, which has LoRA's; "
-    "and full experts, which have what the first round's tuning chose for the paper's gates. 'Held open': a budget of "
-    "1 at weight 1, and no dropout of the expert."
+    "chosen in the first two languages alone. Not tuned on their own: taught experts and those with noise that falls, "
+    "which have the experts' learning rate and rank; and full experts, which have what the first round's tuning chose "
+    "for the paper's gates. 'Held open': a budget of 1 at weight 1, and no dropout of the expert."
 )
 
 

@@ -161,7 +161,7 @@ def test_gates_that_are_held_open_are_a_candidate_of_their_own(tuned):
     assert may_close in tuned.candidates("expert") and (may_close.rank, may_close.budget_weight) == (64, 0.1)
 
 
-def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
+def test_the_distillation_is_chosen_in_validation(tuned):
     tried = tuned.taught_candidates()
     assert len(tried) == len(set(tried)) == 2 * len(grid.DISTILLATIONS)
     assert {each.fold for each in tried} == {0} and {each.language for each in tried} == {"ro", "be"}
@@ -169,23 +169,30 @@ def test_the_distillation_is_chosen_in_validation_for_all_taught_rows(tuned):
     for each in tried:
         if (each.kd_weight, each.kd_decay) == (8.0, True):
             tuned.store.write(each, made_up_results(each, 0.01))
-    for group in ("kd", "more"):
-        taught = [each for each in tuned.runs(group) if each.teacher]
-        assert {(each.kd_weight, each.kd_decay) for each in taught} == {(8.0, True)}
+    assert {(each.kd_weight, each.kd_decay) for each in tuned.runs("kd")} == {(8.0, True)}
     assert tuned.taught_tuning("main") == tuned.teachers("main") == []
     assert len([each for each in tuned.runs("kd") if each in tried]) == 2  # the chosen ones are not trained again
 
 
-def test_the_last_group_is_not_tuned_on_its_own(tuned):
-    assert tuned.tuning("more") == [*tuned.candidates("lora"), *tuned.candidates("expert")]
-    attention, *full = tuned.runs("more")[:5]
-    assert {"learning_rate": attention.learning_rate, "rank": attention.rank} == tuned.chosen("lora")
-    assert [(each.method, each.learning_rate, each.rank, each.teacher) for each in full] == [
-        ("full-expert", 2e-4, None, None),
-        ("clsr", 2e-4, None, None),
-        ("full-expert", 2e-4, None, "finetuned"),
-        ("clsr", 2e-4, None, "finetuned"),
+def test_full_experts_are_not_tuned_on_their_own_and_run_in_one_language(tuned, called, capsys):
+    assert tuned.tuning("full-size") == []
+    open_, papers, *_ = tuned.runs("full-size")
+    assert [(each.method, each.learning_rate, each.rank) for each in (open_, papers)] == [
+        ("full-expert", 2e-4, None),
+        ("clsr", 2e-4, None),
     ]
+    assert (open_.budget_weight, open_.gate_budget, open_.expert_dropout) == (1.0, 1.0, 0.0)
+    assert (papers.straight_through, papers.gate_noise, papers.gate_budget, papers.skip_gate_prob) == (
+        False,
+        5,
+        0.5,
+        0.2,
+    )
+    for group, methods in (("full-size", 2), ("half", 3)):
+        runs = tuned.runs(group)
+        assert len(runs) == 3 * methods and {each.language for each in runs} == {"ru"}
+    assert called("--groups", "full-size", "--languages", "ro") == []
+    assert "full-size: nothing to run with these --methods and --languages" in capsys.readouterr().out
 
 
 def test_runs_without_a_teacher_are_those_of_before(tuned):
@@ -208,13 +215,6 @@ def test_a_fold_is_finished_before_the_next_and_gates_start_on_the_expert(tuned)
     assert len(runs) == len(set(runs)) == 4 * 3 * 3
     expert = runs[3]
     assert (expert.straight_through, expert.gate_noise, expert.gate_budget, expert.budget_weight) == (True, 0, 1, 0.1)
-    papers = next(each for each in tuned.runs("more") if each.method == "clsr")
-    assert (papers.straight_through, papers.gate_noise, papers.gate_budget, papers.skip_gate_prob) == (
-        False,
-        5,
-        0.5,
-        0.2,
-    )
 
 
 @pytest.fixture
@@ -304,10 +304,10 @@ def test_a_fold_is_read_from_its_folders(setup):
     assert len(texts("out_of_domain", 1)) == 4
 
 
-@pytest.mark.parametrize("name", ["zero-shot", "full", "lora", "lora-attention", "expert"])
+@pytest.mark.parametrize("name", ["zero-shot", "full", "lora", "expert", "full-expert"])
 def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain(name, setup):
     method = next(method for method in grid.METHODS if method.name == name)
-    rank = None if name in ("full", "zero-shot") else 4
+    rank = 4 if name in ("lora", "expert") else None
     made = small(grid.Grid(setup.store).run(method, "ro", 1, {"learning_rate": 1e-2, "rank": rank}))
     execute(made, setup)
     result = setup.store.read(made)
@@ -315,13 +315,13 @@ def test_a_run_is_trained_on_windows_and_measured_alone_joined_and_out_of_domain
     assert [len(result["evaluations"][split]["utterances"]) for split in ("test", "joined")] == [4, 1]
     words = {split: sum(row[3] for row in result["evaluations"][split]["utterances"]) for split in ("test", "joined")}
     assert words == {"test": 12, "joined": 12}
-    assert result["others_untouched"] == (name in ("zero-shot", "expert"))
+    assert result["others_untouched"] == (name in ("zero-shot", "expert", "full-expert"))
     assert result["gates"] == {}
     if name == "zero-shot":
         return
     assert result["train_utterances"] == 6 and result["train_steps"] >= 4
     weights = load_file(setup.store.weights(made))
-    assert any("q_proj" in weight for weight in weights) == (name in ("full", "lora-attention"))
+    assert any("q_proj" in weight for weight in weights) == (name == "full")
     assert result["trained_parameters"] == sum(tensor.numel() for tensor in weights.values())
 
 
@@ -547,7 +547,7 @@ def test_the_report_names_what_is_missing_and_gives_the_same_files_again(tuned, 
     assert "## Russian: mean of both domains" in tables and numbers["ru"]["LoRA"]["trainings"] == 3
     assert "![Word errors by method, mean of both domains](second-round.png)" in tables
     assert "| taught experts | weight 8 | " in tables
-    assert "full fine-tuning: ru 2;" in tables and "LoRA, attention too: all" in tables
+    assert "full fine-tuning: ru 2;" in tables and "full experts: all" in tables
     assert "| experts | ro 3, be 3, ru 3 | 0.004, rank 32 | 0.0 M | 1.0 | 9 of 9 |" in tables
     assert "| LoRA | 0.004, rank 32 |" in tables and "| chosen, at the border |" in tables
 
@@ -586,7 +586,7 @@ def test_a_report_of_the_first_runs_has_means_over_the_languages_that_all_main_m
     for each in first:
         tuned.store.write(each, made_up_results(each, 0.3))
     text, numbers = report_of(tuned.store, [*tried, *first], tmp_path)
-    assert "**Not complete: 10 of 135 runs are there.**" in text and "taught experts: tuning" in text
+    assert "**Not complete: 10 of 78 runs are there.**" in text and "taught experts: tuning" in text
     assert "| LoRA | 0.002, rank 32 | 30.0 | 30.0 | 30.0 | chosen |" in text
     assert numbers["both domains"]["LoRA"]["trainings"] == 2
     assert numbers["rates"]["test"]["experts"].keys() == {"ro", "be", "mean"}
@@ -610,7 +610,7 @@ def test_a_report_of_tuning_alone_has_no_figure(tuned, tmp_path):
     for each in tried:
         tuned.store.write(each, validated_alone(made_up_results(each)))
     text, _ = report_of(tuned.store, tried, tmp_path)
-    assert "**Not complete: 0 of 135 runs are there.**" in text and "No experts are there yet" in text
+    assert "**Not complete: 0 of 78 runs are there.**" in text and "No experts are there yet" in text
     assert "| full fine-tuning | 1e-05 | 99.9 | 99.9 | - |  |" in text
     assert "whisper, unchanged: all; full fine-tuning: tuning; LoRA: tuning" in text
     assert not (tmp_path / "out" / "second-round.png").exists()
@@ -641,7 +641,7 @@ def test_half_of_a_training_is_compared_with_all_of_it(tuned, tmp_path):
     assert cells["ru"]["both domains"]["difference"]["value"] == pytest.approx(-0.1)
     cell = "50.0 → 40.0: -10.0 [-10.0, -10.0]"
     assert f"| experts, half | Russian 0, 1, 2 | {cell} | {cell} | {cell} | {cell} | {cell} |" in text
-    assert "experts, half: ro 0, ro 1, ro 2, be 0" in text  # what was not run
+    assert "experts, half" not in numbers["both domains"] and "experts, half: ru" not in text  # Russian alone
 
 
 def test_gates_that_choose_are_compared_with_those_held_open(tuned, tmp_path):
