@@ -17,7 +17,7 @@ CONFIG_KEYS = {"dataset_config": "dataset", "eval_config": "test"}
 # These do not affect results, or stand in the row of their language.
 _NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config", "eval_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
-_NO_SETTINGS |= {"save_on_each_node", "use_cpu"}
+_NO_SETTINGS |= {"save_on_each_node", "save_steps", "save_total_limit", "use_cpu"}
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:

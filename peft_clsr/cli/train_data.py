@@ -20,7 +20,6 @@ from ..data.rows import (
     outcomes_at_context,
     without_decoding,
 )
-from ..data.windows import MIN_GAP
 from ..evaluation.normalization import leading_rate
 from ..languages.tags import prompt_code
 from ..whisper import context_seconds
@@ -132,8 +131,6 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
             if loaded is None:
                 continue
             context: float = cut_context(data, processor) or context_seconds(processor.feature_extractor)
-            if is_packed and split == "train":
-                context -= MIN_GAP
             with options.training.main_process_first(desc="recordings"):
                 recordings = without_decoding(loaded, data.audio_column)
                 reader = row_reader(recordings, processor, language, data, split)

@@ -141,7 +141,8 @@ _TRAINING = {
     "seed": (42, "Random seed."),
     "logging_steps": (10, "Steps between logged losses."),
     "logging_first_step": (True, "Log the loss of the first step."),
-    "save_steps": (500, "Steps between checkpoints."),
+    "save_steps": (100, "Steps between checkpoints."),
+    "save_total_limit": (2, "Checkpoints that are kept at a time."),
     "resume_from_checkpoint": (None, "'true': continue an unfinished run."),
 }
 TRAINING_DEFAULTS = {name: default for name, (default, _) in _TRAINING.items() if default is not None}
@@ -153,7 +154,7 @@ _RARE = (
     "allow_dropped max_new_tokens preprocessing_workers gate_dim gate_dropout gate_noise budget_weight "
     "translate_with_shared_decoder "
     "exclude_modules lora_alpha lora_dropout per_device_eval_batch_size adam_beta2 logging_steps logging_first_step "
-    "save_steps "
+    "save_steps save_total_limit "
     "warm_start"
 ).split()
 
@@ -274,7 +275,6 @@ def _choose_by_validation(data: DataArguments, training: DistillationTrainingArg
     training.save_strategy = SaveStrategy(IntervalStrategy(training.eval_strategy).value)
     if training.eval_strategy == "steps":
         training.save_steps = training.eval_steps = training.eval_steps or training.save_steps
-    training.save_total_limit = training.save_total_limit or 1  # the best one and the last
     training.load_best_model_at_end = True
     training.metric_for_best_model = training.metric_for_best_model or "error_rate"
     training.greater_is_better = bool(training.greater_is_better)

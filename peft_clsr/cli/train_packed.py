@@ -11,7 +11,6 @@ from transformers import WhisperProcessor
 
 from ..data.packing import PackedUtterances, pack_utterances
 from ..data.rows import KEPT, UnusableRow, check_dropped, count_outcomes, without_decoding
-from ..data.windows import MIN_GAP
 from ..whisper import context_seconds
 from .train_data import label_limit, max_dropped, prompt_of, report, row_reader
 from .train_options import TrainOptions
@@ -93,7 +92,7 @@ def _usable(
     data, extractor = options.data, processor.feature_extractor
     recordings = without_decoding(recordings, data.audio_column)
     reader = row_reader(recordings, processor, language, data, "train")
-    limit = context_seconds(extractor) - MIN_GAP
+    limit = context_seconds(extractor)
 
     def check(row: dict[str, Any], index: int) -> dict[str, str]:
         try:

@@ -18,7 +18,7 @@ from .rows import KEPT, OUTCOMES, RowReader, UnusableRow, text_column_of
 from .runs import heard_before, link_utterances, pauses_before, runs_of_window
 from .segments import Segment
 from .teacher_columns import TeacherColumns
-from .windows import MIN_GAP, Window, WindowPlan
+from .windows import Window, WindowPlan
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class WindowRows:
         language, labels = reader.labels(row, index)
         seconds = reader.seconds(row, index)
         text = (row[reader.text_column] or "").strip()
-        if text and seconds + MIN_GAP > self.max_seconds:
+        if text and seconds > self.max_seconds:
             problem = f"{seconds:.1f} s of audio, longer than a window of {self.max_seconds:g} s"
             raise UnusableRow("too_long", f"{reader.name(row, index)}: {problem}")
         speaker = None if self.speaker_column is None else row[self.speaker_column]

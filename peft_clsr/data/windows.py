@@ -6,7 +6,7 @@ import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-MIN_GAP, MAX_GAP = 0.1, 0.6  # seconds of silence before each utterance
+MIN_GAP, MAX_GAP = 0.1, 0.6  # seconds of silence before each utterance; less before one that fills its window
 SHORTEST_TARGET = 4.0  # seconds
 _DRAWS = 20
 
@@ -39,7 +39,7 @@ class WindowPlan:
     drawn between 4 s and `max_seconds`. Segments of a recording stay in their order.
 
     Args:
-        seconds (`Sequence[float]`): Length of each utterance, at most `max_seconds - 0.1`.
+        seconds (`Sequence[float]`): Length of each utterance, at most `max_seconds`.
         tokens (`Sequence[int]`): Tokens that each utterance adds to the labels, at most `max_tokens`.
         groups (`Sequence[Hashable]`): Utterances of one group may share a window: those of a language and a speaker.
         max_seconds (`float`): Longest window.
@@ -164,7 +164,8 @@ class WindowPlan:
         extra = [generator.uniform(0, MAX_GAP - MIN_GAP) if pause is None else 0.0 for pause in pauses]
         room = self.max_seconds - self._length(utterances)
         scale = min(1.0, max(room, 0.0) / max(sum(extra), 1e-9))
-        gaps = [MIN_GAP + scale * gap if pause is None else pause for gap, pause in zip(extra, pauses, strict=True)]
+        shortest = max(0.0, MIN_GAP + min(room, 0.0))  # one utterance may need all of the window
+        gaps = [shortest + scale * gap if pause is None else pause for gap, pause in zip(extra, pauses, strict=True)]
         return Window(tuple(utterances), tuple(gaps), self._cut(utterances, room - scale * sum(extra)))
 
     def _cut(self, utterances: list[int], room: float) -> tuple[float, float] | None:

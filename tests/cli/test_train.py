@@ -698,7 +698,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(run, tmp_path, monke
     checkpoints = tmp_path / "out" / "checkpoints" / "ro"
     shutil.rmtree(checkpoints / "checkpoint-2")
     shutil.rmtree(tmp_path / "out" / "ro")
-    assert run("--save_steps", 1, "--resume_from_checkpoint", "true")[0] == 0
+    assert run("--resume_from_checkpoint", "true")[0] == 0  # how often it saves is no setting of the results
     resumed = load_file(tmp_path / "out" / "ro" / "adapter_model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not checkpoints.exists()

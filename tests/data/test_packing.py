@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_counted_and_named(processor, caplog, tmp_path):
         [
             {"audio": {"array": noise(0.4), "sampling_rate": 16000}, "transcription": "unu"},
             {"audio": {"array": noise(0.4), "sampling_rate": 16000}, "transcription": " "},
-            {"audio": {"array": noise(2.95), "sampling_rate": 16000}, "transcription": "doi"},
+            {"audio": {"array": noise(3.05), "sampling_rate": 16000}, "transcription": "doi"},
             {"audio": {"array": noise(0.4), "sampling_rate": 16000}, "transcription": "x" * 500},
         ]
     )

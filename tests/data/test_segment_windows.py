@@ -170,7 +170,7 @@ def test_segments_and_single_recordings_share_a_dataset(processor, tmp_path):
 
 
 def test_refused_segments_are_counted_and_named(processor, tmp_path, caplog):
-    rows = talk(tmp_path, times=[(0.0, 0.5), (0.6, 3.58), (3.6, 4.5), (4.0, 5.0), (6.0, 5.5), (6.0, 6.5)])
+    rows = talk(tmp_path, times=[(0.0, 0.5), (0.55, 3.58), (3.6, 4.5), (4.0, 5.0), (6.0, 5.5), (6.0, 6.5)])
     rows += [{**rows[0], "start": 90.0, "end": 91.0}]
     packed = pack(rows, processor)
     counts = {name: count for name, count in packed.counts.items() if count}

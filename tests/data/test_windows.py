@@ -31,6 +31,16 @@ def test_each_utterance_is_in_one_window_of_each_epoch_and_their_number_stays(nu
             assert sum(seconds[member] for member in window.utterances) + sum(window.gaps) <= 30.0 + 1e-6
 
 
+@pytest.mark.parametrize("length, gap", [(29.8, 0.15), (29.9, 0.1), (29.95, 0.05), (30.0, 0.0)])
+def test_an_utterance_may_fill_its_window(length, gap):
+    planned = plan([length, 2.0, length])
+    for epoch in range(4):
+        windows = [window for window in planned.windows(epoch) if window.utterances != (1,)]
+        assert sorted(window.utterances for window in windows) == [(0,), (2,)]
+        for window in windows:
+            assert 0 <= window.gaps[0] <= 30 - length + 1e-9 and window.gaps[0] >= min(gap, MIN_GAP) - 1e-9
+
+
 def test_epochs_differ_and_a_seed_repeats_them():
     seconds = utterances(60)
     assert plan(seconds).windows(1) == plan(seconds).windows(1)
