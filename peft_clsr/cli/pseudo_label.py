@@ -88,7 +88,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise a `ValueError` for what cannot be used, before a model is loaded."""
-    from ..files import check_output_folder
+    from ..distillation.pseudo_labels.folder import check_folder
     from ..languages.tags import language_tag
     from ..sources import check_source
 
@@ -105,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"--other is --output_dir, {arguments.other}: give the folder of another teacher's labels"
             )
-    check_output_folder(arguments.output_dir, "--output_dir")
+    check_folder(arguments.output_dir)
     check_source(
         arguments.dataset.replace("{language}", arguments.language), "--dataset", "a dataset", is_dataset=True
     )

@@ -11,9 +11,11 @@ import numpy as np
 
 from ...data.rows import files_digest
 from ...data.segments import END_COLUMN, START_COLUMN
-from ...files import read_json, to_json, write_text
+from ...files import check_output_folder, read_json, to_json, write_text
 
 _SETTINGS, _LABELS = "settings.json", "labels-{}.jsonl"
+# A killed process may leave these before there are settings.
+_LEFTOVERS = (f"{_SETTINGS}.part", "process-*.tmp")
 _NAMES = {"recordings": "number of recordings", "audio": "audio files, or times in them"}
 
 
@@ -39,16 +41,33 @@ def audio_digest(dataset: datasets.Dataset, audio_column: str) -> str:
     return digest.hexdigest()
 
 
+def check_folder(folder: Path) -> None:
+    """
+    Check that a folder is new, empty or one of labels, so that no other file is replaced. Nothing is written.
+
+    Raises:
+        ValueError: it has other files, or cannot be written.
+    """
+    check_output_folder(folder, "output_dir")
+    if (folder / _SETTINGS).exists():
+        read_settings(folder)
+        return
+    names = sorted(path.name for path in folder.glob("*") if not any(map(path.match, _LEFTOVERS)))
+    if names:
+        raise ValueError(
+            f"output_dir {folder} has files that are no labels, such as {names[0]!r}: give a new or empty folder"
+        )
+
+
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     Write the settings of new labels, or compare them with those of earlier ones.
 
     Raises:
-        ValueError: the folder has labels of other settings, which are named, or is no folder of labels.
+        ValueError: the folder has labels of other settings, which are named, or other files.
     """
+    check_folder(folder)
     if not (folder / _SETTINGS).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.glob(_LABELS.format("*")))):
-            raise ValueError(f"output_dir {folder} is not a folder of labels: give another one")
         write_text(folder / _SETTINGS, to_json(settings))
         return
     found = read_settings(folder)

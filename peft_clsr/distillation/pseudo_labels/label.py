@@ -60,7 +60,8 @@ def pseudo_label(
         teacher (`WhisperForConditionalGeneration` or `PeftModel`): Any Whisper, with experts or without.
         processor (`WhisperProcessor`): The teacher's.
         language (`str`): The language of all recordings, as in [`language_tag`]. It chooses the expert.
-        output_dir (`str` or `os.PathLike`): Folder of the labels: one for each dataset, teacher and language.
+        output_dir (`str` or `os.PathLike`):
+            Folder of the labels, new or empty at first: one for each dataset, teacher and language.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
         text_column (`str`, *optional*, defaults to `"transcription"`): Column of transcripts, if there is one. Also
             `"text"` is found.
@@ -80,8 +81,8 @@ def pseudo_label(
 
     Raises:
         ValueError: the dataset is empty or lacks the column; the teacher cannot be told the language; `output_dir` has
-            labels of other recordings, of another teacher or of other settings; the teacher hears nothing in any
-            recording, or none can be read.
+            labels of other recordings, of another teacher or of other settings, or files that are no labels; the
+            teacher hears nothing in any recording, or none can be read.
 
     Example:
 

@@ -418,6 +418,24 @@ def test_the_command_takes_tables_without_transcripts_and_folders_with_other_fil
         assert status == 0 and "4 of 4 rows" in printed, printed
 
 
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(
+    run, teacher, processor, recordings, raw, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
+    folder = tmp_path / "mine"
+    (folder / "train").mkdir(parents=True)
+    raw("all").rename(folder / "all")
+    table = folder / "train" / "metadata.jsonl"
+    table.write_text('{"file_name": "../all/0.wav"}\n')
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    message = f"output_dir {folder} has files that are no labels, such as 'all': give a new or empty folder"
+    status, printed = run("--dataset", table, *OFF, output_dir="mine")
+    assert status == 2 and message in printed, printed
+    with pytest.raises(ValueError, match=message):
+        pseudo_label(recordings, teacher, processor, "ca", output_dir=folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
 def test_the_table_names_files_that_are_there_also_below_a_symbolic_link(run, raw, tmp_path, monkeypatch):
     monkeypatch.setattr(label_module, "transcribe_waveforms", says("un dos"))
     (tmp_path / "far" / "away").mkdir(parents=True)
