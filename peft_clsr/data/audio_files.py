@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,12 @@ def _path_of(audio: Any, folder: Path) -> Path:
         samples = read_audio(audio, _RATE)
         path = folder / f"{hashlib.sha256(samples.tobytes()).hexdigest()[:16]}.flac"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            require("soundfile").write(path, samples, _RATE)
+            file = io.BytesIO()
+            require("soundfile").write(file, samples, _RATE, format="FLAC")
+            write_bytes(path, file.getvalue())
         return path
     suffix = Path(named or "").suffix
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     return path
