@@ -129,7 +129,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             return 1
         recordings.sort(key=lambda recording: recording.seconds, reverse=True)
         languages: set[str | None] = {recording.language for recording in recordings}
-        if None in languages and candidates:
+        if None not in languages:
+            candidates = []  # nothing is detected
+        elif candidates:
             languages = languages - {None} | set(candidates)
         processes = min(arguments.num_processes, len(recordings))
         if processes < arguments.num_processes:

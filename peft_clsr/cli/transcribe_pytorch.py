@@ -48,12 +48,15 @@ def load(
         languages (`set[str]`): Tags of the languages of the recordings. `None`: also any other.
         candidates (`list[str]`): Tags of the languages to detect among; all if there is none.
         share ([`Share`], *optional*): Of this process, if there are several. "cuda" is then a GPU for each, by turns.
+
+    Raises:
+        ValueError: model or experts cannot be loaded, or detection cannot tell two candidates apart.
     """
     import torch
     from transformers.utils import logging
 
     from ..inference.experts import load_with_experts
-    from ..inference.transcribe import transcribe_files
+    from ..inference.transcribe import prompts_of_candidates, transcribe_files
     from ..registration import register
 
     register()
@@ -61,6 +64,7 @@ def load(
     model, processor = load_with_experts(
         arguments.model, arguments.adapters, languages, getattr(torch, arguments.dtype)
     )
+    prompts_of_candidates(model, candidates)  # raises its errors before the first recording
     device = arguments.device
     if share is not None:
         torch.set_num_threads(share.threads)

@@ -187,13 +187,17 @@ def transcribe_waveforms(
         if on_window is not None:
             on_window(index, transcript(index, heard[index]))
 
+    codes = languages
+    if not adapters:  # Whisper's own `generate` knows no dialects
+        tokens = model.generation_config.lang_to_id
+        codes = [language_and_prompt(language, tokens, adapters, None)[1] for language in languages]
     prompt_ids = _prompt_ids(model, processor.tokenizer, prompt) if prompt.strip() else None
     # The same recording gives the same text, also when it is sampled.
     with seeded_sampling(), nullcontext() if on_window is None else each_window(add_window):
         outputs = model.generate(
             input_features=features,
             attention_mask=mask,
-            language=languages,
+            language=codes,
             task=task,
             return_timestamps=True,
             return_segments=True,
@@ -332,6 +336,24 @@ def make_features(
     return features, (torch.arange(longest) < lengths[:, None]).long()
 
 
+def prompts_of_candidates(model: torch.nn.Module, candidates: Sequence[str]) -> dict[str, str]:
+    """
+    Find the tag of each candidate of [`detect_languages`], by Whisper's code of the language in its prompt.
+
+    Raises:
+        ValueError: two candidates have the same code.
+    """
+    heard_as: dict[str, str] = {}
+    for language in candidates:
+        tag, code = language_and_prompt(language, model.generation_config.lang_to_id, clsr_adapters(model), None)
+        if heard_as.setdefault(code, tag) != tag:
+            raise ValueError(
+                f"{heard_as[code]!r} and {tag!r} are both heard as {code!r}, so detection cannot tell them apart: "
+                "give the language of each recording in a table"
+            )
+    return heard_as
+
+
 def detect_languages(
     model: torch.nn.Module,
     features: torch.Tensor,
@@ -356,14 +378,7 @@ def detect_languages(
     """
     config = copy.copy(model.generation_config)
     adapters = clsr_adapters(model)
-    heard_as: dict[str, str] = {}  # Whisper's code to a candidate
-    for language in candidates:
-        tag, code = language_and_prompt(language, config.lang_to_id, adapters, None)
-        if heard_as.setdefault(code, tag) != tag:
-            raise ValueError(
-                f"{heard_as[code]!r} and {tag!r} are both heard as {code!r}, so detection cannot tell them apart: "
-                "give the language of each recording in a table"
-            )
+    heard_as = prompts_of_candidates(model, candidates)
     if heard_as:
         config.lang_to_id = {token: config.lang_to_id[token] for token in (f"<|{code}|>" for code in heard_as)}
     frames = model.config.max_source_positions * FRAMES_PER_POSITION

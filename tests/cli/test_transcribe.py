@@ -761,6 +761,28 @@ def test_a_language_that_the_model_lacks_is_named_beside_recordings_of_unknown_l
     assert status == 2 and "no token for the language yo" in printed.err and not generated
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_languages_that_detection_cannot_tell_apart_are_refused(run, recordings, generated, tmp_path, processes):
+    arguments = ("--language", "ca", "ca-valencia", "--num_processes", processes)
+    status, printed = run(*arguments)
+    assert status == 2 and printed.err.splitlines()[-1] == (
+        "error: 'ca' and 'ca-valencia' are both heard as 'ca', so detection cannot tell them apart: give the language "
+        "of each recording in a table"
+    )
+    assert not generated and not written(tmp_path / "out")
+
+
+def test_languages_of_a_table_need_not_be_told_apart_and_the_base_model_takes_dialects(
+    run, recordings, generated, tmp_path
+):
+    table = recordings / "metadata.csv"
+    table.write_text("file_name,language\na.wav,ca\ne.wav,ca-valencia\n")
+    arguments = ("--language", "ca", "ca-valencia", "--output_format", "json")
+    assert run(*arguments, inputs=[table])[0] == 0
+    assert [call.language for call in generated] == [["ca", "ca"]]
+    assert {entry["language"] for entry in read_json(tmp_path / "out").values()} == {"ca", "ca-valencia"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
