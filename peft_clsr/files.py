@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 4 * 2**20  # a config or record has 1 to 10 kB
+_LONG_NAME = 130  # bytes; file systems take names of 255, encrypted ones of 143
 
 
 def existing_path(path: str | os.PathLike) -> Path:
@@ -94,6 +95,14 @@ def check_output_folder(folder: str | Path, option: str) -> None:
         raise ValueError(f"{option} {folder} cannot be used: you may not write to {nearest}; choose another folder")
 
 
+def unfinished_path(path: Path) -> Path:
+    """The path beside a file at which it grows: its name with ".part", or a shorter name that is its own, too."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONG_NAME:
+        name = f"{name[:20]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return path.with_name(f"{name}.part")
+
+
 def copy_file(source: str | Path, target: str | Path) -> None:
     """
     Copy a file completely or not at all. A file that is there is replaced.
@@ -102,7 +111,7 @@ def copy_file(source: str | Path, target: str | Path) -> None:
         OSError: the file cannot be copied. The file that was there stays as it is.
     """
     target = Path(target)
-    unfinished = target.with_name(f"{target.name}.part")
+    unfinished = unfinished_path(target)
     try:
         shutil.copyfile(source, unfinished)
         unfinished.replace(target)
@@ -124,7 +133,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
+    unfinished = unfinished_path(path)
     try:
         unfinished.write_bytes(content)
         unfinished.replace(path)

@@ -13,6 +13,7 @@ from peft_clsr.files import (
     existing_path,
     read_json,
     to_json,
+    unfinished_path,
     write_text,
 )
 
@@ -22,6 +23,18 @@ def test_text_is_written_with_its_folders_and_replaces_what_is_there(tmp_path):
     write_text(path, "one\n")
     write_text(path, "zwei ä\n")
     assert path.read_bytes() == "zwei ä\n".encode() and [one.name for one in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "я" * 124 + "aaa"], ids=["Latin", "Cyrillic"])
+def test_a_file_of_the_longest_name_is_written_by_way_of_a_shorter_one(tmp_path, name):
+    path = tmp_path / f"{name}.txt"
+    write_text(unfinished_path(path), "one")
+    unfinished_path(path).replace(path)
+    assert path.read_text() == "one"
+    copy_file(Path(__file__), path)
+    assert path.read_bytes() == Path(__file__).read_bytes() and list(tmp_path.iterdir()) == [path]
+    assert unfinished_path(path) != unfinished_path(tmp_path / f"{name[:-1]}b.txt")
+    assert unfinished_path(tmp_path / "a.txt") == tmp_path / "a.txt.part"
 
 
 def test_json_has_null_for_what_is_not_finite():

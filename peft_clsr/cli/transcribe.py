@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..files import unfinished_path
 from .help import hide
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ ones. A table gives the languages: recordings/metadata.csv with the columns file
 instead of the folder.
 
 A transcript grows in a file with the ending .part, which is renamed when it is finished. Existing transcripts are
-kept, so an interrupted run continues with the other recordings when it is started again. Files that cannot be read are
-named first, and skipped; the exit status is then 1.
+kept, so an interrupted run continues with the other recordings when it is started again. Files that cannot be read, or
+whose transcript would have too long a name, are named first, and skipped; the exit status is then 1.
 
 examples:
   peft-clsr transcribe recordings/ --model openai/whisper-base --adapters experts/ --language ca \\
@@ -113,7 +115,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         runtime.check(arguments, parser.get_default)
         language = candidates[0] if len(candidates) == 1 else None
         recordings = find_recordings(arguments.inputs, arguments.output_dir, arguments.output_format, language)
-        pending = [recording for recording in recordings if not (recording.output and recording.output.exists())]
+        pending = [
+            recording for recording in recordings if not (recording.output and os.path.exists(recording.output))
+        ]
         if len(pending) < len(recordings) and not arguments.overwrite:
             existing = len(recordings) - len(pending)
             print(f"{existing} of {len(recordings)} have a transcript, which is kept (--overwrite replaces it)")
@@ -176,8 +180,8 @@ def _transcribe_all(
     """
     Transcribe and write all recordings. Returns the number of transcripts.
 
-    A transcript grows in `<output>.part`, which becomes the output at its end. If the work is interrupted, the file
-    stays with what was heard. Without outputs, what was heard is printed.
+    A transcript grows at the [`unfinished_path`] of its output, and becomes the output at its end. If the work is
+    interrupted, the file stays with what was heard. Without outputs, what was heard is printed.
     """
     from tqdm import tqdm
 
@@ -188,11 +192,11 @@ def _transcribe_all(
     unfinished: dict[Path, Transcript] = {}
 
     def keep(path: Path, transcript: Transcript) -> None:
-        unfinished[path] = transcript
         output = outputs[path]
         if output is not None:
             text = format_transcript(transcript, arguments.output_format, path, arguments.task)
-            write_text(_part(output), text)
+            write_text(unfinished_path(output), text)
+        unfinished[path] = transcript
 
     def warn(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
@@ -206,18 +210,13 @@ def _transcribe_all(
                 if output is None:
                     tqdm.write(f"{path}: {_one_line(transcript)}")
                 else:
-                    _part(output).replace(output)
+                    unfinished_path(output).replace(output)
                 del unfinished[path]
                 count += 1
     finally:  # interrupted, or a process died
         for path, transcript in unfinished.items():
             _tell_unfinished(path, transcript, outputs[path])
     return count
-
-
-def _part(output: Path) -> Path:
-    """The file in which a transcript grows."""
-    return output.with_name(f"{output.name}.part")
 
 
 def _one_line(transcript: Transcript) -> str:
@@ -227,5 +226,5 @@ def _one_line(transcript: Transcript) -> str:
 def _tell_unfinished(path: Path, transcript: Transcript, output: Path | None) -> None:
     """Say where the transcript of an interrupted recording is, or print it."""
     end = transcript.segments[-1]["end"] if transcript.segments else 0.0
-    place = f" to {end:.0f} s is in {_part(output)}" if output else f" to {end:.0f} s: {_one_line(transcript)}"
-    print(f"{path}: interrupted; what was heard up{place}", file=sys.stderr if output else sys.stdout)
+    place = f" is in {unfinished_path(output)}" if output else f": {_one_line(transcript)}"
+    print(f"{path}: interrupted; what was heard up to {end:.0f} s{place}", file=sys.stderr if output else sys.stdout)

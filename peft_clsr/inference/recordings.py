@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,20 +99,37 @@ def find_recordings(
 
 def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
     """
-    Read the header of each recording, and note its length.
+    Read the header of each recording, note its length, and check the name of its transcript.
 
     Returns:
-        `tuple`: the recordings that can be read, and for each of the others a message that names it.
+        `tuple`: the recordings that can be transcribed, and for each of the others a message that names it.
     """
     readable, problems = [], []
     for recording in recordings:
         try:
             recording.seconds = audio_seconds(recording.path)
+            _check_name(recording)
         except ValueError as error:
             problems.append(str(error))
         else:
             readable.append(recording)
     return readable, problems
+
+
+def _check_name(recording: Recording) -> None:
+    """Raise a `ValueError` if the file system takes no name as long as that of the transcript, or of its folder."""
+    if recording.output is None:
+        return
+    folder = next(parent for parent in recording.output.parents if os.path.exists(parent))
+    for name in recording.output.relative_to(folder).parts:
+        try:
+            os.lstat(folder / name)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ValueError(
+                    f"{recording.path}: its transcript would be {recording.output}, a name that is too long here: "
+                    "rename the recording"
+                ) from error
 
 
 def audio_files(folder: Path) -> Iterator[Path]:

@@ -518,6 +518,39 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(run, recordings, tmp_pa
     assert written(tmp_path / "out") == {str(Path(name).with_suffix(".txt")) for name in SECONDS}
 
 
+def test_names_of_any_length_are_taken_and_one_that_its_transcript_cannot_have_is_skipped(run, recordings, tmp_path):
+    names = ["я" * 125 + ".wav", "a" * 251 + ".wav", "deep/" + "b" * 251 + ".wav", "deep/" + "c" * 250 + ".opus"]
+    for name, source in zip(names, ("e.wav", "a.wav", "e.wav", "deep/er/c.ogg"), strict=True):
+        (recordings / name).write_bytes((recordings / source).read_bytes())
+    status, printed = run("--language", "ro", output_dir=tmp_path / "texts")
+    assert status == 0 and "9 transcribed, 0 skipped" in printed.err, printed.err
+    for _ in range(2):  # also when it is started again
+        status, printed = run("--language", "ro", "--output_format", "json")
+        assert status == 1 and printed.err.count("skipped: ") == 2, printed.err
+        for name in names[1:3]:
+            transcript = tmp_path / "out" / Path(name).with_suffix(".json")
+            assert f"skipped: {recordings / name}: its transcript would be {transcript}" in printed.err
+        assert len(written(tmp_path / "out")) == 7
+
+
+def test_an_interruption_names_a_file_that_is_there(run, recordings, monkeypatch, tmp_path):
+    write, count = write_text, []
+
+    def full(path, text):
+        count.append(path)
+        if len(count) == full.at:
+            raise OSError("no space left")
+        write(path, text)
+
+    monkeypatch.setattr("peft_clsr.files.write_text", full)
+    for full.at, told in ((1, False), (2, True)):
+        count.clear()
+        status, printed = run("--language", "ro", inputs=[recordings / "d.mp3"])
+        assert status == 2 and "error: a transcript cannot be written: no space left" in printed.err
+        assert (f"is in {tmp_path / 'out' / 'd.txt.part'}" in printed.err) == told
+        assert (tmp_path / "out" / "d.txt.part").exists() == told
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named_and_skipped(run, recordings):
     (recordings / "a.wav").chmod(0)
