@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
-from ..data.table_reader import TABLE_SUFFIXES
+from ..data.segments import END_COLUMN, START_COLUMN
+from ..data.table_reader import TABLE_SUFFIXES, log_once
 from ..data.tables import read_table
 from ..files import existing_path
 from .subtitles import SUFFIXES
@@ -55,23 +56,37 @@ def find_recordings(
         language (`str`, *optional*): For recordings whose table gives none.
 
     Raises:
-        ValueError: an input does not exist, there is no recording, or two transcripts would be one file.
+        ValueError: an input does not exist, there is no recording, tables give one several languages, or two
+            transcripts would be one file.
         OSError: a folder or table cannot be read.
     """
-    found: dict[Path, tuple[Path, str | None]] = {}  # its relative path in the output, and its language
+    found: dict[Path, tuple[Path, str | None]] = {}  # its relative path in the output, and the language of its table
+
+    def add(path: Path, relative: Path, tag: str | None = None) -> None:
+        relative, other = found.get(path, (relative, None))
+        if tag and other and tag != other:
+            raise ValueError(
+                f"{path} has the languages {other!r} and {tag!r}: it is transcribed whole, so give it one, or cut it"
+            )
+        found[path] = (relative, tag or other)
+
     for given in map(existing_path, inputs):
         if not given.exists():
             raise ValueError(f"{given} does not exist: give audio files, folders of them, or tables of them")
         if given.is_dir():
             for path in audio_files(given):
-                found.setdefault(path, (path.relative_to(given), language))
+                add(path, path.relative_to(given))
         elif given.suffix.lower() in TABLE_SUFFIXES:
             for path, row in read_table(given, language):
                 is_inside = path.is_relative_to(given.parent) and ".." not in path.relative_to(given.parent).parts
-                relative = path.relative_to(given.parent) if is_inside else Path(path.name)
-                found.setdefault(path, (relative, row.get("language") or language))
+                add(path, path.relative_to(given.parent) if is_inside else Path(path.name), row.get("language"))
+                if row.get(START_COLUMN, "").strip() and END_COLUMN in row:
+                    log_once(
+                        f"{given}: the times in {START_COLUMN!r} and {END_COLUMN!r} are not used: recordings are "
+                        "transcribed whole"
+                    )
         else:
-            found.setdefault(given, (Path(given.name), language))
+            add(given, Path(given.name))
     if not found:
         raise ValueError(
             f"no recording in {', '.join(map(str, inputs))}: in a folder, files that end in "
@@ -79,7 +94,7 @@ def find_recordings(
         )
     sources: dict[Path, Path] = {}
     recordings = []
-    for path, (relative, recording_language) in found.items():
+    for path, (relative, tag) in found.items():
         output = None
         if output_dir is not None:
             # An unknown ending, as in "talk.2", may be a part of the name.
@@ -93,7 +108,7 @@ def find_recordings(
                 )
             if other != path:
                 continue  # the same file, given twice
-        recordings.append(Recording(path, output, recording_language))
+        recordings.append(Recording(path, output, tag or language))
     return recordings
 
 

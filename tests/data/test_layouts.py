@@ -317,3 +317,20 @@ def test_tables_to_transcribe_are_read_the_same_way(make):
         make({"list.csv": content})
         with pytest.raises(ValueError, match=error):
             find_recordings([folder / "list.csv"], None, "text")
+
+
+def test_a_table_of_segments_to_transcribe_is_one_of_whole_recordings_of_one_language(make, caplog):
+    rows = ["file_name,start,end,language", "a.wav,0,2,", "a.wav,2,4,ca", "b.wav,0,1,ro", "c.wav,,,"]
+    folder = make({"list.csv": "\n".join(rows) + "\n", "a.wav": b"x", "b.wav": b"x", "c.wav": b"x"})
+    for inputs in ([folder / "list.csv"], [folder, folder / "list.csv"]):
+        found = find_recordings(inputs, language="fr")
+        languages = {r.path.name: r.language for r in found}
+        assert languages == {"a.wav": "ca", "b.wav": "ro", "c.wav": "fr"} and len(found) == 3
+    message = f"{folder / 'list.csv'}: the times in 'start' and 'end' are not used: recordings are transcribed whole"
+    assert caplog.messages.count(message) == 1
+    make({"list.csv": "\n".join([*rows, "a.wav,4,5,ro"]) + "\n"})
+    with pytest.raises(ValueError, match="a.wav has the languages 'ca' and 'ro': .*give it one"):
+        find_recordings([folder / "list.csv"])
+    make({"more.csv": "file_name,language,start,end\na.wav,es,,\n"})
+    caplog.clear()
+    assert [r.language for r in find_recordings([folder / "more.csv"])] == ["es"] and not caplog.messages
