@@ -126,11 +126,15 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 
 def _check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Raise a `ValueError` for an option of other formats."""
+    """Raise a `ValueError` for an option that changes nothing."""
     for option in dict.fromkeys(option for other in FORMATS.values() for option in other.options):
         is_given = getattr(arguments, option) != parser.get_default(option)
         if is_given and option not in FORMATS[arguments.format].options:
             names = " or ".join(name for name, other in FORMATS.items() if option in other.options)
             raise ValueError(
                 f"--{option} changes nothing in --format {arguments.format}: leave it out, or take --format {names}"
+            )
+        if is_given and option.startswith("recover_") and not arguments.recover_steps:
+            raise ValueError(
+                f"--{option} changes nothing without --recover_steps: leave it out, or give --recover_steps"
             )

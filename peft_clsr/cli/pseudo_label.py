@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     try:
         for name in ("av", "datasets", "jiwer", "soundfile", "soxr"):
             require(name)
-        _check(arguments)
+        _check(arguments, parser.get_default)
         labels = _label(arguments)
         if PartialState().is_main_process:
             _write_table(labels, arguments)
@@ -86,7 +87,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None:
     """Raise a `ValueError` for what cannot be used, before a model is loaded."""
     from ..distillation.pseudo_labels.folder import check_folder
     from ..languages.tags import language_tag
@@ -98,7 +99,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
     if not 0 <= arguments.max_disagreement <= 1:
         raise ValueError(f"--max_disagreement is {arguments.max_disagreement}, expected a share of words, 0 to 1")
-    if arguments.other is not None:
+    if arguments.other is None:
+        if arguments.max_disagreement != default("max_disagreement"):
+            raise ValueError("--max_disagreement changes nothing without --other: leave it out, or give --other")
+    else:
         if not (arguments.other / _ALL).is_dir():
             raise ValueError(f"--other {arguments.other} has no finished labels: run this command for it first")
         if arguments.other.resolve() == arguments.output_dir.resolve():

@@ -57,7 +57,15 @@ def test_the_command_keeps_what_is_there_and_names_bad_values(export, tmp_path):
             "--lora_rank changes nothing in --format ctranslate2: leave it out, or take --format lora",
         ),
         (["--recover_steps", -1], "--recover_steps is -1, expected at least 0"),
-        (["--recover_learning_rate", 0], "--recover_learning_rate is 0.0, expected above 0"),
+        (["--recover_steps", 1, "--recover_learning_rate", 0], "--recover_learning_rate is 0.0, expected above 0"),
+        (
+            ["--recover_learning_rate", 0.05],
+            "--recover_learning_rate changes nothing without --recover_steps: leave it out, or give --recover_steps",
+        ),
+        (
+            ["--recover_split", "validation"],
+            "--recover_split changes nothing without --recover_steps: leave it out, or give --recover_steps",
+        ),
         (["--recover_steps", 1, "--recover_split", "trian"], "trian"),
     ):
         status, printed = export([EXPERT] * 4, *arguments)
@@ -138,8 +146,8 @@ def test_each_format_has_a_module_and_options_that_exist():
 
 def test_steps_after_freezing_are_a_row_of_the_table_and_change_what_is_written(export, no_ctranslate2, tmp_path):
     written = {}
-    for steps in (0, 4):
-        arguments = ["--format", "lora", "--recover_steps", steps, "--recover_learning_rate", 0.05]
+    for steps, training in ((0, []), (4, ["--recover_steps", 4, "--recover_learning_rate", 0.05])):
+        arguments = ["--format", "lora", *training]
         arguments += ["--undecided", "majority", "--output_dir", tmp_path / f"out{steps}"]
         status, printed = export([EXPERT, MIXED, MIXED, SHARED], *arguments, expert_rank=3, max_audio_seconds=None)
         assert status == 0, printed

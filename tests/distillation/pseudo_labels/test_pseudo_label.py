@@ -488,6 +488,9 @@ def test_the_command_refuses_bad_input(run, tmp_path):
     assert status == 2 and "does not exist" in printed
     status, printed = run("--dataset", tmp_path, "--batch_size", 0)
     assert status == 2 and "--batch_size is 0" in printed
+    status, printed = run("--dataset", tmp_path, "--max_disagreement", 0.1)
+    assert status == 2
+    assert "--max_disagreement changes nothing without --other: leave it out, or give --other" in printed
     for limit in ("high", "nan"):
         status, printed = run("--dataset", tmp_path, "--max_wer", limit)
         assert status == 2 and f"'{limit}' is no limit: expected a number, or 'off'" in printed
