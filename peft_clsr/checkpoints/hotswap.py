@@ -13,6 +13,9 @@ from torch import nn
 from ..tuner.config import CLSRConfig
 from ..tuner.layer import CLSRLayer
 
+# Fields of the config that go with the weights: those that inference reads, and `started_from`.
+_FIELDS_OF_LANGUAGE = ("language", "prompt_language", "translate_with_shared_decoder", "started_from")
+
 
 def register_hotswap() -> None:
     """
@@ -42,7 +45,8 @@ def _swap(
     parameter_prefix: str = "clsr_",
 ) -> None:
     """
-    Copy all weights of an adapter from `state_dict` in place. A compiled model so stays compiled.
+    Copy all weights of an adapter from `state_dict` in place. A compiled model so stays compiled. Its language, and
+    how that is decoded, come from `config`.
 
     Raises:
         RuntimeError: names or shapes differ from those of the model's adapter. Nothing has been changed then.
@@ -66,5 +70,5 @@ def _swap(
         parameter.copy_(state_dict[name])
     for layer in model.modules():
         if isinstance(layer, CLSRLayer) and adapter_name in layer.clsr_config:
-            layer.clsr_config[adapter_name].language = config.language
-            layer.clsr_config[adapter_name].started_from = config.started_from
+            for field in _FIELDS_OF_LANGUAGE:
+                setattr(layer.clsr_config[adapter_name], field, getattr(config, field))

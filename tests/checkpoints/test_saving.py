@@ -156,6 +156,21 @@ def test_hotswapping_puts_another_language_in_place(whisper, inputs, tmp_path, r
     assert all(p.requires_grad for name, p in model.named_parameters() if "clsr_" in name)
 
 
+def test_a_language_that_is_swapped_in_is_decoded_and_saved_as_itself(whisper, inputs, tmp_path):
+    random_clsr(whisper(), "rup", language="rup", prompt_language="ro", started_from="ro").save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(whisper(), tmp_path / "rup", adapter_name="rup")
+    model = random_clsr(whisper(), "ca", language="ca", translate_with_shared_decoder=False)
+    hotswap_adapter(model, str(tmp_path / "rup"), adapter_name="ca", torch_device="cpu")
+    for task in ("transcribe", "translate"):
+        options = {"language": "rup", "task": task, "max_new_tokens": 8, "min_new_tokens": 8}
+        expected = loaded.generate(input_features=inputs["input_features"], **options)
+        assert torch.equal(model.generate(input_features=inputs["input_features"], **options), expected)
+    model.save_pretrained(tmp_path / "swapped")
+    saved = PeftConfig.from_pretrained(tmp_path / "swapped" / "ca")
+    assert (saved.language, saved.prompt_language, saved.started_from) == ("rup", "ro", "ro")
+    assert saved.translate_with_shared_decoder
+
+
 def test_a_language_of_another_context_is_not_swapped_in(whisper, inputs, tmp_path):
     short = random_clsr(whisper(), "uk", max_audio_seconds=0.5)
     short.save_pretrained(tmp_path)
