@@ -191,10 +191,11 @@ def _recordings(arguments: argparse.Namespace) -> Any:
 def _has_tables_or_texts(folder: Path, output_dir: Path) -> bool:
     """True if a folder has tables, or texts of the name of a recording beside it, that this command did not write."""
     from ..data.subtitle_files import TIMED_ENDINGS
+    from ..data.table_files import name_key
     from ..data.table_reader import TABLE_SUFFIXES
     from ..inference.recordings import audio_files
 
-    recordings = {(path.parent, path.stem) for path in audio_files(folder)}
+    recordings = {(path.parent, name_key(path.stem)) for path in audio_files(folder)}
     for path in folder.rglob("*"):
         if path.is_relative_to(output_dir):
             continue
@@ -202,7 +203,8 @@ def _has_tables_or_texts(folder: Path, output_dir: Path) -> bool:
             return True
         is_text = path.suffix.lower() in {".txt", *TIMED_ENDINGS}
         # Also "talk.ca.srt" is of "talk.wav".
-        if is_text and not recordings.isdisjoint({(path.parent, path.stem), (path.parent, Path(path.stem).stem)}):
+        stems = {name_key(path.stem), name_key(Path(path.stem).stem)}
+        if is_text and any((path.parent, stem) in recordings for stem in stems):
             return True
     return False
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from .encodings import decode_text
 from .segments import END_COLUMN, START_COLUMN
 from .split import PARTS, MissingSplitError
-from .subtitle_files import TIMED_ENDINGS, files_by_name, find_timed_texts, read_timed_texts
-from .table_files import NO_AUDIO, read_recordings
+from .subtitle_files import TIMED_ENDINGS, files_by_name, find_beside, find_timed_texts, read_timed_texts
+from .table_files import AUDIO_SUFFIXES, NO_AUDIO, name_key, read_recordings
 from .table_reader import TABLE_SUFFIXES, Table, join_tables, log_once
 
 # Folders and tables of these names are splits.
@@ -127,31 +127,44 @@ def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
     """Recordings with a text file of the same name beside each, with or without times."""
     pairs: list[tuple[Path, Path]] = []
     several: list[list[Path]] = []
-    lonely: list[Path] = []
+    without_text: list[Path] = []
+    without_audio: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
-        texts = {file.stem: file for file in visible if file.suffix.lower() == ".txt"}
         beside = files_by_name(visible)
-        audio: dict[str, Path] = {}
-        for file in visible:
-            if file.suffix.lower() in NO_AUDIO:
-                continue
+        audio = [file for file in visible if file.suffix.lower() not in NO_AUDIO]
+        by_text: dict[Path, Path] = {}
+        for file in audio:
             timed = find_timed_texts(file, language, beside)
             several += [timed] if len(timed) > 1 else []
-            if timed:
-                texts[file.stem] = timed[0]
-            other = audio.setdefault(file.stem, file)
-            if other != file and file.stem in texts:
-                raise ValueError(f"{texts[file.stem]} is the text of {other} and of {file}: rename or remove one")
-        pairs += [(file, texts[stem]) for stem, file in audio.items() if stem in texts]
-        lonely += [file for stem, file in audio.items() if stem not in texts]
+            text_file = timed[0] if timed else find_beside(f"{file.stem}.txt", beside)
+            if text_file is None:
+                without_text.append(file)
+            elif by_text.setdefault(text_file, file) != file:
+                raise ValueError(
+                    f"{text_file} is the text of {by_text[text_file]} and of {file}: rename or remove one"
+                )
+        pairs += [(file, text_file) for text_file, file in by_text.items()]
+        heard = {name_key(file.stem) for file in audio}
+        without_audio += [
+            file
+            for file in visible
+            if file.suffix.lower() in {".txt", *TIMED_ENDINGS}
+            # Also "talk.en.srt" is of "talk.wav".
+            and heard.isdisjoint({name_key(file.stem), name_key(Path(file.stem).stem)})
+        ]
     if not pairs:
         return None
-    endings = {file.suffix.lower() for file, _ in pairs}
-    lonely = [file for file in lonely if file.suffix.lower() in endings]
-    if lonely:
-        log_once(f"{folder}: {len(lonely)} recordings have no text file, and are not used (the first: {lonely[0]})")
+    endings = AUDIO_SUFFIXES | {file.suffix.lower() for file, _ in pairs}
+    without_text = [file for file in without_text if file.suffix.lower() in endings]
+    for files, problem in (
+        (without_text, "recordings have no text file"),
+        (without_audio, "text files have no recording"),
+    ):
+        if files:
+            names = ", ".join(str(file.relative_to(folder)) for file in files[:3]) + (", ..." if files[3:] else "")
+            log_once(f"{folder}: {len(files)} {problem} of the same name, and are not used: {names}")
     if several:
         read, *others = several[0]
         log_once(
@@ -195,7 +208,7 @@ def read_texts_beside(table: Table, text_column: str, language: str) -> Table:
         if any(row.get(column, "").strip() for column in columns):
             continue
         if file.parent not in folders:
-            folders[file.parent] = files_by_name(file.parent.iterdir()) if file.parent.is_dir() else {}
+            folders[file.parent] = files_by_name([*file.parent.iterdir()]) if file.parent.is_dir() else {}
         timed = find_timed_texts(file, language, folders[file.parent])
         if timed:
             one = _add_times(table.select([number]), timed[0], text_column, language)

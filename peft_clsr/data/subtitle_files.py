@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..extras import require
 from .encodings import decode_text
+from .table_files import name_key
 from .table_reader import log_once
 
 # In this order, where a recording has several.
@@ -49,12 +50,17 @@ def find_timed_texts(recording: Path, language: str, beside: Mapping[str, Path])
         beside (`Mapping[str, Path]`): The files of its folder, from [`files_by_name`].
     """
     names = [f"{recording.stem}{middle}{ending}" for ending in TIMED_ENDINGS for middle in (f".{language}", "")]
-    return [beside[name.casefold()] for name in names if name.casefold() in beside]
+    return [file for file in (find_beside(name, beside) for name in names) if file is not None]
 
 
-def files_by_name(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by their names without case."""
-    return {file.name.casefold(): file for file in files}
+def find_beside(name: str, beside: Mapping[str, Path]) -> Path | None:
+    """The file of this name, else that of another spelling of it (see [`name_key`])."""
+    return beside.get(name) or beside.get(name_key(name))
+
+
+def files_by_name(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names, and by their [`name_key`], for [`find_beside`]."""
+    return {name_key(file.name): file for file in files} | {file.name: file for file in files}
 
 
 def read_timed_texts(path: Path, tier: str, language: str | None = None) -> list[TimedText]:

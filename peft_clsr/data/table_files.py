@@ -13,6 +13,9 @@ from .table_reader import Table, find_column, log_once, read_cells
 
 # Columns of file names: that of `datasets`, and Common Voice's.
 FILE_COLUMNS = ("file_name", "path")
+# Endings of recordings. PyAV reads those of the second line.
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
+AUDIO_SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov"}
 # Endings of files beside recordings.
 NO_AUDIO = {".txt", ".json", ".csv", ".tsv", ".jsonl", ".lab", ".textgrid", ".srt", ".vtt", ".md", ".xlsx", ".ods"}
 NO_AUDIO |= {".ass", ".eaf", ".jpg", ".jpeg", ".png", ".webp", ".pdf", ".description"}
@@ -91,11 +94,11 @@ class _Finder:
         for spelling in dict.fromkeys((name, slashed, cell)):
             if os.path.isfile(os.path.join(self.folder, spelling)):
                 return self.folder / spelling
-        *folders, last = [part for part in _key(slashed).split("/") if part != "."]
+        *folders, last = [part for part in name_key(slashed).split("/") if part != "."]
         fitting = [
             file
             for file in self._files.get(last, [])
-            if _key(file.parent.as_posix()).split("/")[-len(folders) :] == folders or not folders
+            if name_key(file.parent.as_posix()).split("/")[-len(folders) :] == folders or not folders
         ]
         if len(fitting) > 1:
             raise ValueError(f"the name {cell!r} fits {fitting[0]} and {fitting[1]}: give its folder and ending")
@@ -111,11 +114,11 @@ class _Finder:
             for name in sorted(names):
                 stem, ending = os.path.splitext(name)
                 if not name.startswith(".") and ending.lower() not in NO_AUDIO:
-                    for key in {_key(name), _key(stem)}:
+                    for key in {name_key(name), name_key(stem)}:
                         found.setdefault(key, []).append(Path(parent, name))
         return found
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
     """Names that differ in case, or in how accents are encoded (macOS: NFD), are the same on other systems."""
     return unicodedata.normalize("NFC", name).casefold()

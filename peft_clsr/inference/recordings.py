@@ -12,14 +12,11 @@ import numpy as np
 
 from ..data.audio import TruncatedAudioError, audio_seconds, read_audio
 from ..data.segments import END_COLUMN, START_COLUMN
+from ..data.table_files import AUDIO_SUFFIXES
 from ..data.table_reader import TABLE_SUFFIXES, log_once
 from ..data.tables import read_table
 from ..files import existing_path
 from .subtitles import SUFFIXES
-
-# Endings of recordings in folders. PyAV reads those of the second line.
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
-AUDIO_SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mkv", ".mov"}
 
 
 @dataclass

@@ -115,7 +115,41 @@ def test_pairs_in_one_folder_are_split_by_text(make, caplog):
     folder = make({**files, "0.txt": "bună\nziua ţie".encode("cp1250"), "README.txt": "text"})
     parts = [texts(folder, part) for part in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [8, 1, 1] and "bună ziua ţie" in sum(parts, [])
-    assert "1 recordings have no text file, and are not used" in caplog.text and "It is read as cp1250" in caplog.text
+    assert (
+        "1 recordings have no text file of the same name, and are not used: 10.wav" in caplog.text
+        and "It is read as cp1250" in caplog.text
+    )
+
+
+def test_what_has_no_pair_is_named(make, caplog):
+    files = {f"{i}.wav": b"x" for i in range(3)} | {f"{i}.txt": f"text {i}" for i in range(3)}
+    more = {**{f"more/y{i}.flac": b"x" for i in range(4)}, "z.txt": "text", "w.en.srt": "", "notes.odt": b"x"}
+    folder = make({**files, "0.en.vtt": "WEBVTT\n", **more})
+    for part in ("train", "test"):
+        texts(folder, part)
+    assert [message for message in caplog.messages if "not used" in message] == [
+        f"{folder}: 4 recordings have no text file of the same name, and are not used: more/y0.flac, more/y1.flac, "
+        "more/y2.flac, ...",
+        f"{folder}: 2 text files have no recording of the same name, and are not used: w.en.srt, z.txt",
+    ]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".srt", ".ro.srt"])
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_pairs_may_differ_in_case_and_in_how_accents_are_encoded(make, caplog, forms, ending):
+    audio, text = (unicodedata.normalize(form, "Bună") for form in forms)
+    content = "ziua" if ending == ".txt" else "1\n00:00:01,000 --> 00:00:02,000\nziua\n"
+    folder = make({f"train/{audio}.WAV": b"x", f"train/{text.lower()}{ending}": content})
+    recordings = load_recordings(folder, "ro", "train")
+    assert recordings["transcription"][:] == ["ziua"] and "not used" not in caplog.text
+    assert recordings["audio"][:] == [str(folder / "train" / f"{audio}.WAV")]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".srt"])
+def test_names_that_differ_in_case_alone_keep_their_texts(make, ending):
+    content = "" if ending == ".txt" else "1\n00:00:01,000 --> 00:00:02,000\n"
+    folder = make({f"train/{name}{end}": content + name for name in "aA" for end in (".wav", ending)})
+    assert texts(folder) == ["A", "a"]
 
 
 def test_each_language_is_split_alone(make):
