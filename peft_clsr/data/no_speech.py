@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class NoSpeech:
     """
     Windows without speech, of recordings without speech in turn, or of generated silence and noise.
 
-    Each language has the same share. The number of windows is the same in each epoch.
+    Each language has the same share, and one window at least. The number of windows is the same in each epoch.
 
     Args:
         clips (`Sequence[int]`): Rows of recordings without speech. Without any, silence and noise are generated.
@@ -24,19 +25,31 @@ class NoSpeech:
         share (`float`): Share of all windows that have no speech, in [0, 1).
         max_seconds (`float`): Longest window. Of a longer recording, another part is heard in each epoch.
         seed (`Any`): Seed of all draws.
+        earlier (`Mapping[str, int]`, *optional*):
+            Windows with speech earlier in a stream, by language. The share is that of the whole stream.
 
     Attributes:
         languages (`list[str]`): The language of each window.
     """
 
     def __init__(
-        self, clips: Sequence[int], languages: Sequence[str], share: float, max_seconds: float, seed: object
+        self,
+        clips: Sequence[int],
+        languages: Sequence[str],
+        share: float,
+        max_seconds: float,
+        seed: object,
+        earlier: Mapping[str, int] | None = None,
     ) -> None:
+        def number(with_speech: int) -> int:
+            return max(round(share / (1 - share) * with_speech), 1) if share and with_speech else 0
+
+        before = Counter(earlier)
         self._clips, self._max_seconds, self._seed = list(clips), max_seconds, seed
         self.languages = [
             language
-            for language in dict.fromkeys(languages)
-            for _ in range(round(share / (1 - share) * languages.count(language)))
+            for language, count in Counter(languages).items()
+            for _ in range(number(before[language] + count) - number(before[language]))
         ]
 
     def samples(self, index: int, epoch: int, read: Callable[[int], np.ndarray], sampling_rate: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
@@ -70,10 +71,11 @@ def pack_utterances(
         previous_text (`float`, *optional*, defaults to 0.1):
             Share of windows that follow another window's text, as prompt behind `<|startofprev|>`. It has no loss.
         no_speech (`float`, *optional*, defaults to 0.0):
-            Share of windows without speech, whose labels are empty. With it, a row without text is a recording without
-            speech, of any length: leave out those that are not yet transcribed. Without such rows, silence and noise
-            are generated. OpenAI's generation config forbids an empty transcript. To allow it, `generate` without
-            timestamps needs `model.generation_config.begin_suppress_tokens = [220]`.
+            Share of windows without speech, whose labels are empty; above 0, each language has one at least. With it,
+            a row without text is a recording without speech, of any length: leave out those that are not yet
+            transcribed. Without such rows, silence and noise are generated. OpenAI's generation config forbids an
+            empty transcript. To allow it, `generate` without timestamps needs
+            `model.generation_config.begin_suppress_tokens = [220]`.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio, as in [`read_audio`].
         text_column (`str`, *optional*, defaults to `"transcription"`):
             Column of transcripts. If the default is not there, "text" is read.
@@ -219,6 +221,7 @@ class PackedStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         packing, epoch = self._packing, int(self._epoch)
         reader, rows = packing.reader(self._stream), iter(self._stream)
+        earlier: Counter[str] = Counter()
         for start in count(0, _BUFFER):
             buffer = list(islice(rows, _BUFFER))
             if not buffer:
@@ -228,7 +231,8 @@ class PackedStream(IterableDataset):
             seed = f"{packing.seed} {start}"
             windows = packing.plan(utterances, seed).windows(epoch)
             languages = [utterances[window.utterances[0]].language for window in windows]
-            silent = packing.windows_without_speech(clips, languages, seed)
+            silent = packing.windows_without_speech(clips, languages, seed, earlier)
+            earlier.update(languages)
 
             read = partial(self._samples, reader, buffer, start)
             for index in range(len(windows)):

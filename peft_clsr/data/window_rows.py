@@ -143,8 +143,10 @@ class WindowRows:
             pauses_before(utterances),
         )
 
-    def windows_without_speech(self, clips: Sequence[int], languages: Sequence[str], seed: Any) -> NoSpeech:
-        return NoSpeech(clips, languages, self.no_speech, self.max_seconds, seed)
+    def windows_without_speech(
+        self, clips: Sequence[int], languages: Sequence[str], seed: Any, earlier: Mapping[str, int] | None = None
+    ) -> NoSpeech:
+        return NoSpeech(clips, languages, self.no_speech, self.max_seconds, seed, earlier)
 
     def row_without_speech(
         self, no_speech: NoSpeech, index: int, first: int, read: Callable[[int, None], np.ndarray], epoch: int

@@ -200,6 +200,22 @@ def test_each_language_has_its_share_without_speech(processor):
     assert packed.languages.count("ca") == 2 * sum(row["language"] == "ca" for row in silent_rows(packed))
 
 
+@pytest.mark.parametrize("kind", ["dataset", "stream"])
+def test_each_language_has_a_window_without_speech_however_small_the_share(processor, kind):
+    dataset = recordings(24, language=["ro", "ro", "ca"] * 8)
+    if kind == "stream":
+        dataset = dataset.to_iterable_dataset()
+    for share, number in ((0.05, 1), (0, 0)):
+        packed = pack_utterances(dataset, processor, max_seconds=3, no_speech=share)
+        assert sorted(row["language"] for row in silent_rows(packed)) == ["ca", "ro"] * number
+
+
+def test_the_share_without_speech_is_that_of_the_whole_stream(processor, monkeypatch):
+    monkeypatch.setattr("peft_clsr.data.packing._BUFFER", 12)  # of which no share is half a window
+    rows = list(pack(recordings(240).to_iterable_dataset(), processor, no_speech=0.05))
+    assert len(silent_rows(rows)) / len(rows) == pytest.approx(0.05, abs=0.01)
+
+
 def test_a_stream_has_windows_without_speech_too(processor):
     rows = list(pack(recordings(48).to_iterable_dataset(), processor, no_speech=0.25))
     assert len(silent_rows(rows)) / len(rows) == pytest.approx(0.25, abs=0.05)
