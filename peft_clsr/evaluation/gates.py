@@ -37,8 +37,9 @@ def gate_means(
     tokens: dict[str, int] = {}
     with evaluation_mode(model), torch.inference_mode():
         for batch in tqdm(DataLoader(dataset, batch_size=batch_size, collate_fn=collator), desc="gate means"):
-            # Other entries of the batch are for a teacher.
-            batch = {key: batch[key].to(model.device) for key in ("input_features", "attention_mask", "labels")}
+            # Other entries of the batch are for a teacher. Windows that follow a text have `decoder_input_ids`.
+            names = {"input_features", "attention_mask", "labels", "decoder_input_ids"} & batch.keys()
+            batch = {name: batch[name].to(model.device) for name in names}
             batch["input_features"] = batch["input_features"].to(model.dtype)
             decoder_mask = batch["labels"] != -100
             encoder_mask = position_mask(batch["attention_mask"]).bool()

@@ -309,6 +309,26 @@ def test_gate_means_leave_padding_out_and_weigh_tokens_not_batches(tiny_processo
     assert model.training
 
 
+def test_gate_means_read_the_text_before_a_window(tiny_whisper, tiny_processor):
+    from helpers import random_clsr
+
+    from peft_clsr import DataCollatorSpeechSeq2SeqWithPadding
+
+    model = random_clsr(tiny_whisper(init_std=0.2), "ca")
+    labels, prompt = list(range(40, 46)), list(range(60, 75))
+    example = {"input_features": torch.randn(80, 100), "labels": labels, "prompt_ids": prompt}
+    collator = DataCollatorSpeechSeq2SeqWithPadding(tiny_processor)
+    start = model.config.decoder_start_token_id
+    with torch.no_grad(), model.base_model.record_gates() as gates:
+        inputs = torch.tensor([[*prompt, start, *labels[:-1]]])
+        model(input_features=example["input_features"][None], decoder_input_ids=inputs)
+    expected = {
+        name: float((gate[0, len(prompt) :] if "decoder" in name else gate).mean()) for name, gate in gates.items()
+    }
+    assert gate_means(model, [example], collator) == pytest.approx(expected)
+    assert gate_means(model, [{**example, "prompt_ids": []}], collator) != pytest.approx(expected)
+
+
 def test_the_plot_is_a_png_and_leaves_pyplot_alone(tmp_path):
     pytest.importorskip("matplotlib")
     import sys
