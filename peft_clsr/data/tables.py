@@ -150,7 +150,13 @@ def load_recordings(
     table, is_whole = found
     table = table_of_language(table, code, loaded_codes)
     has_texts = table.rename(text_column, OTHER_TEXT_COLUMN if text_column == TEXT_COLUMN else None)
+    number = len(table.rows)
     table = read_texts_beside(table, text_column, code)
+    if not table.rows:
+        raise ValueError(
+            f"{table.path}: no recording of split {split!r} is left, because the files with times beside all {number} "
+            f"have no text: write the texts into them, or into the column {text_column!r} of the table"
+        )
     has_texts = has_texts or text_column in table.columns
     if is_whole and (has_texts or transcribed):
         if not has_texts:

@@ -212,6 +212,13 @@ def test_an_empty_file_leaves_its_recording_out(make, caplog):
         segments(folder)
 
 
+@pytest.mark.parametrize("table", ["train/metadata.csv", "metadata.csv"])
+def test_a_table_whose_recordings_have_empty_files_alone_is_refused(make, table):
+    folder = make({"train/talk.wav": None, table: "file_name\ntalk.wav\n", "train/talk.srt": ""})
+    with pytest.raises(ValueError, match="no recording of split 'train' is left, because the files with times beside"):
+        segments(folder)
+
+
 def test_several_files_with_times_are_said(make, caplog):
     folder = make({"train/talk.wav": None, "train/talk.srt": ONE, "train/talk.vtt": VTT})
     assert segments(folder) == SPOKEN and "1 recordings have several files with times" in caplog.text
