@@ -40,7 +40,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             Column of the dataset with each example's language.
         language_temperature (`float`, *optional*, defaults to 1.0):
             Sampling temperature of several languages, at least 1, see [`LanguageBatchSampler`]. At 1, an epoch has
-            every example once. At `inf`, it has as many examples of each language as of the largest.
+            every example once. At `inf`, it has as many examples of each language as of the largest. It has no effect
+            on a stream, and if one adapter is trained.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             As in `TrainingArguments`, where it is `True`. That would remove columns that the collator needs.
         greater_is_better (`bool`, *optional*):

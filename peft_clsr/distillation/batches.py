@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -68,6 +69,14 @@ def batch_sampler(dataset: Any, args: DistillationTrainingArguments, batch_size:
         shuffle=args.train_sampling_strategy != "sequential",
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
+
+
+def warn_of_unused_temperature(args: DistillationTrainingArguments, where: str) -> None:
+    """Warn if a `language_temperature` is set that does not change the batches."""
+    if args.language_temperature != 1:
+        warnings.warn(
+            f"language_temperature is {args.language_temperature}, and has no effect on {where}", stacklevel=3
+        )
 
 
 def stream_loader(

@@ -25,7 +25,7 @@ from ..tuner.layer import CLSRLayer
 from ..tuner.quantized import dequantized_weight
 from ..tuner.wrapping import as_peft_model
 from .arguments import DistillationTrainingArguments
-from .batches import batch_sampler, stream_loader, trained_adapters
+from .batches import batch_sampler, stream_loader, trained_adapters, warn_of_unused_temperature
 from .callbacks import EpochCallback, GateScheduleCallback
 from .deepspeed import check_deepspeed
 from .evaluation import EvaluatingTrainer
@@ -177,9 +177,13 @@ class DistillationTrainer(LanguagePublisher, EvaluatingTrainer):
         if dataset is not None and not has_length(dataset):
             # Not prepared by accelerate, which would distribute the batches over processes once more.
             has_languages = len(self._trained_adapters) > 1
+            warn_of_unused_temperature(
+                args, "a stream: leave it out, and mix the stream with datasets.interleave_datasets"
+            )
             return stream_loader(dataset, args, self._train_batch_size, self.data_collator, has_languages)
         if dataset is None or (len(self._trained_adapters) < 2 and not is_grouped):
             self.add_callback(EpochCallback(dataset))
+            warn_of_unused_temperature(args, "the training of one adapter: leave it out, or add one for each language")
             return super().get_train_dataloader()
         sampler = batch_sampler(dataset, args, self._train_batch_size)
         self.add_callback(EpochCallback(sampler, dataset))

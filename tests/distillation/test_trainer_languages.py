@@ -188,6 +188,18 @@ def test_a_stream_of_several_languages_trains_them_all(readable_whisper, tmp_pat
     assert all(not torch.equal(weight, start[name]) for name, weight in adapter_weights(model).items())
 
 
+@pytest.mark.parametrize("kind", ["dataset", "stream"])
+def test_a_temperature_without_effect_is_said(readable_whisper, tmp_path, kind):
+    rows = make_dataset(size=8, languages=("ca", "ca-valencia", "ca"))
+    dataset = IterableDataset.from_generator(lambda: iter(rows)) if kind == "stream" else rows
+    options = {"dataset": dataset, "max_steps": 1, "language_temperature": float("inf")}
+    message = "language_temperature is inf, and has no effect on " + (
+        "a stream" if kind == "stream" else "the training of one adapter"
+    )
+    with pytest.warns(UserWarning, match=message):
+        distiller(clsr(readable_whisper()), None, tmp_path, **options).get_train_dataloader()
+
+
 def test_batches_group_similar_lengths_on_request(readable_whisper, tmp_path):
     def uneven_batches(strategy):
         options = {"train_sampling_strategy": strategy, "per_device_train_batch_size": 2}
