@@ -34,6 +34,11 @@ def collective_id(name: str) -> str | None:
     return identifier
 
 
+def is_local_dataset(name: str) -> bool:
+    """True for a dataset that is not read from the Hub: a folder or table here, or "mdc:ID"."""
+    return os.path.exists(name) or collective_id(name) is not None
+
+
 def check_source(name: str, option: str, expected: str, is_dataset: bool = False) -> None:
     """
     Check that a name can be that of a folder here or of a repository on the Hub. The Hub is not asked.

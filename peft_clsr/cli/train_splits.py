@@ -11,6 +11,7 @@ from ..data.split import MissingSplitError, split_by_text, split_segments
 from ..data.tables import load_recordings
 from ..data.votes import most_upvoted
 from ..evaluation.error_rates import check_scorable
+from ..sources import is_local_dataset
 from .train_options import DataArguments
 
 
@@ -68,12 +69,13 @@ def load_test(data: DataArguments, language: str, config: str | None) -> dataset
     name = data.eval_dataset or data.dataset
     text_column = data.eval_text_column or data.text_column
     audio_column = data.eval_audio_column or data.audio_column
+    source = name.replace("{language}", language)
     recordings = load_recordings(
-        name.replace("{language}", language),
+        source,
         language,
         data.eval_split,
         config=config,
-        revision=data.eval_revision or data.dataset_revision,
+        revision=data.eval_revision or (None if is_local_dataset(source) else data.dataset_revision),
         audio_column=audio_column,
         text_column=text_column,
         file_column=data.file_column,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..languages.tags import language_tag
-from ..sources import collective_id, did_you_mean
+from ..sources import collective_id, did_you_mean, is_local_dataset
 from .collective import fetch_collective
 from .language_rows import dataset_of_language, table_of_language, write_tags
 from .layouts import read_layout, read_texts_beside
@@ -109,7 +109,7 @@ def load_recordings(
     Raises:
         ValueError:
             There is no such dataset or split, or no row of the language, or a table cannot be read: the message has
-            the file and the line.
+            the file and the line. Or there is a `revision` of a dataset that is not on the Hub.
 
     Example:
 
@@ -120,6 +120,11 @@ def load_recordings(
     """
     code, loaded_codes = language_tag(language), [language_tag(other) for other in languages]
     name = str(dataset).replace("{language}", code)
+    if revision is not None and is_local_dataset(name):
+        raise ValueError(
+            f"revision is {revision!r}, a branch, tag or commit on the Hub, but the dataset {name!r} is not read from "
+            "the Hub: leave the revision out (--dataset_revision, --eval_revision)"
+        )
     if collective_id(name) is not None:
         name = str(fetch_collective(name))
     folder = Path(name, config or "")

@@ -41,7 +41,7 @@ from peft_clsr.cli.table import results_rows
 from peft_clsr.cli.train_data import row_reader
 from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
 from peft_clsr.cli.train_packed import planned_epochs
-from peft_clsr.cli.train_splits import held_out
+from peft_clsr.cli.train_splits import held_out, load_test
 from peft_clsr.data.split import MissingSplitError
 from peft_clsr.data.votes import most_upvoted
 
@@ -434,6 +434,20 @@ def test_what_the_hub_converted_has_folders_for_configurations(monkeypatch, revi
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     load_recordings("google/fleurs", "ca", "train", config="ca_es", revision=revision)
     assert called == {**where, "split": "train", "revision": revision}
+
+
+def test_the_revision_of_the_dataset_is_not_that_of_a_test_set_on_this_machine(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(
+        "peft_clsr.cli.train_splits.load_recordings",
+        lambda name, *args, revision, **kwargs: (
+            called.append((name, revision)) or datasets.Dataset.from_dict({"transcription": ["bon dia"]})
+        ),
+    )
+    for eval_dataset in (None, "me/test", str(tmp_path)):
+        data = DataArguments("tiny", "google/fleurs", ["ca"], dataset_revision="v1", eval_dataset=eval_dataset)
+        load_test(data, "ca", None)
+    assert called == [("google/fleurs", "v1"), ("me/test", "v1"), (str(tmp_path), None)]
 
 
 def test_a_dataset_that_is_a_script_points_to_what_the_hub_converted(monkeypatch):

@@ -330,6 +330,13 @@ def test_the_root_cause_is_said(make, monkeypatch):
     assert copied == [("me/speech", {"repo_type": "dataset", "revision": "v1"})]
 
 
+def test_a_revision_is_for_the_hub(make):
+    folder = make(LAYOUTS["pairs"])
+    for name in (folder, "mdc:abc"):
+        with pytest.raises(ValueError, match="revision is 'v1', a branch.* is not read from the Hub: leave the revi"):
+            texts(name, revision="v1")
+
+
 # ---------------------------------------------------------------- transcribe
 
 
