@@ -33,6 +33,11 @@ class Catalog:
         closest = closest_tags(tag, [expert.code for _, expert in self.experts])
         return next((entry for entry in self.experts if entry[1].code in closest), None)
 
+    def served_language(self, tag: str) -> str:
+        """The language of a tag's expert, else Whisper's code: one of few, while clients can make up any tag."""
+        entry = self.expert(tag)
+        return own_prompt_code(tag) or tag if entry is None else entry[1].code
+
     def find(self, language: str | None) -> str | None:
         """
         Return the tag of a language that a client asks for; `None` if it is to be detected.

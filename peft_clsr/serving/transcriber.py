@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,9 @@ class Transcriber:
             transcript = await lane.submit(Job(waveform, language, task, prompt, temperature))
         except ApiError as error:
             return error
-        self.heard_seconds.inc(
-            transcript.seconds, {"language": transcript.language, "adapter": transcript.adapter or ""}
-        )
-        return transcript
+        served = self.catalog.served_language(transcript.language)
+        self.heard_seconds.inc(transcript.seconds, {"language": served, "adapter": transcript.adapter or ""})
+        return transcript if language is None else replace(transcript, language=language)
 
     def _read(self, audio: bytes, name: str) -> np.ndarray:
         """The waveform of a file. Its header may be wrong about its length, so no more than the limit is decoded."""
@@ -181,7 +181,12 @@ class Transcriber:
 
     def _languages(self, jobs: list[Job]) -> dict[Job, str]:
         """The language of each job, given or detected."""
-        languages = {job: job.language for job in jobs if job.language is not None}
+        languages = {}
+        for job in jobs:
+            if job.language is not None:
+                # The tag of the expert: of each tag that takes a broader one's, the model would keep a note.
+                entry = self.catalog.expert(job.language)
+                languages[job] = job.language if entry is None else entry[1].code
         unknown = [job for job in jobs if job.language is None]
         if unknown:
             waveforms = [job.waveform for job in unknown]

@@ -62,6 +62,22 @@ def test_experts_load_at_first_use_and_are_released_when_there_are_many(make_rep
     assert [*replica.experts.loaded] == [last, kept]  # the last used one stays longest
 
 
+def test_tags_that_clients_make_up_are_kept_nowhere(make_replica, recordings, monkeypatch):
+    replica, labels = make_replica(), set()
+    monkeypatch.setattr(replica.heard_seconds, "inc", lambda seconds, tags: labels.add(tuple(tags.values())))
+    tags = [f"{code}-x-u{number}" for code in ("ca", "fr") for number in range(3)]
+
+    async def scenario():
+        return await asyncio.gather(*[ask(replica, recordings[0], tag) for tag in tags])
+
+    answers = asyncio.run(scenario())
+    assert [(answer.language, answer.adapter) for answer in answers] == [
+        (tag, "ca" if tag.startswith("ca") else None) for tag in tags
+    ]
+    assert labels == {("ca", "ca"), ("fr", "")}
+    assert not replica.experts.model.base_model.routing.warned_of
+
+
 def test_an_expert_that_cannot_be_loaded_fails_its_requests_alone(make_replica, recordings, models, tmp_path):
     shutil.copytree(models / "experts", tmp_path / "experts")
     replica = make_replica(tmp_path / "experts", max_experts=9)
