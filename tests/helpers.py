@@ -1,5 +1,7 @@
 """Shared by tests of all rooms: settings without randomness, random adapters, noise."""
 
+import socket
+
 import numpy as np
 import torch
 from peft import get_peft_model
@@ -48,6 +50,12 @@ def logits_of(model, inputs, adapter=None):
     if adapter is not None:
         model.set_adapter(adapter)
     return model(**inputs).logits
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def noise(seconds, rate=16000, seed=0):

@@ -83,7 +83,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             gpus = torch.cuda.device_count()
             raise ValueError(f"--replicas is {arguments.replicas}, and each takes one of the {gpus} GPUs: give fewer")
         cores = os.cpu_count() or 1
-        key = os.environ.get(KEY)
+        key = os.environ.get(KEY, "").strip()  # as that of a client
         settings = Settings(
             model=arguments.model,
             name=arguments.served_model_name or _name(arguments.model),
@@ -137,6 +137,9 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("max_megabytes", "max_seconds"):
         if not getattr(arguments, name) > 0:
             raise ValueError(f"--{name} is {getattr(arguments, name):g}, expected more than 0")
+    for name in ("port", "metrics_port"):
+        if not 0 < getattr(arguments, name) < 2**16:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected a port, from 1 to {2**16 - 1}")
     if arguments.ray_address is None:  # Ray says so only in its logs
         for name, host in (("port", arguments.host), ("metrics_port", "127.0.0.1")):
             _check_port(f"--{name}", host, getattr(arguments, name))

@@ -3,9 +3,11 @@
 import socket
 
 import pytest
+from helpers import free_port
 
 from peft_clsr.cli import main
 from peft_clsr.serving.catalog import make_catalog
+from peft_clsr.serving.gate import hash_key
 
 pytest.importorskip("ray.serve")
 
@@ -37,6 +39,8 @@ def test_only_the_named_languages_are_served(models):
     [
         (("--replicas", 0), "--replicas is 0, expected at least 1"),
         (("--max_seconds", 0), "--max_seconds is 0, expected more than 0"),
+        (("--port", 70000), "--port is 70000, expected a port, from 1 to 65535"),
+        (("--metrics_port", 0, "--ray_address", "auto"), "--metrics_port is 0, expected a port"),
         (("--language", "rw"), "language 'rw' has no expert here"),
         (("--adapters", "nowhere"), "--adapters nowhere"),
     ],
@@ -45,10 +49,25 @@ def test_the_command_refuses_bad_input_before_ray_starts(models, monkeypatch, ca
     monkeypatch.setattr("ray.init", lambda *arguments, **settings: pytest.fail("Ray starts"))
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.setenv(name, "0")
-    command = ["serve", "--model", models / "tiny", "--port", 0, "--metrics_port", 0, *arguments]
+    command = ["serve", "--model", models / "tiny", "--port", free_port(), "--metrics_port", free_port(), *arguments]
     with pytest.raises(SystemExit) as caught:
         main(list(map(str, command)))
     assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "asked"), [(" secret\n", "secret"), (" \n", None)])
+def test_spaces_around_the_key_do_not_count(models, monkeypatch, key, asked):
+    def stop(settings, catalog):
+        assert settings.key_hash == (asked and hash_key(asked))
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("peft_clsr.serving.service.make_service", stop)
+    monkeypatch.setenv("PEFT_CLSR_API_KEY", key)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.setenv(name, "0")
+    command = ["serve", "--model", models / "tiny", "--port", free_port(), "--metrics_port", free_port()]
+    with pytest.raises(SystemExit):
+        main(list(map(str, command)))
 
 
 def test_a_port_in_use_is_named(models, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import soundfile
-from helpers import noise
+from helpers import free_port, noise
 
 from peft_clsr.cli import main
 
@@ -27,12 +26,6 @@ psutil = pytest.importorskip("psutil")
 
 KEY = "a secret"
 REPLICAS, BATCH_SIZE, QUEUE = 2, 4, 16
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
