@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 DESCRIPTION = "publish the languages of a folder on the Hub"
 
@@ -39,6 +40,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         expected = "expected one such as me/whisper-small-experts"
         parser.exit(2, f"error: {arguments.repository!r} is no name of a repository, {expected}: {error}\n")
     try:
+        _check_finished(Path(arguments.folder))
         commit = push_folder(
             arguments.folder,
             arguments.repository,
@@ -51,3 +53,29 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         parser.exit(2 if isinstance(error, ValueError) else 1, f"error: {arguments.folder} was not pushed: {error}\n")
     print(f"pushed: {commit.pr_url or commit.commit_url}")
     return 0
+
+
+def _check_finished(folder: Path) -> None:
+    """Raise a `ValueError` for a language whose training was stopped: a run then has its weights and no results."""
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    from ..files import sha256_of
+    from ..hub.record import read_languages, read_record
+    from .run_folder import read_results
+
+    try:
+        finished = read_results(folder)["languages"]
+    except ValueError:  # no folder of 'peft-clsr train'
+        return
+    stopped = []
+    for language in read_languages(folder):
+        adapter = folder / language.subfolder
+        # An expert from elsewhere has a record, which save_language() writes.
+        if language.code not in finished and not read_record(adapter, sha256_of(adapter / SAFETENSORS_WEIGHTS_NAME)):
+            stopped.append(language.code)
+    if stopped:
+        raise ValueError(
+            f"the training or the measuring of {', '.join(stopped)} was stopped before its end. Give the same "
+            "'peft-clsr train' again (--resume_from_checkpoint true goes on at the last checkpoint), or move the "
+            "folder of the language elsewhere"
+        )
