@@ -14,6 +14,12 @@ logger = logging.getLogger(__name__)
 _STATE = "trainer_state.json"  # the last file of a checkpoint that the main process writes
 
 
+def checkpoints(folder: str | Path) -> dict[int, Path]:
+    """The checkpoints in the `output_dir` of a `Trainer`, by step. Other folders are left out, such as copies."""
+    paths = {path.name.removeprefix("checkpoint-"): path for path in Path(folder).glob("checkpoint-*")}
+    return {int(step): path for step, path in paths.items() if step.isdecimal() and path.is_dir()}
+
+
 def last_checkpoint(folder: str | Path, process: PartialState) -> str | None:
     """
     Find the last checkpoint of a `Trainer` that each process can resume from; `None` if there is none.
@@ -28,7 +34,7 @@ def last_checkpoint(folder: str | Path, process: PartialState) -> str | None:
     Raises:
         ValueError: on each process, if there are checkpoints, but none that the disks of all machines have.
     """
-    steps = {int(path.name.rpartition("-")[2]): path for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
+    steps = checkpoints(folder)
     readable = {step for step, path in steps.items() if (path / _STATE).is_file()}
     name = f"rng_state_{process.process_index}.pth" if process.num_processes > 1 else "rng_state.pth"
     whole = {step for step in readable if zipfile.is_zipfile(steps[step] / name)}  # torch.save writes zip files

@@ -41,6 +41,15 @@ def test_without_a_checkpoint_there_is_none(readable_whisper, tmp_path):
         distiller(clsr(readable_whisper()), None, tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_folders_that_are_no_checkpoints_are_passed_over(tmp_path):
+    save(tmp_path, 3)
+    for name in ("checkpoint-40 (copy)", "checkpoint-best", "checkpoint-"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-50").write_text("no folder")
+    alone = SimpleNamespace(num_processes=1, process_index=0)
+    assert last_checkpoint(tmp_path, alone) == str(tmp_path / "checkpoint-3")
+
+
 def save(folder, step, *processes):
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir()
