@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from .run_folder import read_results
+from .run_folder import describe_unfinished, read_results
 from .table import RESULTS_HEADER, markdown_table, results_rows
 
 DESCRIPTION = "show the results of several training runs in one table"
@@ -26,6 +27,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         runs = {folder: read_results(folder) for folder in folders}
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
+    for folder, results in runs.items():
+        if results["unfinished"]:
+            print(describe_unfinished(results, folder), file=sys.stderr)
+    if not any(results["languages"] for results in runs.values()):
+        parser.exit(2, "error: no language is finished, so there is nothing to compare\n")
     rows: list[list[str]] = []
     for language in sorted({language for results in runs.values() for language in results["languages"]}):
         for folder, results in runs.items():

@@ -1,4 +1,4 @@
-"""The folder of a training run: `results.json` with its settings and one row per language, and its checkpoints."""
+"""The folder of a training run: `results.json` with its settings and its languages, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -42,11 +42,28 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
     Read the results of an earlier run with the same settings, or start new ones.
 
     Returns:
-        `dict`: "settings", and "languages": row by language code.
+        `dict`: "settings"; "languages", row by language code; and "unfinished", configurations by code of those whose
+        training has begun.
 
     Raises:
-        ValueError: the folder holds results of other settings, or adapters of unknown ones.
+        ValueError: the folder holds a run of other settings, or adapters or checkpoints of unknown ones.
     """
+    from ..distillation.resumption import checkpoints
+
+    results = _results_of_settings(options)
+    for language in options.data.languages:
+        folder = checkpoints_folder(options.output_dir, language)
+        is_known = language in results["languages"] or language in results["unfinished"]
+        # The main process has the settings. Other machines may have checkpoints alone.
+        if options.training.process_index == 0 and not options.data.overwrite and not is_known and checkpoints(folder):
+            raise ValueError(
+                f"{folder} holds checkpoints of unknown settings: choose another --output_dir, or give --overwrite "
+                "to remove them"
+            )
+    return results
+
+
+def _results_of_settings(options: TrainOptions) -> dict[str, Any]:
     data, output_dir = options.data, options.output_dir
     settings = settings_of(options)
     check_output_folder(output_dir, "--output_dir")
@@ -58,28 +75,29 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
                     f"{output_dir / language} holds an adapter from elsewhere: choose another --output_dir, or give "
                     "--overwrite to replace it"
                 )
-        return {"settings": settings, "languages": {}}
+        return {"settings": settings, "languages": {}, "unfinished": {}}
 
     earlier = read_results(output_dir)
     # An option that an older version did not have was at its default.
     defaults = {item.name: item.default for kind in (DataArguments, ExpertArguments) for item in fields(kind)}
     missing = settings.keys() & defaults.keys() - earlier["settings"].keys()
     earlier["settings"] |= {name: defaults[name] for name in missing}
-    languages = earlier["languages"]
     if data.overwrite:
-        languages = {key: row for key, row in languages.items() if key not in data.languages}
+        for language in data.languages:
+            earlier["languages"].pop(language, None)
+            earlier["unfinished"].pop(language, None)
     differences = ", ".join(
         f"{key} {earlier['settings'].get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted({*earlier["settings"], *settings} - _NO_SETTINGS)
         if earlier["settings"].get(key) != settings.get(key)
     )
     if not differences:
-        return {"settings": settings, "languages": languages}
+        return {**earlier, "settings": settings}
     if data.overwrite:
-        return {"settings": settings, "languages": {}}
+        return {"settings": settings, "languages": {}, "unfinished": {}}
     raise ValueError(
-        f"{output_dir} holds results of other settings ({differences}): choose another --output_dir, or give "
-        "--overwrite to replace them"
+        f"{output_dir} holds a run of other settings ({differences}): choose another --output_dir, or give "
+        "--overwrite to replace it"
     )
 
 
@@ -95,7 +113,8 @@ def read_results(output_dir: str | Path) -> dict[str, Any]:
         raise ValueError(f"{output_dir} has no {RESULTS}: expected a folder that 'peft-clsr train' wrote")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": dict(results["settings"]), "languages": dict(results["languages"])}
+        parts = {"unfinished": {}, **results}  # older versions wrote no "unfinished"
+        return {key: dict(parts[key]) for key in ("settings", "languages", "unfinished")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was not written by 'peft-clsr train' ({error}): choose another folder") from error
 
@@ -105,6 +124,14 @@ def write_results(results: dict[str, Any], output_dir: str | Path) -> None:
     write_text(Path(output_dir) / RESULTS, to_json(results, sort_keys=True))
 
 
+def describe_unfinished(results: dict[str, Any], output_dir: str | Path) -> str:
+    """A sentence about the languages whose training was stopped, or still runs."""
+    return (
+        f"{output_dir}: the training of {', '.join(results['unfinished'])} is not finished; if it was stopped, give "
+        "its command again, with --resume_from_checkpoint true"
+    )
+
+
 def checkpoints_folder(output_dir: str | Path, language: str) -> Path:
     """The folder of a language's checkpoints."""
     return Path(output_dir) / "checkpoints" / language
@@ -112,8 +139,10 @@ def checkpoints_folder(output_dir: str | Path, language: str) -> Path:
 
 def remove_checkpoints(output_dir: str | Path, language: str) -> None:
     """Remove the checkpoints of a language. Other files in their folder stay, such as logs."""
+    from ..distillation.resumption import checkpoints
+
     folder = checkpoints_folder(output_dir, language)
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in checkpoints(folder).values():
         shutil.rmtree(checkpoint)
     for empty in (folder, folder.parent):
         if empty.is_dir() and not any(empty.iterdir()):

@@ -63,13 +63,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         results = _of_main_process(open_results(options))
         _check_disks(options)
         for language, config in zip(data.languages, configs, strict=True):
-            row = results["languages"].get(language, {})
+            row = results["languages"].get(language) or results["unfinished"].get(language, {})
             earlier = Configs(*(row.get(name, getattr(config, part)) for name, part in CONFIG_KEYS.items()))
             if earlier != config:
                 before, now = (" and ".join(map(repr, dict.fromkeys(of))) for of in (earlier, config))
                 raise ValueError(
-                    f"{options.output_dir} holds results of {language} on {before}, not {now}: "
-                    "choose another --output_dir, or give --overwrite to replace them"
+                    f"{options.output_dir} holds a training of {language} on {before}, not {now}: "
+                    "choose another --output_dir, or give --overwrite to replace it"
                 )
         untrained = [index for index, code in enumerate(data.languages) if code not in results["languages"]]
         source = _expert_to_start_from(options) if untrained else None
@@ -151,6 +151,7 @@ def _train_all(
             )
             continue
         results["languages"][language] = train_language(language, config, options, results, source)
+        results["unfinished"].pop(language, None)
         PartialState().wait_for_everyone()  # all have written their part of the last checkpoint
         if training.process_index == 0:
             write_results(results, options.output_dir)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     Seq2SeqTrainer,
+    TrainerCallback,
     TrainerState,
     WhisperForConditionalGeneration,
     WhisperProcessor,
@@ -39,7 +41,7 @@ from ..hub.warm_start import SavedExpert, check_fit, start_from
 from ..tuner.config import CLSRConfig
 from ..whisper import set_audio_context
 from .joined import format_times, measure_joined
-from .run_folder import CONFIG_KEYS, checkpoints_folder, write_results
+from .run_folder import CONFIG_KEYS, checkpoints_folder, remove_checkpoints, write_results
 from .train_data import cut_context, packs, prepare, prompt_of, report
 from .train_options import TrainOptions, expert_config
 from .train_packed import pack_held_out, pack_recordings, planned_epochs
@@ -74,6 +76,28 @@ def train_language(
     """
     set_seed(options.training.seed)
     return _LanguageTraining(language, configs, options, results, source).run()
+
+
+class _RecordSettings(TrainerCallback):
+    """After the first step, before any checkpoint: writes the settings of the run, and removes what it overwrites."""
+
+    def __init__(
+        self, language: str, configs: dict[str, str | None], options: TrainOptions, results: dict[str, Any]
+    ) -> None:
+        self.language, self.configs, self.options, self.results = language, configs, options, results
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.language in self.results["unfinished"]:
+            return
+        output_dir, data = self.options.output_dir, self.options.data
+        self.results["unfinished"][self.language] = self.configs
+        if data.overwrite and args.should_save:
+            for language in data.languages:
+                if language not in self.results["languages"]:
+                    remove_checkpoints(output_dir, language)
+        if args.process_index == 0:
+            write_results(self.results, output_dir)
+        PartialState().wait_for_everyone()  # no process writes a checkpoint before
 
 
 class _LanguageTraining:
@@ -266,6 +290,8 @@ class _LanguageTraining:
         checkpoint = None
         if trainer.args.resume_from_checkpoint:
             checkpoint = last_checkpoint(trainer.args.output_dir, trainer.accelerator.state)
+        configs = {key: self.row[key] for key in CONFIG_KEYS}
+        trainer.add_callback(_RecordSettings(self.language, configs, self.options, self.results))
         try:
             trained = trainer.train(resume_from_checkpoint=checkpoint)
         except BaseException as error:  # an interruption by the keyboard, too
@@ -298,7 +324,7 @@ class _LanguageTraining:
         )
 
     def _save_weights(self, trainer: Seq2SeqTrainer) -> None:
-        """Save the adapter; `results.json` without its results says that the folder is of this run."""
+        """Save the adapter."""
         if trainer.args.process_index > 0:
             return
         model, output_dir = trainer.accelerator.unwrap_model(trainer.model), self.options.output_dir
@@ -306,7 +332,6 @@ class _LanguageTraining:
             save_weights(model, output_dir, self.language)
         else:
             model.save_pretrained(str(output_dir / self.language))
-        write_results(self.results, output_dir)
 
     def _measure_trained(self, model: PeftModel, trainer: Seq2SeqTrainer) -> None:
         if self.options.lora is not None:

@@ -245,6 +245,11 @@ def check_options(
             f"--resume_from_checkpoint is {training.resume_from_checkpoint!r}, expected 'true': each language goes on "
             "from the last checkpoint in its own folder under --output_dir"
         )
+    if data.overwrite and training.resume_from_checkpoint:
+        raise ValueError(
+            "--overwrite starts anew, and --resume_from_checkpoint true goes on from what is there: leave out one of "
+            "the two"
+        )
     return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
 
 

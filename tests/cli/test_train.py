@@ -1,5 +1,6 @@
 """`peft-clsr train` from end to end on a tiny random Whisper and noise, and its bad input."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -362,7 +363,8 @@ def test_lora_goes_on_from_its_last_checkpoint(run, tmp_path):
     saved = checkpoint.stat().st_mtime_ns
     for path in (out / "ro", out / "checkpoints" / "ro" / "checkpoint-2"):
         shutil.rmtree(path)
-    (out / "results.json").unlink()
+    unfinished = {"ro": {"dataset_config": None, "eval_config": None}}
+    write_results({**results_of(out), "languages": {}, "unfinished": unfinished}, out)
     status, printed = run(*options, "--resume_from_checkpoint", "true", method=LORA)
     assert status == 0, printed
     resumed = load_file(out / "ro" / "adapter_model.safetensors")
@@ -718,6 +720,68 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(run, tmp_path, monke
     assert not checkpoints.exists()
 
 
+@pytest.fixture
+def killed(run, monkeypatch):
+    """Runs the command until it has trained, and ends it as SIGKILL would: nothing is saved but checkpoints."""
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    def call(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("peft_clsr.cli.train_language._LanguageTraining._save_weights", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run("--save_steps", 1, *arguments, **options)
+
+    return call
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_of_other_settings_are_not_gone_on_with(run, killed, recordings, tmp_path):
+    out, resume = tmp_path / "out", ("--save_steps", 1, "--resume_from_checkpoint", "true")
+    killed()
+    before = files_of(out)
+    for options, named in (
+        (("--learning_rate", 0.5), "learning_rate 0.002 there, 0.5 here"),
+        (("--dataset_config", "other"), "holds a training of ro on None, not 'other'"),
+    ):
+        for again in (resume, ("--save_steps", 1)):
+            status, printed = run(*again, *options)
+            assert status == 2 and named in printed and "--overwrite" in printed, printed
+    assert files_of(out) == before
+    status, printed = run(*resume)
+    assert status == 0 and results_of(out)["unfinished"] == {}, printed
+
+
+def test_checkpoints_whose_settings_are_unknown_are_not_gone_on_with(run, killed, tmp_path):
+    out = tmp_path / "out"
+    killed()
+    (out / "results.json").unlink()
+    before = files_of(out)
+    for options in ((), ("--resume_from_checkpoint", "true")):
+        status, printed = run(*options)
+        assert status == 2 and f"{out / 'checkpoints' / 'ro'} holds checkpoints of unknown settings" in printed
+        assert "--overwrite" in printed and files_of(out) == before
+
+
+def test_what_is_overwritten_leaves_no_checkpoints(run, killed, tmp_path):
+    out = tmp_path / "out"
+    status, printed = run("--overwrite", "--resume_from_checkpoint", "true")
+    assert status == 2 and "--overwrite starts anew, and --resume_from_checkpoint true goes on" in printed
+    killed(languages=("ca",))
+    killed(languages=("ro",))
+    assert set(results_of(out)["unfinished"]) == {"ca", "ro"}
+    killed("--overwrite", "--save_steps", 2, "--learning_rate", 0.5, languages=("ro", "ca"))
+    assert {path.name for path in (out / "checkpoints").glob("*/*")} == {"checkpoint-2"}
+    assert set(results_of(out)["unfinished"]) == {"ro"}
+    options = ("--resume_from_checkpoint", "true", "--learning_rate", 0.5)
+    status, printed = run(*options, languages=("ro", "ca"))  # as it was stopped in the first language
+    assert status == 0 and set(results_of(out)["languages"]) == {"ro", "ca"}, printed
+
+
 def unable(*arguments, **options):
     raise RuntimeError("unable")
 
@@ -853,6 +917,27 @@ def test_runs_of_several_folders_are_compared(run, tmp_path, capsys):
         ["ro", "with LoRA", "lora"],
         ["ro", "with LoRA, joined to about a minute", "lora"],
     ]
+
+
+def test_a_run_without_a_finished_language_is_named(run, killed, hub, tmp_path, capsys):
+    killed()
+    assert run("--output_dir", tmp_path / "whole")[0] == 0
+    said = f"{tmp_path / 'out'}: the training of ro is not finished"
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "whole")]) == 0
+    printed = capsys.readouterr()
+    assert said in printed.err and "| with expert " in printed.out
+    for command in (["compare", str(tmp_path / "out")], ["push", str(tmp_path / "out"), "me/experts"]):
+        with pytest.raises(SystemExit) as exit:
+            main(command)
+        assert exit.value.code == 2 and said in capsys.readouterr().err
+    push = ["push", str(tmp_path / "whole"), "me/experts"]
+    for unfinished, status, said in (({}, 0, ""), ({"ca": {}}, 0, "of ca is not"), ({"ro": {}}, 2, "of ro is not")):
+        write_results({**results_of(tmp_path / "whole"), "unfinished": unfinished}, tmp_path / "whole")
+        with contextlib.suppress(SystemExit):
+            assert main(push) == 0 == status
+        printed = capsys.readouterr()
+        assert ("pushed: " in printed.out) == (status == 0)
+        assert said in printed.err and ("not finished" in printed.err) == bool(said)
 
 
 @pytest.mark.parametrize("text", [None, "{}", "no JSON"])
@@ -1085,7 +1170,7 @@ def test_training_on_one_dataset_and_testing_on_another_with_other_columns(run, 
     (language,) = read_languages(tmp_path / "out")
     assert language.results.keys() == {"fleurs"} and language.results["fleurs"]["config"] == "ro_ro"
     status, printed = run(*options[:2], "--eval_config", "ro", *options[4:])
-    assert status == 2 and "holds results of ro on None and 'ro_ro', not None and 'ro'" in printed
+    assert status == 2 and "holds a training of ro on None and 'ro_ro', not None and 'ro'" in printed
 
 
 def test_the_teacher_is_the_top_line_of_the_table(run, student):
