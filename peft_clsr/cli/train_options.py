@@ -231,6 +231,7 @@ def check_options(
         raise ValueError(
             "--most_upvoted and --max_train_samples both say which recordings to train on: leave out one of the two"
         )
+    _check_splits(data)
     _choose_by_validation(data, training)
     if expert.exclude_modules is not None:
         try:
@@ -253,6 +254,20 @@ def check_options(
     return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
 
 
+def _check_splits(data: DataArguments) -> None:
+    """Raise a `ValueError` if recordings of one split would have two uses."""
+    tested = (data.eval_dataset or data.dataset, data.eval_config or data.dataset_config)
+    is_one_dataset = tested == (data.dataset, data.dataset_config)
+    for one, other, harm in (
+        ("train_split", "eval_split", "the expert would be measured on what it was trained on"),
+        ("validation_split", "eval_split", "the best checkpoint would be chosen on what it is then measured on"),
+        ("train_split", "validation_split", "the best checkpoint would be chosen on what it was trained on"),
+    ):
+        name = getattr(data, one)
+        if name == getattr(data, other) and (is_one_dataset or other != "eval_split"):
+            raise ValueError(f"--{one} and --{other} are both {name!r}: {harm}; name another split for one of the two")
+
+
 def _choose_by_validation(data: DataArguments, training: DistillationTrainingArguments) -> None:
     """
     Let the trainer evaluate on the validation split, after each epoch by default, and end with the best checkpoint.
@@ -270,11 +285,6 @@ def _choose_by_validation(data: DataArguments, training: DistillationTrainingArg
                 "--validation_split validation, which is taken from the training split if there is none"
             )
         return
-    if data.validation_split == data.eval_split and data.eval_dataset is None:
-        raise ValueError(
-            f"--validation_split and --eval_split are both {data.eval_split!r}: the best checkpoint would be chosen "
-            "on what it is then measured on; name another split, such as validation"
-        )
     if training.eval_strategy == "no":
         training.eval_strategy = IntervalStrategy.EPOCH
     training.save_strategy = SaveStrategy(IntervalStrategy(training.eval_strategy).value)

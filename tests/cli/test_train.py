@@ -1118,6 +1118,11 @@ def test_long_recordings_are_held_out_whole(tiny_processor):
     [
         (("--eval_strategy", "epoch"), "--eval_strategy epoch evaluates in training"),
         (("--validation_split", "test"), "--validation_split and --eval_split are both 'test'"),
+        (("--train_split", "test"), "--train_split and --eval_split are both 'test': the expert would be measured"),
+        (("--eval_split", "train"), "--train_split and --eval_split are both 'train'"),
+        (("--eval_split", "train", "--eval_dataset", "{recordings}"), "are both 'train'"),
+        (("--validation_split", "train"), "--train_split and --validation_split are both 'train'"),
+        (("--validation_split", "train", "--eval_config", "a"), "--train_split and --validation_split are both"),
         (("--most_upvoted", 0), "--most_upvoted is 0, expected at least 1"),
         (("--most_upvoted", 5, "--max_train_samples", 5), "leave out one of the two"),
         (("--most_upvoted", 5), "no column 'up_votes', which Common Voice's tables have, but"),
@@ -1125,10 +1130,18 @@ def test_long_recordings_are_held_out_whole(tiny_processor):
         (("--eval_config", "a", "b"), "2 values of --eval_config for 1 languages"),
     ],
 )
-def test_wrong_choices_of_recordings_are_named_before_the_work(run, tmp_path, options, named):
-    status, printed = run(*options)
+def test_wrong_choices_of_recordings_are_named_before_the_work(run, recordings, tmp_path, options, named):
+    status, printed = run(*(str(option).replace("{recordings}", str(recordings)) for option in options))
     assert status == 2 and named in printed, printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("other", [{"eval_dataset": "other"}, {"eval_config": ["other"]}])
+def test_splits_of_one_name_in_other_recordings_are_taken(tmp_path, other):
+    training = DistillationTrainingArguments(str(tmp_path), use_cpu=True)
+    for splits in ({"eval_split": "train"}, {"validation_split": "test"}):
+        data = DataArguments("base", "data", ["ro"], dataset_config=["one"], **splits, **other)
+        check_options(data, ExpertArguments(), LoraArguments(), training)
 
 
 def test_recordings_with_most_up_votes_are_trained_on(run, recordings, tmp_path):
