@@ -18,6 +18,7 @@ from ..data.rows import (
     count_outcomes,
     describe_dropped,
     outcomes_at_context,
+    text_column_of,
     without_decoding,
 )
 from ..evaluation.normalization import leading_rate
@@ -121,8 +122,10 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
             splits = load_splits(data, language, config)
         for note in splits.notes:
             report(options.training, f"{language}: {note}")
-        if splits.validation is not None and data.text_column in splits.validation.column_names:
-            _report_size(splits.validation[data.text_column], language, options.training)
+        if splits.validation is not None:
+            column = text_column_of(splits.validation.column_names, data.text_column)
+            if column in splits.validation.column_names:
+                _report_size(splits.validation[column], language, options.training)
         for split, name, loaded in (
             ("train", "training", splits.train),
             ("validation", "validation", splits.validation),

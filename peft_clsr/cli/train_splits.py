@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import datasets
 
+from ..data.rows import text_column_of
 from ..data.segments import START_COLUMN
 from ..data.split import MissingSplitError, split_by_text, split_segments
 from ..data.tables import load_recordings
@@ -119,9 +120,10 @@ def held_out(
     train: datasets.Dataset, data: DataArguments, missing: MissingSplitError
 ) -> tuple[datasets.Dataset, datasets.Dataset, str]:
     """Take a tenth of the training recordings for validation. Returns what is left, the tenth, and a note."""
-    if data.text_column not in train.column_names:
+    column = text_column_of(train.column_names, data.text_column)
+    if column not in train.column_names:
         raise missing
-    texts = [text or "" for text in train[data.text_column][:]]
+    texts = [text or "" for text in train[column][:]]
     parts = (data.train_split, str(data.validation_split))
     how = "text, each sentence in one part"
     try:
@@ -141,5 +143,6 @@ def held_out(
 
 
 def _check_scorable(recordings: datasets.Dataset, data: DataArguments, language: str) -> None:
-    if data.text_column in recordings.column_names:  # else prepare_dataset() says what is wrong
-        check_scorable(recordings[data.text_column], language)
+    column = text_column_of(recordings.column_names, data.text_column)
+    if column in recordings.column_names:  # else prepare_dataset() says what is wrong
+        check_scorable(recordings[column], language)

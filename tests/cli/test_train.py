@@ -1098,6 +1098,26 @@ def test_few_validation_words_are_named(run):
     assert "ro: the validation recordings have 2 words, so differences of a few points" in printed
 
 
+def test_a_dataset_with_a_column_of_text_is_held_out_and_checked(run, recordings, tmp_path):
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+
+    def write(split, texts):
+        audio = [{"bytes": (recordings / "train" / f"{i}.wav").read_bytes(), "path": None} for i in range(len(texts))]
+        table = datasets.Dataset.from_dict({"audio": audio, "text": texts})
+        table.cast_column("audio", datasets.Audio(decode=False)).to_parquet(folder / f"{split}-0.parquet")
+
+    write("train", [f"null {i}" for i in range(4)])
+    write("test", ["...", "..."])
+    status, printed = run(*SELECTION, dataset=folder)
+    assert status == 2 and "none of the 2 references in 'ro' can be scored" in printed, printed
+    assert "base model: " not in printed and not (tmp_path / "out").exists()
+    write("test", ["unu", "doi"])
+    status, printed = run(*SELECTION, dataset=folder)
+    assert status == 0 and "1 of 4 training recordings are held out for validation, by text" in printed, printed
+    assert "ro: the validation recordings have 2 words" in printed
+
+
 def test_long_recordings_are_held_out_whole(tiny_processor):
     rows = [{"audio": f"{i // 3}.wav", "start": str(i % 3), "transcription": f"text {i}"} for i in range(12)]
     missing = MissingSplitError("no dev")
