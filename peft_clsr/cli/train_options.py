@@ -220,6 +220,7 @@ def check_options(
     CLSRConfig(**expert_config(expert))
     if data.teacher_cache is not None and data.teacher is None:
         raise ValueError("--teacher_cache keeps the states of a teacher: give a --teacher, or leave it out")
+    of_lora = _check_lora(lora, data, expert, training)
     _check_numbers(data, training)
     for name, variable in (("deepspeed", "ACCELERATE_USE_DEEPSPEED"), ("fsdp", "ACCELERATE_USE_FSDP")):
         if getattr(training, name) or os.environ.get(variable, "false").lower() == "true":
@@ -232,6 +233,7 @@ def check_options(
             "--most_upvoted and --max_train_samples both say which recordings to train on: leave out one of the two"
         )
     _check_splits(data)
+    _report_unused(data, lora, training)
     _choose_by_validation(data, training)
     if expert.exclude_modules is not None:
         try:
@@ -251,7 +253,31 @@ def check_options(
             "--overwrite starts anew, and --resume_from_checkpoint true goes on from what is there: leave out one of "
             "the two"
         )
-    return TrainOptions(data, expert, _check_lora(lora, data, expert), training)
+    return TrainOptions(data, expert, of_lora, training)
+
+
+def _report_unused(data: DataArguments, lora: LoraArguments, training: DistillationTrainingArguments) -> None:
+    """Say which options change nothing beside the others."""
+    from .train_data import report
+
+    strategy = "epoch" if training.eval_strategy == "no" else training.eval_strategy
+    saving = {"save_strategy": strategy, "save_steps": training.eval_steps}  # with a validation split
+    overridden = [name for name, value in saving.items() if getattr(training, name) != value]
+    for reason, is_so, arguments, names in (
+        ("an expert is trained, not LoRA (--lora_rank)", lora.lora_rank is None, lora, ("lora_alpha", "lora_dropout")),
+        ("there is no --teacher", data.teacher is None, training, ("kd_weight", "kd_loss", "temperature")),
+        ("no evaluation is by steps (--eval_strategy steps)", strategy != "steps", training, ("eval_steps",)),
+        ("a checkpoint is saved at each evaluation", data.validation_split is not None, training, overridden),
+    ):
+        unused = [f"--{name}" for name in names if _is_changed(arguments, name)]
+        if is_so and unused:
+            change = "changes" if len(unused) == 1 else "change"
+            report(training, f"{reason}, so {', '.join(unused)} {change} nothing")
+
+
+def _is_changed(arguments: Any, name: str) -> bool:
+    """True if an option is not at its default."""
+    return getattr(arguments, name) != TRAINING_DEFAULTS.get(name, getattr(type(arguments), name))
 
 
 def _check_splits(data: DataArguments) -> None:
@@ -317,6 +343,11 @@ def _check_numbers(data: DataArguments, training: DistillationTrainingArguments)
             raise ValueError(f"--{name} is {share}, expected a share of windows from 0 to 1")
     if not 0 <= data.no_speech < 1:
         raise ValueError(f"--no_speech is {data.no_speech}, expected a share of windows, at least 0 and below 1")
+    if training.ce_weight == 0 and (data.teacher is None or training.kd_weight == 0):
+        raise ValueError(
+            "--ce_weight is 0, and there is no distillation, so the expert would learn nothing from the recordings: "
+            "leave --ce_weight out, or give a --teacher and a --kd_weight above 0"
+        )
     for name in ("learning_rate", "num_train_epochs"):
         value = getattr(training, name)
         if not value > 0 and not (name == "num_train_epochs" and training.max_steps > 0):
@@ -336,7 +367,9 @@ def expert_config(expert: ExpertArguments) -> dict[str, Any]:
     return {**asdict(expert), "expert_rank": None if rank == "full" else int(rank)}
 
 
-def _check_lora(lora: LoraArguments, data: DataArguments, expert: ExpertArguments) -> LoraArguments | None:
+def _check_lora(
+    lora: LoraArguments, data: DataArguments, expert: ExpertArguments, training: DistillationTrainingArguments
+) -> LoraArguments | None:
     """The arguments of LoRA if that is what is trained, or `None`."""
     if lora.lora_rank is None:
         return None
@@ -344,9 +377,10 @@ def _check_lora(lora: LoraArguments, data: DataArguments, expert: ExpertArgument
         raise ValueError(f"--lora_rank is {lora.lora_rank}, expected at least 1; leave it out for an expert")
     if not 0 <= lora.lora_dropout < 1:
         raise ValueError(f"--lora_dropout is {lora.lora_dropout}, expected a probability in [0, 1)")
-    unused = [item.name for item in fields(expert) if getattr(expert, item.name) != item.default]
-    unused = [name for name in ("teacher", "warm_start") if getattr(data, name) is not None] + unused
-    unused = [f"--{name}" for name in unused if name != "exclude_modules"]
+    of_expert = [item.name for item in fields(expert) if item.name != "exclude_modules"]
+    of_loss = ("kd_weight", "kd_loss", "temperature", "ce_weight")
+    options: Any = ((data, ("teacher", "warm_start")), (expert, of_expert), (training, of_loss))
+    unused = [f"--{name}" for arguments, names in options for name in names if _is_changed(arguments, name)]
     if unused:
         raise ValueError(
             f"--lora_rank trains LoRA instead of an expert, so {', '.join(unused)} would do nothing: leave out one of "

@@ -36,9 +36,11 @@ from peft_clsr import (
     transcribe,
 )
 from peft_clsr.cli import main
+from peft_clsr.cli.config_file import arguments_in_file
 from peft_clsr.cli.joined import JoinedRecordings, divide
 from peft_clsr.cli.run_folder import write_results
 from peft_clsr.cli.table import results_rows
+from peft_clsr.cli.train import make_parser
 from peft_clsr.cli.train_data import row_reader
 from peft_clsr.cli.train_options import DataArguments, ExpertArguments, LoraArguments, check_options
 from peft_clsr.cli.train_packed import planned_epochs
@@ -206,6 +208,13 @@ def test_an_adapter_from_elsewhere_is_not_overwritten(run, tmp_path):
         (("--teacher_cache", "states"), ("ro",), "give a --teacher"),
         (("--lora_rank", 4), ("ro",), "--gate_dim would do nothing"),
         (("--lora_rank", 4, "--teacher", "any"), ("ro",), "--teacher, --gate_dim would do nothing"),
+        (
+            ("--lora_rank", 4, "--kd_weight", 1, "--ce_weight", 2),
+            ("ro",),
+            "--gate_dim, --kd_weight, --ce_weight would",
+        ),
+        (("--ce_weight", 0), ("ro",), "--ce_weight is 0, and there is no distillation"),
+        (("--ce_weight", 0, "--kd_weight", 0, "--teacher", "{here}/student"), ("ro",), "--ce_weight is 0, and there"),
         (("--lora_rank", 0), ("ro",), "--lora_rank is 0"),
         (("--lora_rank", 4, "--lora_dropout", 1), ("ro",), "--lora_dropout is 1.0"),
         ((), ("romanain",), "did you mean 'romanian'"),
@@ -590,6 +599,46 @@ def test_options_of_packing_that_change_nothing_are_named(run):
     status, printed = run("--pack", "False", "--single", 0.5, "--no_speech", 0.1)
     assert status == 0 and "recordings are not packed, so --single, --no_speech change nothing" in printed
     assert "change nothing" not in run("--pack", "False", "--overwrite")[1]
+
+
+LORA_ALONE = "an expert is trained, not LoRA (--lora_rank), so --lora_alpha, --lora_dropout change nothing"
+NO_TEACHER = "there is no --teacher, so --kd_weight, --kd_loss, --temperature change nothing"
+NO_STEPS = "no evaluation is by steps (--eval_strategy steps), so --eval_steps changes nothing"
+SAVED = "a checkpoint is saved at each evaluation, so "
+VALIDATION = ("--validation_split", "dev")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lora_alpha", 4, "--lora_dropout", 0), [LORA_ALONE]),
+        (("--kd_weight", 1, "--kd_loss", "kl", "--temperature", 2), [NO_TEACHER]),
+        (("--eval_steps", 5), [NO_STEPS]),
+        ((*VALIDATION, "--eval_steps", 5), [NO_STEPS]),
+        ((*VALIDATION, "--save_steps", 5, "--save_strategy", "no"), [f"{SAVED}--save_strategy, --save_steps change"]),
+        (
+            (*VALIDATION, "--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 4),
+            [f"{SAVED}--save_steps changes nothing"],
+        ),
+        ((*VALIDATION, "--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2), []),
+        ((*VALIDATION, "--save_strategy", "epoch"), []),
+        (("--save_strategy", "epoch", "--ce_weight", 0.5), []),
+        (("--teacher", "large", "--kd_weight", 1, "--kd_loss", "kl", "--temperature", 2, "--ce_weight", 0), []),
+        (("--lora_rank", 4, "--lora_alpha", 4, "--lora_dropout", 0), []),
+        (("--config", "examples/recipes/lora.yaml"), []),
+        (("--config", "examples/recipes/paper.yaml"), []),
+        ((), []),
+    ],
+)
+def test_options_that_change_nothing_are_named_once(tmp_path, capsys, options, said):
+    command = ["--student", "base", "--dataset", "data", "--languages", "ro", "--output_dir", tmp_path, "--use_cpu"]
+    if "--config" in options:
+        parser = make_parser("train", everything=True)
+        options = arguments_in_file(str(Path(__file__).parents[2] / options[1]), parser)[1]
+    parser = make_parser("train", everything=True)
+    check_options(*parser.parse_args_into_dataclasses([str(part) for part in (*command, *options)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
 
 
 # ----------------------------------------------------------------------------------------------------------- languages
