@@ -138,7 +138,10 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
                 recordings = without_decoding(loaded, data.audio_column)
                 reader = row_reader(recordings, processor, language, data, split)
                 checks = check_rows(recordings, reader, data.preprocessing_workers, f"{language}: checking, {name}")
-            outcomes, problems = outcomes_at_context(checks, context if data.long_audio == "drop" else None)
+            limit = context if data.long_audio == "drop" else None
+            outcomes, problems = outcomes_at_context(
+                checks, limit, _without_text(recordings, reader) if is_packed and split == "train" else ()
+            )
             counts, found = count_outcomes(outcomes), list(filter(None, problems))
             report(
                 options.training,
@@ -146,6 +149,12 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
                 f"({'; '.join([describe_dropped(counts), *found[:_SHOWN]])}{'; ...' if len(found) > _SHOWN else ''})",
             )
             check_dropped(counts, len(checks), found, max_dropped(data, split), "give --allow_dropped")
+
+
+def _without_text(recordings: datasets.Dataset, reader: RowReader) -> set[int]:
+    """The rows without text. If they are packed, windows have parts of them."""
+    texts = recordings[reader.text_column]
+    return {index for index, text in enumerate(texts) if not (text or "").strip()}
 
 
 _SHOWN = 3  # recordings named that cannot be used

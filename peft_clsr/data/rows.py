@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -203,16 +203,18 @@ def check_rows(
     )
 
 
-def outcomes_at_context(checks: datasets.Dataset, context: float | None) -> tuple[list[str], list[str]]:
+def outcomes_at_context(
+    checks: datasets.Dataset, context: float | None, any_length: Collection[int] = ()
+) -> tuple[list[str], list[str]]:
     """
-    Tell what becomes of checked rows at a context in seconds, or without a limit.
+    Tell what becomes of checked rows at a context in seconds, or without a limit. The rows `any_length` have none.
 
     Returns:
         `tuple`: for each row its outcome, and a sentence that says why it is dropped, or "".
     """
     outcomes, problems = checks["outcome"][:], checks["problem"][:]
     for index, (name, seconds) in enumerate(zip(checks["name"], checks["seconds"], strict=True)):
-        if context is not None and seconds > context:
+        if context is not None and seconds > context and index not in any_length:
             outcomes[index] = "too_long"
             problems[index] = f"{name}: {seconds:.1f} s of audio, longer than the context of {context:g} s"
     return outcomes, problems

@@ -568,6 +568,17 @@ def test_what_fits_no_window_is_named_and_counted(run, longer_student, recording
     assert len([text for text in dropped if "1.wav" in text]) == 1  # a header tells nothing of its end
 
 
+def test_recordings_without_speech_may_be_longer_than_a_window(run, recordings, tmp_path):
+    soundfile.write(recordings / "train" / "room.wav", noise(3.0), 16000)
+    with (recordings / "train" / "metadata.csv").open("a") as table:
+        table.write("room.wav,,ro\n")
+    status, printed = run("--no_speech", 0.4)
+    assert status == 0 and "ro, training: 5 of 5 recordings can be used (none dropped)" in printed, printed
+    assert results_of(tmp_path / "out")["languages"]["ro"]["train_items"]["kept"] == 5
+    status, printed = run("--no_speech", 0.4, "--pack", "False", "--overwrite")
+    assert status == 2 and "3.0 s of audio, longer than the context of 1 s" in printed
+
+
 def test_a_cut_context_has_rows_and_both_measures_of_the_base(run, longer_student, recordings, tmp_path):
     status, printed = run("--max_audio_seconds", 2)
     assert status == 0, printed
