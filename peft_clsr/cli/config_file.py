@@ -53,7 +53,7 @@ def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[
         raise ValueError(f"--config {path} is no file, expected a YAML file of options{_nearest_file(path)}")
     with open(path, encoding="utf-8") as file:
         try:
-            values = yaml.safe_load(file)
+            values = yaml.load(file, _Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
@@ -68,6 +68,8 @@ def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[
             raise ValueError(
                 f"unrecognized arguments: {option}={_text(value)} in {path}{nearest_option(option, parser)}"
             )
+        if isinstance(value, dict) or not _takes_text(action):
+            value = _with_booleans(value)
         if value is None:
             raise ValueError(f"{path}: {name} has no value: give one, or remove the line")
         if isinstance(value, list) and action.nargs in (None, 0, "?"):
@@ -84,6 +86,37 @@ def arguments_in_file(path: str, parser: argparse.ArgumentParser) -> tuple[list[
         else:
             options.append(f"{option}={_text(value)}")
     return positional, options
+
+
+class _Word(str):
+    """A word that YAML 1.1 reads as a boolean, and YAML 1.2 as text: yes, no, on, off."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads such words as text."""
+
+
+def _word_or_boolean(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    is_boolean = node.value.lower() in ("true", "false")
+    return loader.construct_yaml_bool(node) if is_boolean else _Word(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:bool", _word_or_boolean)
+
+
+def _takes_text(action: argparse.Action) -> bool:
+    """True if "no" is a text for the option, such as Norwegian, and not the value of a switch."""
+    is_switch = action.nargs == 0 or action.const is True
+    return not is_switch and (action.choices is not None or action.type in (None, str))
+
+
+def _with_booleans(value: Any) -> Any:
+    """The value with booleans for words such as "no", as YAML 1.1 has it."""
+    if isinstance(value, _Word):
+        return yaml.SafeLoader.bool_values[value.lower()]
+    if isinstance(value, dict):
+        return {key: _with_booleans(item) for key, item in value.items()}
+    return [_with_booleans(item) for item in value] if isinstance(value, list) else value
 
 
 def nearest_option(name: str, parser: argparse.ArgumentParser) -> str:

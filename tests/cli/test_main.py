@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from transformers import HfArgumentParser
@@ -96,6 +97,8 @@ class Options:
     logged: bool = True
     many: list[str] = field(default_factory=list)
     extra: str = "{}"
+    kind: Literal["no", "steps"] = "steps"
+    sure: bool | None = None
 
 
 @pytest.fixture
@@ -138,6 +141,18 @@ def test_a_file_gives_options_of_all_kinds(command, tmp_path):
     assert (options.rate, options.name, options.half, options.logged) == (0.002, "-x", True, False)
     assert (options.many, options.extra, options.flag, options.cache) == (["ca", "uk"], '{"a": 1}', True, False)
     assert command(f"--config={file}") == options
+
+
+def test_no_and_on_are_texts_of_options_that_take_text(command, tmp_path):
+    """YAML 1.1 has them as booleans: "no" is Norwegian, and a strategy of transformers."""
+    texts = "name: off\nkind: no\nmany: [no, Yes]\nfiles: [on]\nextra: {a: no, b: [on], c: 'no'}\n"
+    switches = "half: yes\nlogged: Off\nsure: on\nflag: ON\ncache: no\n"
+    options = command("--config", write(tmp_path, texts + switches))
+    assert (options.name, options.kind, options.many, options.files) == ("off", "no", ["no", "Yes"], ["on"])
+    assert options.extra == '{"a": false, "b": [true], "c": "no"}'
+    assert (options.half, options.logged, options.sure) == (True, False, True)
+    assert (options.flag, options.cache) == (True, False)
+    assert command("--config", write(tmp_path, "name: true\nhalf: 'no'")).name == "true"
 
 
 def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path):
