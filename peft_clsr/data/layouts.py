@@ -163,8 +163,8 @@ def _read_pairs(folder: Path, language: str, text_column: str) -> Table | None:
         (without_audio, "text files have no recording"),
     ):
         if files:
-            names = ", ".join(str(file.relative_to(folder)) for file in files[:3]) + (", ..." if files[3:] else "")
-            log_once(f"{folder}: {len(files)} {problem} of the same name, and are not used: {names}")
+            some = ", ".join(str(file.relative_to(folder)) for file in files[:3]) + (", ..." if files[3:] else "")
+            log_once(f"{folder}: {len(files)} {problem} of the same name, and are not used: {some}")
     if several:
         read, *others = several[0]
         log_once(
