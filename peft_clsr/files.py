@@ -96,7 +96,7 @@ def check_output_folder(folder: str | Path, option: str) -> None:
 
 
 def unfinished_path(path: Path) -> Path:
-    """The path beside a file at which it grows: its name with ".part", or a shorter name that is its own, too."""
+    """The path beside a file at which it grows: its name with ".part". A long name is cut, and gets a hash."""
     name = path.name
     if len(os.fsencode(name)) > _LONG_NAME:
         name = f"{name[:20]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"

@@ -128,6 +128,8 @@ def finished_runs(grid: Grid, groups: list[str]) -> list[Run]:
     for fold in grid.folds:
         for language in grid.languages:
             for method, tuned in methods:
+                if language not in grid.languages_of(method):
+                    continue
                 run = grid.run(method, language, fold, tuned)
                 results = store.read(run)
                 if results is None or not is_measured(results):

@@ -76,7 +76,7 @@ class Method:
 
 
 UNCHANGED = Method(ZERO_SHOT, "whisper, unchanged")
-# The distillation is tuned on these, for all taught rows.
+# The distillation is tuned on these.
 TAUGHT_EXPERTS = Method(EXPERT, "taught experts", taught=True)
 # The most telling groups first.
 GROUPS: dict[str, list[Method]] = {

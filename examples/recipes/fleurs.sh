@@ -9,6 +9,9 @@ while (($#)) && [[ $1 != -* ]]; do
     configs+=("$1") languages+=("${1%%_*}") # "ca_es" is Catalan of any region
     shift
 done
+dataset=${DATASET:-google/fleurs}
+columns=(--text_column transcription)
 # On the Hub the dataset itself is a script, which `datasets` does not run; that branch has it in Parquet.
-exec bash "$(dirname "$0")/paper.sh" --dataset "${DATASET:-google/fleurs}" --dataset_config "${configs[@]}" \
-    --dataset_revision refs/convert/parquet --text_column transcription --languages "${languages[@]}" "$@"
+[[ -e $dataset ]] || columns+=(--dataset_revision refs/convert/parquet)
+exec bash "$(dirname "$0")/paper.sh" --dataset "$dataset" --dataset_config "${configs[@]}" "${columns[@]}" \
+    --languages "${languages[@]}" "$@"

@@ -31,7 +31,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         if results["unfinished"]:
             print(describe_unfinished(results, folder), file=sys.stderr)
     if not any(results["languages"] for results in runs.values()):
-        parser.exit(2, "error: no language is finished, so there is nothing to compare\n")
+        parser.exit(2, f"error: {', '.join(folders)}: no language is finished. Give the 'peft-clsr train' again\n")
     rows: list[list[str]] = []
     for language in sorted({language for results in runs.values() for language in results["languages"]}):
         for folder, results in runs.items():

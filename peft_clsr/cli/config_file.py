@@ -106,8 +106,8 @@ _Loader.add_constructor("tag:yaml.org,2002:bool", _word_or_boolean)
 
 def _takes_text(action: argparse.Action) -> bool:
     """True if "no" is a text for the option, such as Norwegian, and not the value of a switch."""
-    is_switch = action.nargs == 0 or action.const is True
-    return not is_switch and (action.choices is not None or action.type in (None, str))
+    is_boolean = getattr(action.type, "__name__", "") == "string_to_bool"  # of transformers' HfArgumentParser
+    return not is_boolean and action.nargs != 0 and action.const is not True
 
 
 def _with_booleans(value: Any) -> Any:

@@ -56,26 +56,16 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 
 def _check_finished(folder: Path) -> None:
-    """Raise a `ValueError` for a language whose training was stopped: a run then has its weights and no results."""
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    """Raise a `ValueError` if the folder has an adapter whose training is not finished."""
+    from peft.utils import CONFIG_NAME
 
-    from ..files import sha256_of
-    from ..hub.record import read_languages, read_record
-    from .run_folder import read_results
+    from ..hub.record import read_languages
+    from .run_folder import describe_unfinished, read_results
 
+    run = folder.parent if (folder / CONFIG_NAME).is_file() else folder
     try:
-        finished = read_results(folder)["languages"]
+        results = read_results(run)
     except ValueError:  # no folder of 'peft-clsr train'
         return
-    stopped = []
-    for language in read_languages(folder):
-        adapter = folder / language.subfolder
-        # An expert from elsewhere has a record, which save_language() writes.
-        if language.code not in finished and not read_record(adapter, sha256_of(adapter / SAFETENSORS_WEIGHTS_NAME)):
-            stopped.append(language.code)
-    if stopped:
-        raise ValueError(
-            f"the training or the measuring of {', '.join(stopped)} was stopped before its end. Give the same "
-            "'peft-clsr train' again (--resume_from_checkpoint true goes on at the last checkpoint), or move the "
-            "folder of the language elsewhere"
-        )
+    if not results["unfinished"].keys().isdisjoint(language.code for language in read_languages(folder)):
+        raise ValueError(f"{describe_unfinished(results, run)}, or push the folders of finished languages alone")

@@ -17,7 +17,7 @@ CONFIG_KEYS = {"dataset_config": "dataset", "eval_config": "test"}
 # These do not affect results, or stand in the row of their language.
 _NO_SETTINGS = {"output_dir", "overwrite", "keep_checkpoints", "languages", "dataset_config", "eval_config"}
 _NO_SETTINGS |= {"allow_dropped", "preprocessing_workers", "resume_from_checkpoint", "teacher_cache"}
-_NO_SETTINGS |= {"save_on_each_node", "save_steps", "save_total_limit", "use_cpu"}
+_NO_SETTINGS |= {"save_on_each_node", "save_steps", "save_strategy", "save_total_limit", "use_cpu"}
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:
@@ -46,21 +46,35 @@ def open_results(options: TrainOptions) -> dict[str, Any]:
         training has begun.
 
     Raises:
-        ValueError: the folder holds a run of other settings, or adapters or checkpoints of unknown ones.
+        ValueError: the folder holds a run of other settings, adapters or checkpoints of unknown ones, or checkpoints
+            that would be lost.
     """
+    results = _results_of_settings(options)
+    # The main process has the settings. Other machines may have checkpoints alone.
+    if options.training.process_index == 0 and not options.data.overwrite:
+        for language in options.data.languages:
+            if language not in results["languages"]:
+                _check_checkpoints(language, options, results["unfinished"])
+    return results
+
+
+def _check_checkpoints(language: str, options: TrainOptions, unfinished: dict[str, Any]) -> None:
+    """Raise a `ValueError` for checkpoints of a training that is not continued."""
     from ..distillation.resumption import checkpoints
 
-    results = _results_of_settings(options)
-    for language in options.data.languages:
-        folder = checkpoints_folder(options.output_dir, language)
-        is_known = language in results["languages"] or language in results["unfinished"]
-        # The main process has the settings. Other machines may have checkpoints alone.
-        if options.training.process_index == 0 and not options.data.overwrite and not is_known and checkpoints(folder):
-            raise ValueError(
-                f"{folder} holds checkpoints of unknown settings: choose another --output_dir, or give --overwrite "
-                "to remove them"
-            )
-    return results
+    folder = checkpoints_folder(options.output_dir, language)
+    if not checkpoints(folder):
+        return
+    if language not in unfinished:
+        raise ValueError(
+            f"{folder} holds checkpoints of unknown settings: choose another --output_dir, or give --overwrite to "
+            "remove them"
+        )
+    if not options.training.resume_from_checkpoint:
+        raise ValueError(
+            f"{folder} holds checkpoints of a training that was stopped: give --resume_from_checkpoint true to "
+            "continue it, or --overwrite to remove them and start anew"
+        )
 
 
 def _results_of_settings(options: TrainOptions) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             gpus = torch.cuda.device_count()
             raise ValueError(f"--replicas is {arguments.replicas}, and each takes one of the {gpus} GPUs: give fewer")
         cores = os.cpu_count() or 1
-        key = os.environ.get(KEY, "").strip()  # as that of a client
+        key = os.environ.get(KEY, "").strip()  # the server strips the key of a client, too
+        if os.environ.get(KEY) and not key:
+            raise ValueError(f"{KEY} has spaces alone, expected a key: give one, or leave the variable unset")
         settings = Settings(
             model=arguments.model,
             name=arguments.served_model_name or _name(arguments.model),

@@ -129,7 +129,7 @@ def split_readable(recordings: Sequence[Recording]) -> tuple[list[Recording], li
 
 
 def _check_name(recording: Recording) -> None:
-    """Raise a `ValueError` if the file system takes no name as long as that of the transcript, or of its folder."""
+    """Raise a `ValueError` if the name of the transcript, or of its folder, is too long for the file system."""
     if recording.output is None:
         return
     folder = next(parent for parent in recording.output.parents if os.path.exists(parent))

@@ -34,7 +34,7 @@ class Catalog:
         return next((entry for entry in self.experts if entry[1].code in closest), None)
 
     def served_language(self, tag: str) -> str:
-        """The language of a tag's expert, else Whisper's code: one of few, while clients can make up any tag."""
+        """The language of a tag's expert, else Whisper's code. These are few; the tags of clients have no bound."""
         entry = self.expert(tag)
         return own_prompt_code(tag) or tag if entry is None else entry[1].code
 

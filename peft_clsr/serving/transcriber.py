@@ -184,7 +184,7 @@ class Transcriber:
         languages = {}
         for job in jobs:
             if job.language is not None:
-                # The tag of the expert: of each tag that takes a broader one's, the model would keep a note.
+                # The expert's tag, as the model remembers each tag that takes the expert of a broader one.
                 entry = self.catalog.expert(job.language)
                 languages[job] = job.language if entry is None else entry[1].code
         unknown = [job for job in jobs if job.language is None]

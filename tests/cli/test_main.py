@@ -143,7 +143,7 @@ def test_a_file_gives_options_of_all_kinds(command, tmp_path):
     assert command(f"--config={file}") == options
 
 
-def test_no_and_on_are_texts_of_options_that_take_text(command, tmp_path):
+def test_no_and_on_are_texts_of_options_that_take_text(command, tmp_path, capsys):
     """YAML 1.1 has them as booleans: "no" is Norwegian, and a strategy of transformers."""
     texts = "name: off\nkind: no\nmany: [no, Yes]\nfiles: [on]\nextra: {a: no, b: [on], c: 'no'}\n"
     switches = "half: yes\nlogged: Off\nsure: on\nflag: ON\ncache: no\n"
@@ -153,6 +153,9 @@ def test_no_and_on_are_texts_of_options_that_take_text(command, tmp_path):
     assert (options.half, options.logged, options.sure) == (True, False, True)
     assert (options.flag, options.cache) == (True, False)
     assert command("--config", write(tmp_path, "name: true\nhalf: 'no'")).name == "true"
+    with pytest.raises(SystemExit):  # as on the command line, so that a type of its own may take "off"
+        command("--config", write(tmp_path, "rate: off\n"))
+    assert "invalid float value: 'off'" in capsys.readouterr().err
 
 
 def test_options_of_the_command_line_replace_those_of_the_file(command, tmp_path):

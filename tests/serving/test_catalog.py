@@ -55,11 +55,13 @@ def test_the_command_refuses_bad_input_before_ray_starts(models, monkeypatch, ca
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("key", "asked"), [(" secret\n", "secret"), (" \n", None)])
-def test_spaces_around_the_key_do_not_count(models, monkeypatch, key, asked):
+@pytest.mark.parametrize(
+    ("key", "message"), [(" secret\n", "secret is asked for"), (" \n", "PEFT_CLSR_API_KEY has spaces alone")]
+)
+def test_spaces_around_the_key_do_not_count(models, monkeypatch, capsys, key, message):
     def stop(settings, catalog):
-        assert settings.key_hash == (asked and hash_key(asked))
-        raise ValueError("stopped")
+        assert settings.key_hash == hash_key("secret")
+        raise ValueError("secret is asked for")
 
     monkeypatch.setattr("peft_clsr.serving.service.make_service", stop)
     monkeypatch.setenv("PEFT_CLSR_API_KEY", key)
@@ -68,6 +70,7 @@ def test_spaces_around_the_key_do_not_count(models, monkeypatch, key, asked):
     command = ["serve", "--model", models / "tiny", "--port", free_port(), "--metrics_port", free_port()]
     with pytest.raises(SystemExit):
         main(list(map(str, command)))
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_named(models, monkeypatch, capsys):

@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
     if (folder / _SETTINGS).exists():
         read_settings(folder)
         return
-    names = sorted(path.name for path in folder.glob("*") if not any(map(path.match, _LEFTOVERS)))
+    names = sorted(path.name for path in folder.glob("[!.]*") if not any(map(path.match, _LEFTOVERS)))
     if names:
         raise ValueError(
             f"output_dir {folder} has files that are no labels, such as {names[0]!r}: give a new or empty folder"
