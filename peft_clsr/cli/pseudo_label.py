@@ -113,6 +113,13 @@ def _check(arguments: argparse.Namespace, default: Callable[[str], Any]) -> None
     check_source(
         arguments.dataset.replace("{language}", arguments.language), "--dataset", "a dataset", is_dataset=True
     )
+    names = ("split", "dataset_config", "text_column", "file_column")
+    unused = [f"--{name}" for name in names if getattr(arguments, name) != default(name)]
+    if unused and _has_recordings_alone(arguments):
+        raise ValueError(
+            f"--dataset {arguments.dataset} has neither tables nor texts, so {', '.join(unused)} would do nothing: "
+            "leave it out"
+        )
 
 
 # All labels, unfiltered, beside the table. Without audio, which would be copied for each segment of a recording.
@@ -170,8 +177,8 @@ def _recordings(arguments: argparse.Namespace) -> Any:
     from ..data.tables import load_recordings
     from ..inference.recordings import audio_files
 
-    folder, output_dir = Path(arguments.dataset).resolve(), arguments.output_dir.resolve()
-    if folder.is_dir() and not _has_tables_or_texts(folder, output_dir):
+    if _has_recordings_alone(arguments):
+        folder, output_dir = Path(arguments.dataset).resolve(), arguments.output_dir.resolve()
         paths = [str(path) for path in audio_files(folder) if not path.is_relative_to(output_dir)]
         if not paths:
             raise ValueError(f"--dataset {folder} has no recordings")
@@ -186,6 +193,12 @@ def _recordings(arguments: argparse.Namespace) -> Any:
         file_column=arguments.file_column,
         transcribed=False,
     )
+
+
+def _has_recordings_alone(arguments: argparse.Namespace) -> bool:
+    """True if the dataset is a folder without tables, and without texts beside recordings, but those written here."""
+    folder, output_dir = Path(arguments.dataset).resolve(), arguments.output_dir.resolve()
+    return folder.is_dir() and not _has_tables_or_texts(folder, output_dir)
 
 
 def _has_tables_or_texts(folder: Path, output_dir: Path) -> bool:

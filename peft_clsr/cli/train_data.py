@@ -203,7 +203,7 @@ def row_reader(
         audio_column=data.audio_column,
         text_column=data.text_column,
         language_column="language",
-        no_speech=split == "train" and data.no_speech > 0,
+        no_speech=split == "train" and data.no_speech > 0 and packs(data, processor),
         max_label_length=label_limit(data),
     )
 

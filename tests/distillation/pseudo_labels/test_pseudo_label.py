@@ -486,6 +486,9 @@ def test_the_command_refuses_bad_input(run, tmp_path):
     assert status == 2 and "has no finished labels" in printed
     status, printed = run("--dataset", tmp_path / "nowhere")
     assert status == 2 and "does not exist" in printed
+    (tmp_path / "recordings").mkdir()
+    status, printed = run("--dataset", tmp_path / "recordings", "--split", "test", "--file_column", "path")
+    assert status == 2 and "has neither tables nor texts, so --split, --file_column would do nothing" in printed
     status, printed = run("--dataset", tmp_path, "--batch_size", 0)
     assert status == 2 and "--batch_size is 0" in printed
     status, printed = run("--dataset", tmp_path, "--max_disagreement", 0.1)
