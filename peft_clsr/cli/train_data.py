@@ -114,7 +114,8 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
     packing = ("timestamps", "single", "previous_text", "no_speech")
     unused = [f"--{name}" for name in packing if getattr(data, name) != getattr(DataArguments, name)]
     if unused and not is_packed and languages:
-        report(options.training, f"recordings are not packed, so {', '.join(unused)} change nothing")
+        change = "changes" if len(unused) == 1 else "change"
+        report(options.training, f"recordings are not packed, so {', '.join(unused)} {change} nothing")
     if data.pack and not is_packed and languages:
         report(options.training, f"context: {data.max_audio_seconds} s; recordings are not packed")
     for language, config in zip(languages, configs, strict=True):

@@ -136,7 +136,7 @@ _TRAINING = {
     "warmup_steps": (0.1, "Steps of warm-up; below 1, their share."),
     "adam_beta2": (0.98, "Adam's second decay rate."),
     "label_smoothing_factor": (0.0, "Of the cross-entropy; the paper's: 0.1."),
-    "kd_weight": (2.0, "Weight of distillation."),
+    "kd_weight": (32.0, "Weight of distillation; the paper's: 2."),
     "bf16": (False, "Train in bfloat16 mixed precision."),
     "seed": (42, "Random seed."),
     "logging_steps": (10, "Steps between logged losses."),

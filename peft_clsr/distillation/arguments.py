@@ -33,7 +33,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     Args:
         kd_loss (`str`, *optional*, defaults to `"js"`):
             Divergence between teacher and student: "js" (Jensen-Shannon) or "kl" (KL(teacher‖student)).
-        kd_weight (`float`, *optional*, defaults to 2.0): Weight of the distillation loss, at least 0.
+        kd_weight (`float`, *optional*, defaults to 32.0):
+            Weight of the distillation loss, at least 0. The paper's is 2: with so little, a teacher of other recordings
+            taught nothing (docs/how-to/teachers.md).
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy, at least 0.
         temperature (`float`, *optional*, defaults to 1.0): Divides teacher's and student's logits; above 0.
         language_column (`str`, *optional*, defaults to `"language"`):
@@ -55,7 +57,7 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     _argument_group_name = "training"  # in the help of HfArgumentParser
 
     kd_loss: str = field(default="js", metadata={"help": "Divergence between teacher and student: 'js' or 'kl'."})
-    kd_weight: float = field(default=2.0, metadata={"help": "Weight of the distillation loss, at least 0."})
+    kd_weight: float = field(default=32.0, metadata={"help": "Weight of the distillation loss, at least 0."})
     ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy, at least 0."})
     temperature: float = field(default=1.0, metadata={"help": "Divides teacher's and student's logits; above 0."})
     language_column: str = field(

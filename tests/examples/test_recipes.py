@@ -108,7 +108,7 @@ def losses(folder, language, name="loss"):
 def test_fleurs_by_distillation(recipe, fleurs, tmp_path):
     _, results, folder = recipe("fleurs.sh", "ca_es", "ro_ro", *SHORT, DATASET=fleurs)
     assert results["settings"].items() >= {**PAPER, **EXPERT, "teacher": str(tmp_path / "teacher")}.items()
-    assert results["settings"].get("kd_weight", 2.0) == 2.0
+    assert results["settings"]["kd_weight"] == 2.0
     assert set(results["languages"]) == {"ca", "ro"}
     for language, config in (("ca", "ca_es"), ("ro", "ro_ro")):
         row = results["languages"][language]
