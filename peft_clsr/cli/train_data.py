@@ -113,9 +113,8 @@ def check_recordings(options: TrainOptions, languages: list[str], configs: list[
         )
     packing = ("timestamps", "single", "previous_text", "no_speech")
     unused = [f"--{name}" for name in packing if getattr(data, name) != getattr(DataArguments, name)]
-    if unused and not is_packed and languages:
-        change = "changes" if len(unused) == 1 else "change"
-        report(options.training, f"recordings are not packed, so {', '.join(unused)} {change} nothing")
+    if not is_packed and languages:
+        report_unused(options.training, "recordings are not packed", unused)
     if data.pack and not is_packed and languages:
         report(options.training, f"context: {data.max_audio_seconds} s; recordings are not packed")
     for language, config in zip(languages, configs, strict=True):
@@ -250,3 +249,9 @@ def report(training: DistillationTrainingArguments, text: str) -> None:
     """Print on one process only."""
     if training.process_index == 0:
         print(text, flush=True)
+
+
+def report_unused(training: DistillationTrainingArguments, reason: str, options: list[str]) -> None:
+    """Say which options change nothing, if there are any."""
+    if options:
+        report(training, f"{reason}, so {', '.join(options)} {'changes' if len(options) == 1 else 'change'} nothing")

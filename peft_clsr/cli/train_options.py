@@ -258,7 +258,7 @@ def check_options(
 
 def _report_unused(data: DataArguments, lora: LoraArguments, training: DistillationTrainingArguments) -> None:
     """Say which options change nothing beside the others."""
-    from .train_data import report
+    from .train_data import report_unused
 
     strategy = "epoch" if training.eval_strategy == "no" else training.eval_strategy
     saving = {"save_strategy": strategy, "save_steps": training.eval_steps}  # with a validation split
@@ -270,9 +270,8 @@ def _report_unused(data: DataArguments, lora: LoraArguments, training: Distillat
         ("a checkpoint is saved at each evaluation", data.validation_split is not None, training, overridden),
     ):
         unused = [f"--{name}" for name in names if _is_changed(arguments, name)]
-        if is_so and unused:
-            change = "changes" if len(unused) == 1 else "change"
-            report(training, f"{reason}, so {', '.join(unused)} {change} nothing")
+        if is_so:
+            report_unused(training, reason, unused)
 
 
 def _is_changed(arguments: Any, name: str) -> bool:

@@ -34,8 +34,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         kd_loss (`str`, *optional*, defaults to `"js"`):
             Divergence between teacher and student: "js" (Jensen-Shannon) or "kl" (KL(teacher‖student)).
         kd_weight (`float`, *optional*, defaults to 32.0):
-            Weight of the distillation loss, at least 0. The paper's is 2. With so little, a teacher of other
-            recordings taught nothing (docs/how-to/teachers.md).
+            Weight of the distillation loss, at least 0. The paper's is 2; validation chose 32 for a teacher of
+            other recordings than its student's (docs/how-to/teachers.md).
         ce_weight (`float`, *optional*, defaults to 1.0): Weight of the cross-entropy, at least 0.
         temperature (`float`, *optional*, defaults to 1.0): Divides teacher's and student's logits; above 0.
         language_column (`str`, *optional*, defaults to `"language"`):
