@@ -3,15 +3,16 @@ Measure what the trainings of the second round did to abilities that they were n
 
     python -m benchmarks.evidence.abilities --jobs 2 --budget_minutes 60
 
-takes runs with results and weights (`python -m benchmarks.evidence.run` makes them), on the test of their fold:
+takes runs with results (`python -m benchmarks.evidence.run` makes them), on the test of their fold:
 - another language, Catalan (Romanian for Catalan runs): WER; of experts also if all bits are those of the unchanged
   model, logits and tokens;
 - translation of the trained language into English: chrF against the English descriptions of the stamps; of experts
   with the decoder routed, and with `translate_with_shared_decoder`;
 - timestamps in the trained language: recordings joined to a minute, as the table of `peft-clsr train`.
 
-LoRA is left on in the other language. WER on joined recordings, long form, is in the results of the runs. A run that
-has been measured is not measured again: a stopped command can be repeated.
+LoRA is left on in the other language. WER on joined recordings, long form, is in the results of the runs. A run whose
+weights are not on this machine is trained again, after its teacher if it has one, and keeps its results. A run that is
+measured is not measured again: a stopped command can be repeated.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.comparison.experiment import (
     joined_recordings,
     load_run,
     load_split,
+    train_alone,
 )
 from benchmarks.comparison.folds import FOLDS, GRID_LANGUAGES, LANGUAGES
 from benchmarks.comparison.methods import EXPERTS, ZERO_SHOT
@@ -45,7 +47,8 @@ from peft_clsr.cli.joined import transcribe_joined
 from peft_clsr.evaluation.times import time_errors
 
 from .ability_table import AbilityTable, key_of
-from .grid import GROUPS, Grid
+from .grid import GROUPS, NAMES, Grid
+from .steps import Steps
 
 RECORDINGS = 100  # of a fold's test, at most: in the other language, and translated
 COMPARED = 25  # recordings whose logits are compared bit by bit
@@ -58,11 +61,13 @@ def other_language(language: str) -> str:
 
 def measure_abilities(run: Run, setup: Setup) -> str:
     """
-    Measure a trained run, and write its abilities. Returns a line about it.
+    Measure a run, after training it if its weights are gone, and write its abilities. Returns a line about it.
 
     Raises:
         ValueError: see `load_run`.
     """
+    if run.method != ZERO_SHOT and not setup.store.weights(run).exists():
+        train_alone(run, setup)
     started = time.monotonic()
     _, model, processor = load_run(run, setup, run.audio_seconds)
     if run.audio_seconds == FULL_CONTEXT and setup.precision == "bfloat16":
@@ -117,8 +122,8 @@ def _times(run: Run, setup: Setup, model: Any, processor: Any) -> list[float | N
 
 
 def finished_runs(grid: Grid, groups: list[str]) -> list[Run]:
-    """The runs of groups that have results and weights. The others are named."""
-    runs, store = [], grid.store
+    """The runs of groups that have results. The others are named."""
+    runs = []
     methods = []
     for method in (method for group in groups for method in grid.methods(group)):
         try:
@@ -131,11 +136,9 @@ def finished_runs(grid: Grid, groups: list[str]) -> list[Run]:
                 if language not in grid.languages_of(method):
                     continue
                 run = grid.run(method, language, fold, tuned)
-                results = store.read(run)
+                results = grid.store.read(run)
                 if results is None or not is_measured(results):
                     print(f"left out: {run.name} has no results yet")
-                elif run.method != ZERO_SHOT and not store.weights(run).exists():
-                    print(f"left out: {run.name}: its weights are not in {store.work_dir}")
                 else:
                     runs.append(run)
     return runs
@@ -148,6 +151,7 @@ def main() -> None:
     add = parser.add_argument
     groups = [group for group in GROUPS if group != "half"]  # a half has no weights of its own
     add("--groups", nargs="+", choices=groups, default=["main"], help="groups of runs")
+    add("--methods", nargs="+", choices=NAMES, default=list(NAMES), help="methods of the groups")
     add("--languages", nargs="+", choices=LANGUAGES, default=list(GRID_LANGUAGES), help="languages")
     add("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(range(FOLDS)), help="folds")
     add("--budget_minutes", type=float, default=math.inf, help="measure no more runs after so many minutes")
@@ -160,14 +164,14 @@ def main() -> None:
                 f"--data_dir {setup.data_dir} has no recordings in {language!r}: python -m benchmarks.evidence.speech "
                 f"--languages {language} makes them"
             )
-    grid = Grid(setup.store, arguments.languages, arguments.folds, max_steps=arguments.max_steps)
+    grid = Grid(setup.store, arguments.languages, arguments.folds, arguments.methods, arguments.max_steps)
     until = time.monotonic() + 60 * arguments.budget_minutes
     table = AbilityTable(setup.store)
     runs = finished_runs(grid, arguments.groups)
     table.collect(runs)  # of a command that was stopped
     missing = [run for run in runs if key_of(run) not in table.read()]
-    if time.monotonic() < until:
-        with make_pool(arguments.jobs, setup) as pool:
+    with make_pool(arguments.jobs, setup) as pool:
+        if Steps(pool, setup, until).train_teachers(missing, grid.teacher) and time.monotonic() < until:
             check(run_all(pool, measure_abilities, missing, setup, until, lambda: table.collect(runs)))
     left = sum(key_of(run) not in table.read() for run in missing)
     if left:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.comparison.compare import add_setup_arguments, make_pool, make_setup
-from benchmarks.comparison.experiment import Setup, execute, train_alone, validate
+from benchmarks.comparison.experiment import Setup, execute, validate
 from benchmarks.comparison.folds import FOLDS
 from benchmarks.comparison.runs import Run, held_out_teacher
 from benchmarks.comparison.store import is_measured
@@ -63,11 +63,8 @@ def main() -> None:
 
         def do(study: str, task: Callable[[Run, Setup], str], runs: list[Run], lacks: Callable[[Run], bool]) -> bool:
             """The runs that lack something, after the teachers of those that have to be trained."""
-            taught = [run for run in runs if run.teacher and lacks(run) and steps.lacks_weights(run)]
-            teachers = list(dict.fromkeys(map(held_out_teacher, taught)))
-            return steps.do("teaching", train_alone, teachers, steps.lacks_weights) and steps.do(
-                study, task, runs, lacks
-            )
+            missing = [run for run in runs if lacks(run)]
+            return steps.train_teachers(missing, held_out_teacher) and steps.do(study, task, runs, lacks)
 
         if do("tuning", validate, [run for runs in tuning(grid).values() for run in runs], lacks_validation):
             makers = [(make, fold) for make in (student_runs, teacher_runs) for fold in arguments.folds]

@@ -185,6 +185,10 @@ class Grid:
         """The teachers of a group's runs, one a fold."""
         return [teacher_run(self.max_steps, fold) for fold in self.folds] if self.is_taught(group) else []
 
+    def teacher(self, run: Run) -> Run:
+        """The teacher of a run."""
+        return teacher_run(self.max_steps, run.fold)
+
     def chosen(self, name: str) -> Settings:
         """
         The candidate of the lowest WER in validation. Ties go to the first.

@@ -29,9 +29,9 @@ import sys
 import time
 
 from benchmarks.comparison.compare import add_setup_arguments, make_pool, make_setup
-from benchmarks.comparison.experiment import execute, train_alone, validate
+from benchmarks.comparison.experiment import execute, validate
 from benchmarks.comparison.folds import FOLDS, GRID_LANGUAGES, LANGUAGES
-from benchmarks.comparison.runs import Run, teacher_run
+from benchmarks.comparison.runs import Run
 from benchmarks.comparison.store import is_measured
 
 from .grid import GROUPS, NAMES, Grid
@@ -56,23 +56,17 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.budget_minutes
 
     def lacks(run: Run, study: str) -> bool:
-        """True if the run has no results: of validation for tuning, of the test otherwise. Teaching needs weights."""
-        if study == "teaching":
-            return steps.lacks_weights(run)
+        """True if the run has no results: of validation for tuning, of the test otherwise."""
         results = store.read(run)
         return results is None or (grid.validation(run) is None if study == "tuning" else not is_measured(results))
 
-    def do_all(study: str, runs: list[Run]) -> bool:
-        """The runs of a step that lack something."""
-        task = {"teaching": train_alone, "tuning": validate}.get(study, execute)
-        return steps.do(study, task, runs, lambda run: lacks(run, study))
-
     def do(study: str, runs: list[Run]) -> bool:
-        """`do_all`, after the teachers of the runs that have to be trained."""
-        taught = [run for run in runs if run.teacher is not None and lacks(run, study)]
-        untrained = [run for run in taught if store.read(run) is None or steps.lacks_weights(run)]
-        teachers = [teacher_run(arguments.max_steps, fold) for fold in dict.fromkeys(run.fold for run in untrained)]
-        return do_all("teaching", teachers) and do_all(study, runs)
+        """The runs of a step that lack something, after the teachers of those that have to be trained."""
+        missing = [run for run in runs if lacks(run, study)]
+        task = validate if study == "tuning" else execute
+        return steps.train_teachers(missing, grid.teacher) and steps.do(
+            study, task, runs, lambda run: lacks(run, study)
+        )
 
     def do_group(group: str) -> bool:
         """The group's tuning, whose steps follow from the ones before; its runs; and what its teachers can do."""
@@ -80,7 +74,7 @@ def main() -> None:
             print(f"{group}: nothing to run with these --methods and --languages")
             return True
         tuned = all(do("tuning", runs(group)) for runs in (grid.tuning, grid.finals, grid.taught_tuning))
-        return tuned and do(group, grid.runs(group)) and do_all("teacher", grid.teachers(group))
+        return tuned and do(group, grid.runs(group)) and do("teacher", grid.teachers(group))
 
     with make_pool(arguments.jobs, setup) as pool:
         steps = Steps(pool, setup, until)

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from benchmarks.comparison.compare import check, run_all
-from benchmarks.comparison.experiment import Setup
+from benchmarks.comparison.experiment import Setup, train_alone
 from benchmarks.comparison.runs import Run
 
 
@@ -56,6 +56,24 @@ class Steps:
         if left:
             print(f"{study}: the time is over; {len(left)} runs are left. The same command goes on there.")
         return not left
+
+    def train_teachers(self, students: Sequence[Run], teacher_of: Callable[[Run], Run]) -> bool:
+        """
+        Train the teachers that are not on this machine.
+
+        Args:
+            students (`Sequence[Run]`): Runs that are about to be done. Those that have weights need no teacher.
+            teacher_of (`Callable`): The run that trains the teacher of a student.
+
+        Returns:
+            `bool`: False if the time was over before all were trained.
+
+        Raises:
+            RuntimeError: runs have failed.
+        """
+        taught = [run for run in students if run.teacher is not None]
+        untrained = [run for run in taught if self.setup.store.read(run) is None or self.lacks_weights(run)]
+        return self.do("teaching", train_alone, list(dict.fromkeys(map(teacher_of, untrained))), self.lacks_weights)
 
     def lacks_weights(self, run: Run) -> bool:
         """True if the weights of a run are not on this machine."""

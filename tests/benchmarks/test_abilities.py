@@ -10,8 +10,9 @@ from evidence_runs import made_up_results, small, write_tuning
 from sacrebleu.metrics import CHRF
 
 from benchmarks.comparison.experiment import execute
+from benchmarks.comparison.runs import teacher_run
 from benchmarks.comparison.store import ResultStore
-from benchmarks.evidence import abilities, ability_table, grid
+from benchmarks.evidence import abilities, ability_table, grid, steps
 from benchmarks.evidence.ability_table import AbilityTable, chrf, key_of, on_time, scores
 from peft_clsr.evaluation import times
 
@@ -61,6 +62,7 @@ def test_a_run_is_measured_in_another_language_as_a_translator_and_in_time(name,
     tuned = {} if name == "zero-shot" else {"learning_rate": 1e-2, "rank": 4}
     run = small(grid.Grid(store).run(method, "ro", 1, tuned))
     execute(run, evidence_setup)
+    store.weights(run).unlink(missing_ok=True)  # it is trained again
 
     heard, real = [], abilities.transcribe
 
@@ -70,7 +72,9 @@ def test_a_run_is_measured_in_another_language_as_a_translator_and_in_time(name,
         return real(model, processor, rows, language, **settings)
 
     monkeypatch.setattr(abilities, "transcribe", transcribe)
+    known = store.results_file(run).read_bytes()
     assert "abilities measured" in abilities.measure_abilities(run, evidence_setup)
+    assert store.results_file(run).read_bytes() == known
     measured = json.loads(AbilityTable(store).file(run).read_text())
     is_expert = name == "expert"
     routed = False if is_expert else None
@@ -124,28 +128,28 @@ def called(command, store, tmp_path, monkeypatch):
     return command(abilities, measured)
 
 
-@pytest.fixture
-def finished(store):
-    """Romanian runs of the group main in fold 0, with results and weights; those of LoRA have no weights."""
-    made = grid.Grid(store, ["ro"], [0])
+def finish(store, group, folds):
+    """Writes results of the Romanian runs of a group. Returns the runs."""
+    made = grid.Grid(store, ["ro"], folds)
     write_tuning(made)
-    runs = made.runs("main")
+    runs = made.runs(group)
     for run in runs:
         store.write(run, made_up_results(run))
-        if run.method in ("full", "expert"):
-            store.weights(run).touch()
     return runs
 
 
-def test_finished_runs_with_weights_are_measured_once_and_the_others_named(called, finished, store, capsys):
+@pytest.fixture
+def finished(store):
+    """Romanian runs of the group main in fold 0, with results."""
+    return finish(store, "main", [0])
+
+
+def test_finished_runs_are_measured_once_and_the_others_named(called, finished, store, capsys):
     lora = next(run for run in finished if run.method == "lora")
+    assert called("--languages", "ro", "--methods", "lora") == [lora]
     assert called("--languages", "ro") == [run for run in finished if run != lora]
-    said = capsys.readouterr().out
-    assert f"left out: {lora.name}: its weights are not in {store.work_dir}" in said
-    assert "left out: ro_zero-shot_seed0_fold=1 has no results yet" in said
+    assert "left out: ro_zero-shot_seed0_fold=1 has no results yet" in capsys.readouterr().out
     assert called("--languages", "ro") == []
-    store.weights(lora).touch()
-    assert called("--languages", "ro", "--folds", 0) == [lora]
 
     with open(store.table_dir / "abilities.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -159,6 +163,22 @@ def test_finished_runs_with_weights_are_measured_once_and_the_others_named(calle
     assert not list(store.work_dir.rglob("abilities.json"))
 
 
+def test_teachers_of_runs_without_weights_are_trained_first(called, store, monkeypatch):
+    taught = finish(store, "kd", range(3))
+    store.weights(taught[0]).touch()
+    trained = []
+
+    def train(run, setup):
+        trained.append(run)
+        store.weights(run).parent.mkdir(parents=True, exist_ok=True)
+        store.weights(run).touch()
+        return run.name
+
+    monkeypatch.setattr(steps, "train_alone", train)
+    assert called("--languages", "ro", "--groups", "kd") == taught
+    assert trained == [teacher_run(fold=1), teacher_run(fold=2)]
+
+
 def test_what_is_not_tuned_is_named(called, store, capsys):
     assert called("--languages", "ro", "--folds", 0) == []
     assert "left out: LoRA, which is not tuned yet" in capsys.readouterr().out
@@ -166,7 +186,7 @@ def test_what_is_not_tuned_is_named(called, store, capsys):
 
 def test_a_budget_measures_nothing_more_and_the_same_command_goes_on(called, finished, store, capsys):
     assert called("--languages", "ro", "--budget_minutes", 0) == []
-    assert "the time is over; 3 runs are left. The same command goes on there." in capsys.readouterr().out
+    assert "the time is over; 4 runs are left. The same command goes on there." in capsys.readouterr().out
     AbilityTable(store).write(finished[0], made_up_abilities())  # of a command that was stopped
     assert finished[0] not in called("--languages", "ro")
 
