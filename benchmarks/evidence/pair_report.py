@@ -48,7 +48,15 @@ TAUGHT = Pairs(
     "errors. It is over the folds that both have.",
     {TAUGHT_EXPERTS.label: "experts"},
 )
-PAIRS = {"taught": TAUGHT, "half": HALVES, "gates": GATES}
+_HELD_OPEN, _PAPERS = (method.label for method in GROUPS["full-size"])
+SIZES = Pairs(
+    "Full experts",
+    "WER in %, of experts of low rank and of full ones, both with gates held open; and of full ones with the paper's "
+    "gates in place of those. Below 0, the second has fewer errors. It is over the folds that both have. The learning "
+    "rate of full experts is the first round's.",
+    {_HELD_OPEN: "experts", _PAPERS: _HELD_OPEN},
+)
+PAIRS = {"taught": TAUGHT, "half": HALVES, "gates": GATES, "sizes": SIZES}
 
 
 def pair_numbers(pairs: Pairs, rows: Sequence[Row]) -> dict[str, Any]:

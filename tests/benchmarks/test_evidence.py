@@ -662,6 +662,17 @@ def test_gates_that_choose_are_compared_with_those_held_open(tuned, tmp_path):
     assert re.search(r"\| experts, noise that falls \| mean \| 50.0 → 70.0: \+20.0 ", text)
 
 
+def test_full_experts_are_compared_with_low_rank_and_the_papers_gates_with_those_held_open(tuned, tmp_path):
+    wers = {"expert": 0.5, "full-expert": 0.6, "clsr": 0.8}
+    runs = [each for group in ("main", "full-size") for each in tuned.runs(group) if each.language == "ru"]
+    for each in runs:
+        tuned.store.write(each, made_up_results(each, wers.get(each.method, 0.9)))
+    text, numbers = report_of(tuned.store, [*runs, *tuning_of(tuned, "main")], tmp_path)
+    differences = {label: cells["ru"]["test"]["difference"]["value"] for label, cells in numbers["sizes"].items()}
+    assert differences == pytest.approx({"full experts": 0.1, "full experts, the paper's gates": 0.2})
+    assert "| full experts, the paper's gates | Russian 0, 1, 2 | 60.0 → 80.0: +20.0 " in text
+
+
 def test_abilities_are_tabled_with_intervals_and_differences_to_the_unchanged_model(tuned, tmp_path):
     runs = [each for each in tuned.runs("main") if each.method in ("zero-shot", "lora", "expert")]
     table, statistics = AbilityTable(tuned.store), [[10, 10, 5] * 6]
