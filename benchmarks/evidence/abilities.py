@@ -66,7 +66,8 @@ def measure_abilities(run: Run, setup: Setup) -> str:
     Raises:
         ValueError: see `load_run`.
     """
-    if run.method != ZERO_SHOT and not setup.store.weights(run).exists():
+    again = run.method != ZERO_SHOT and not setup.store.weights(run).exists()
+    if again:
         train_alone(run, setup)
     started = time.monotonic()
     _, model, processor = load_run(run, setup, run.audio_seconds)
@@ -77,7 +78,7 @@ def measure_abilities(run: Run, setup: Setup) -> str:
     abilities["times"] = _times(run, setup, model, processor)
     abilities["seconds"] = round(time.monotonic() - started, 1)
     AbilityTable(setup.store).write(run, abilities)
-    return f"{run.name}: abilities measured ({abilities['seconds']:.0f} s)"
+    return f"{run.name}: {'trained again, ' if again else ''}abilities measured ({abilities['seconds']:.0f} s)"
 
 
 def _other(run: Run, setup: Setup, model: Any, processor: Any) -> dict[str, Any]:
