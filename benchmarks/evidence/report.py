@@ -270,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         there = sum(len(row.every()) for row in rows if row.label != TEACHER)
         total = sum(FOLDS * len(grid.languages_of(method)) for method in METHODS)
-        lines += [f"**Not complete: {there} of {total} runs are there.** The others are named at the end of [Runs](#runs).", ""]
+        named = "The others are named at the end of [Runs](#runs)."
+        lines += [f"**Not complete: {there} of {total} runs are there.** {named}", ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     picture = options.output_dir / f"{NAME}.png"
     names = ", ".join(map(language_name, in_mean))
