@@ -36,6 +36,13 @@ HALVES = Pairs(
     "have. Half is not tuned.",
     {method.label: method.label.removesuffix(", half") for method in GROUPS["half"]},
 )
+_FULL_HALF, _LORA_HALF, _EXPERT_HALF = (method.label for method in GROUPS["half"])
+AMONG_HALVES = Pairs(
+    "Halves to each other",
+    "WER in %, of half of experts and of the halves of others, and the difference in points: above 0, half of experts "
+    "has fewer errors. It is over the folds that both have.",
+    {_FULL_HALF: _EXPERT_HALF, _LORA_HALF: _EXPERT_HALF},
+)
 GATES = Pairs(
     "Gates that are not held open",
     "WER in %, of experts whose gates are held open and of those whose gates choose, and the difference in points: "
@@ -56,7 +63,7 @@ SIZES = Pairs(
     "rate of full experts is the first round's.",
     {_HELD_OPEN: "experts", _PAPERS: _HELD_OPEN},
 )
-PAIRS = {"taught": TAUGHT, "half": HALVES, "gates": GATES, "sizes": SIZES}
+PAIRS = {"taught": TAUGHT, "half": HALVES, "halves": AMONG_HALVES, "gates": GATES, "sizes": SIZES}
 
 
 def pair_numbers(pairs: Pairs, rows: Sequence[Row]) -> dict[str, Any]:

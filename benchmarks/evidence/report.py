@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if human:
             text = (
                 "The same in the language that has a human voice out of domain. Halves are compared with all of LoRA "
-                "and of full fine-tuning, not with their halves."
+                "and of full fine-tuning here; with their halves further below."
             )
             lines += both_section(human, FOLDS, f"{language_name(HUMAN)}: mean of both domains", text)
         lines += rates_section(numbers, languages)

@@ -633,7 +633,8 @@ def test_half_of_a_training_is_compared_with_all_of_it(tuned, tmp_path):
     runs = [*tuned.runs("main"), *tuned.runs("half")]
     for each in runs:
         if each.scale == 1 or each.language == "ru":
-            tuned.store.write(each, made_up_results(each, 0.5 if each.scale == 1 else 0.4))
+            wer = 0.45 if each.method == "lora" else 0.4
+            tuned.store.write(each, made_up_results(each, 0.5 if each.scale == 1 else wer))
     text, numbers = report_of(tuned.store, [*runs, *tuning_of(tuned, "main")], tmp_path)
     assert numbers["half"].keys() == {"full fine-tuning, half", "LoRA, half", "experts, half"}
     cells = numbers["half"]["experts, half"]
@@ -642,6 +643,9 @@ def test_half_of_a_training_is_compared_with_all_of_it(tuned, tmp_path):
     cell = "50.0 → 40.0: -10.0 [-10.0, -10.0]"
     assert f"| experts, half | Russian 0, 1, 2 | {cell} | {cell} | {cell} | {cell} | {cell} |" in text
     assert "experts, half" not in numbers["both domains"] and "experts, half:" not in text  # Russian alone
+    others = {label: cells["ru"]["both domains"]["difference"]["value"] for label, cells in numbers["halves"].items()}
+    assert others == pytest.approx({"full fine-tuning, half": 0, "LoRA, half": 0.05})  # to half of experts
+    assert "| LoRA, half | Russian 0, 1, 2 | 40.0 → 45.0: +5.0 [+5.0, +5.0] |" in text
 
 
 def test_gates_that_choose_are_compared_with_those_held_open(tuned, tmp_path):
